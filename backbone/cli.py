@@ -1,0 +1,164 @@
+"""A strict YAML file plus overrides on the command line, for every job. Imports nothing slow.
+
+    recipe, flags = parse(Recipe, sys.argv[1:], flags={"dry_run": "print the plan and stop"})
+
+tyro draws the help. File and command line are merged into one tree and checked once by the pydantic model, so that the
+faults of both come together, in one form, and a pair of fields that depend on each other may come from either.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin
+
+import tyro
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from backbone.errors import UserError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(model: type[T], argv: list[str], flags: dict[str, str] | None = None) -> tuple[T, dict[str, bool]]:
+    """Read `--config FILE` and `--section.field value` into a `model`; exit with code 2 and every fault otherwise.
+
+    `flags` are the job's own switches, name -> help; they come back as name -> given or not. Of two values for a
+    field, the command line wins over the file.
+    """
+    flags = flags or {}
+    try:
+        overrides, file, given, wants_help = _read(model, argv, flags)
+        tree = read_yaml(file) if file else {}
+        if wants_help:
+            _help(model, validate(model, tree, file) if file else model(), flags)
+        return validate(model, tree, file or "recipe", overrides), given
+    except UserError as error:
+        fail(error)
+
+
+def load(model: type[T], path: str | Path) -> T:
+    """Read one YAML file into a `model`.
+
+    Raises:
+        UserError: the file is missing or not YAML, or all its faults, one a line, each with file and field.
+    """
+    return validate(model, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file; UserError naming the file where there is none or it does not parse."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 3, 0.4)
+        raise UserError(
+            f"{path}: no such recipe" + (f"; there is {', '.join(near)}" if near else "")
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__}, not sections of fields")
+    return tree
+
+
+def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[str, Any] | None = None) -> T:
+    """Check `tree`, with dotted `overrides` on top of it; UserError with one line a fault."""
+    overrides = overrides or {}
+    for name, value in overrides.items():
+        *sections, field = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{where}: {section}: is a {type(node).__name__}, not a section of fields")
+        node[field] = value
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors(include_url=False):
+            field = ".".join(map(str, fault["loc"]))
+            origin = (
+                "command line" if any(f"{field}.".startswith(f"{name}.") for name in overrides) else where
+            )
+            message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                message = "unknown key" + _suggestion(field, list(fields(model)))
+            elif not isinstance(fault["input"], dict | BaseModel):
+                message += f" (got {fault['input']!r})"
+            lines.append(": ".join(part for part in (origin, field, message) if part))
+        raise UserError("\n".join(lines)) from error
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every field of a nested model by its dotted name -> its type."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind: Any = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found |= fields(kind, f"{prefix}{name}.") if nested else {prefix + name: kind}
+    return found
+
+
+def fail(error: object) -> NoReturn:
+    """Print what is wrong and exit with code 2, the code for mistakes of the user's."""
+    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _read(
+    model: type[BaseModel], argv: list[str], flags: dict[str, str]
+) -> tuple[dict[str, Any], str, dict[str, bool], bool]:
+    """Split the words of a command line into (overrides, recipe file, flags given, help wanted)."""
+    known = fields(model)
+    overrides: dict[str, Any] = {}
+    faults: list[str] = []
+    file, given, wants_help = "", dict.fromkeys(flags, False), False
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while words:
+        word = words.pop(0)
+        name = word.removeprefix("--").replace("-", "_")
+        values = []
+        while words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if word in ("-h", "--help"):
+            wants_help = True
+        elif word.startswith("--") and name in flags and not values:
+            given[name] = True
+        elif word == "--config" and len(values) == 1:
+            file = values[0]
+        elif word == "--config":
+            faults.append(f"command line: --config: name one recipe file, not {len(values)}")
+        elif not word.startswith("--") or name not in known:
+            faults.append(f"command line: {word}: unknown option{_suggestion(name, [*known, *flags], '--')}")
+        elif get_origin(known[name]) is tuple:
+            overrides[name] = values
+        elif len(values) > 1:
+            faults.append(f"command line: {word}: takes one value, not {' '.join(values)}")
+        else:
+            overrides[name] = values[0] if values else "true"
+    if faults:
+        raise UserError("\n".join(faults))
+    return overrides, file, given, wants_help
+
+
+def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    near = near or [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+    return f"; perhaps you meant {prefix}{near[0]}" if near else ""
+
+
+def _help(model: type[BaseModel], default: BaseModel, flags: dict[str, str]) -> NoReturn:
+    switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
+    text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
+    tyro.cli(
+        model,
+        args=["--help"],
+        default=default,
+        description=text,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    raise SystemExit(0)

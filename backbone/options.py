@@ -1,0 +1,102 @@
+"""Every option of a net that changes its mathematics. Imports neither torch nor anything slow.
+
+The same model is the `model:` section of a recipe, what the builders in `backbone.nets` read, and what a backbone
+artifact records.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+VGG_DEPTHS = (11, 13, 16, 19)
+
+
+class Strict(BaseModel):
+    """Base of all options: unknown keys are errors, values never change, docstrings of fields are their help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class NetOptions(Strict):
+    """The net. A plain net is a residual one with `shortcut: none`."""
+
+    net: Literal["resnet", "cifar_resnet", "vgg"] = "resnet"
+    """Family: resnet (ImageNet: 18, 34, 50, 101, 152 layers), cifar_resnet (6n+2 layers), vgg (11, 13, 16, 19)."""
+
+    depth: int = 50
+    """Weighted layers."""
+
+    shortcut: Literal["A", "B", "C", "none"] = "B"
+    """A: zero-padded identity, B: projection where the shape changes, C: projection everywhere, none: plain net."""
+
+    stride_in_1x1: bool = False
+    """Bottlenecks only. True: stride 2 in the first 1x1 (the paper's nets). False: in the 3x3 (torchvision, timm)."""
+
+    shortcut_scale: float = 1.0
+    """λ in y = λ x + F(x) (arXiv:1603.05027, section 3)."""
+
+    residual_scale: float = 1.0
+    """Factor on F(x), before the addition."""
+
+    preact: bool = False
+    """Full pre-activation units (arXiv:1603.05027): BN, ReLU, convolution; the addition is left untouched."""
+
+    zero_init_residual: bool = False
+    """Start the last BN of every unit at gamma = 0, so that a unit begins as its shortcut (arXiv:1706.02677)."""
+
+    width: float = 1.0
+    """Multiplies every channel count except the image's and the classes'."""
+
+    norm: Literal["batch", "sync", "frozen", "group", "none"] = "batch"
+    """Normalisation. sync: batch statistics over all ranks. none: VGG as published in 2014."""
+
+    bn_group: int = 0
+    """Samples that share batch statistics, the paper's "32 per GPU", inside a larger device batch. 0: all of it."""
+
+    @property
+    def name(self) -> str:
+        """What people call this net: resnet50, plain34, cifar_resnet110, cifar_plain20, vgg16, vgg16_bn."""
+        if self.net == "vgg":
+            return f"vgg{self.depth}" + ("" if self.norm == "none" else "_bn")
+        family = self.net.replace("resnet", "plain") if self.shortcut == "none" else self.net
+        return f"{family}{self.depth}"
+
+    @model_validator(mode="after")
+    def _possible(self) -> "NetOptions":
+        if self.net == "resnet" and self.depth not in IMAGENET_DEPTHS:
+            raise ValueError(f"depth {self.depth}: resnet has {', '.join(map(str, IMAGENET_DEPTHS))}")
+        if self.net == "cifar_resnet" and (self.depth < 8 or (self.depth - 2) % 6):
+            near = [6 * n + 2 for n in ((self.depth - 2) // 6, (self.depth - 2) // 6 + 1) if n > 0]
+            raise ValueError(
+                f"depth {self.depth}: cifar_resnet has 6n+2 layers, so {' or '.join(map(str, near))}"
+            )
+        if self.net == "vgg":
+            if self.depth not in VGG_DEPTHS:
+                raise ValueError(f"depth {self.depth}: vgg has {', '.join(map(str, VGG_DEPTHS))}")
+            residual = (
+                "shortcut",
+                "stride_in_1x1",
+                "shortcut_scale",
+                "residual_scale",
+                "preact",
+                "zero_init_residual",
+            )
+            for field in residual:
+                if getattr(self, field) != NetOptions.model_fields[field].default:
+                    raise ValueError(
+                        f"{field} is an option of residual nets; remove it, vgg would not read it"
+                    )
+        elif self.norm == "none":
+            raise ValueError("norm none: only vgg was published without; use batch, sync, frozen or group")
+        if self.stride_in_1x1 and not (self.net == "resnet" and self.depth >= 50):
+            raise ValueError(
+                f"stride_in_1x1 concerns bottlenecks (50, 101, 152 layers); {self.name} has none"
+            )
+        if self.shortcut == "none" and (self.shortcut_scale != 1 or self.residual_scale != 1 or self.preact):
+            raise ValueError("shortcut none leaves shortcut_scale, residual_scale and preact without meaning")
+        if self.bn_group and self.norm != "batch":
+            raise ValueError(f"bn_group is read by norm batch only, not by {self.norm}")
+        if self.width <= 0 or self.bn_group < 0:
+            raise ValueError("width must be positive and bn_group must not be negative")
+        return self

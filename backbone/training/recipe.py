@@ -1,0 +1,331 @@
+"""The recipe: everything a pretraining run is, typed and strict. Imports nothing slow, so that errors come at once."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from backbone.options import NetOptions, Strict
+
+
+class Augment(Strict):
+    """How training images are varied. Every draw is keyed by (seed, epoch, sample), see `backbone.data.augment`."""
+
+    kind: Literal["paper", "modern", "cifar", "none"] = "modern"
+    """paper: shorter side drawn from a range, random crop, flip (section 3.4). modern: random resized crop, flip.
+    cifar: pad 4, random crop, flip (section 4.2). none: the evaluation view."""
+
+    shorter_side: tuple[int, int] = (256, 480)
+    """paper: range of the shorter side before the crop, pixels, both ends included."""
+
+    pca: float = 0.0
+    """paper: standard deviation of AlexNet's PCA colour shift. 0.1 is the usual value; 0 is off."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    """modern: range of the crop's share of the image area."""
+
+    policy: Literal["none", "trivial", "rand"] = "none"
+    """modern: TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
+
+    mixup: float = 0.0
+    """modern: alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""
+
+    cutmix: float = 0.0
+    """modern: the same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Augment":
+        readers = {"shorter_side": "paper", "pca": "paper"}
+        readers |= dict.fromkeys(("area", "policy", "mixup", "cutmix"), "modern")
+        for field, kind in readers.items():
+            if self.kind != kind and getattr(self, field) != Augment.model_fields[field].default:
+                raise ValueError(f"{field} is read by augment kind {kind}, not by {self.kind}")
+        if not 0 < self.shorter_side[0] <= self.shorter_side[1]:
+            raise ValueError(f"shorter_side {list(self.shorter_side)}: give [smaller, larger] in pixels")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area {list(self.area)}: give [smaller, larger] between 0 and 1")
+        return self
+
+
+class Data(Strict):
+    """Where images come from and what the net sees of them."""
+
+    source: Literal["synthetic", "imagefolder", "webdataset", "parquet"] = "synthetic"
+    """synthetic: rendered scenes, no download. imagefolder: class folders. webdataset: tar shards with .jpg and .cls.
+    parquet: the Hugging Face layout, image or img struct and label."""
+
+    train: str = ""
+    """Training images: directory, glob or brace pattern; local or a URL (s3://, gs://, ...)."""
+
+    val: str = ""
+    """Validation images, likewise."""
+
+    cache: str = ""
+    """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
+
+    train_images: int = Field(20_000, ge=1)
+    """synthetic: how many training images exist."""
+
+    val_images: int = Field(2_000, ge=1)
+    """synthetic: how many validation images exist."""
+
+    size: int = Field(224, ge=16)
+    """Side of the square the net is trained on and judged at, pixels."""
+
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
+
+    mean: Literal["channel", "pixel"] = "channel"
+    """What is subtracted: one mean a channel, or the training set's mean image (the paper)."""
+
+    augment: Augment = Augment()
+
+    workers: int = Field(4, ge=0)
+    """Loader processes for each training worker. 0: load in the training process."""
+
+    on_bad: Literal["stop", "skip"] = "stop"
+    """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
+
+    max_bad: int = Field(10, ge=0)
+    """With on_bad skip: stop after so many different bad images all the same."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Data":
+        if self.source != "synthetic":
+            for field in ("train", "val"):
+                if not getattr(self, field):
+                    raise ValueError(
+                        f"{field} is empty: source {self.source} needs the location of its images"
+                    )
+            for field in ("train_images", "val_images"):
+                if getattr(self, field) != Data.model_fields[field].default:
+                    raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
+        elif self.train or self.val:
+            raise ValueError(
+                "train and val are not read by source synthetic; name the source of these images"
+            )
+        if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
+            raise ValueError(
+                f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}"
+            )
+        if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
+            raise ValueError("max_bad is read with on_bad skip only")
+        return self
+
+
+class Optim(Strict):
+    """SGD with momentum, and what surrounds a step."""
+
+    batch: int = Field(256, ge=1)
+    """Samples of one optimizer step, over all workers. The contract of a run: it never changes with the cluster."""
+
+    micro_batch: int = Field(0, ge=0)
+    """Samples that go through the net at once. It is the unit batch statistics are computed over, so it stays what it
+    was when a run is resumed on another number of workers. 0: batch / workers at the first start."""
+
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate at `lr_batch` samples a step; scaled linearly to `batch`."""
+
+    lr_batch: int = Field(256, ge=0)
+    """The batch `lr` was given for. 0: take lr as it is."""
+
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(1e-4, ge=0)
+
+    decay: Literal["all", "conv", "no_norm_bias"] = "all"
+    """What weight decay reaches: every parameter, weights of convolutions alone, or all but norms and biases."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    clip: float = Field(0.0, ge=0)
+    """Largest norm of the whole gradient. 0 is off."""
+
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay a step of the weights' moving average, which is then judged and exported. 0 is off."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Optim":
+        if self.micro_batch and self.batch % self.micro_batch:
+            fits = [m for m in range(1, self.batch + 1) if self.batch % m == 0]
+            near = sorted(fits, key=lambda m: abs(m - self.micro_batch))[:3]
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch {self.batch}; near it: {sorted(near)}"
+            )
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after scaling to the batch."""
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
+
+
+class Schedule(Strict):
+    """The learning rate as a function of the step, see `backbone.training.schedule`."""
+
+    kind: Literal["steps", "cosine", "plateau", "constant"] = "cosine"
+    """steps: times gamma at each milestone. cosine: to zero at the end. plateau: times gamma when validation error has
+    not improved for `patience` evaluations (the paper's ImageNet schedule)."""
+
+    unit: Literal["epochs", "iterations"] = "epochs"
+    """Unit of total, milestones and warmup."""
+
+    total: float = Field(90, gt=0)
+    milestones: tuple[float, ...] = ()
+    gamma: float = Field(0.1, gt=0, lt=1)
+    patience: int = Field(5, ge=1)
+
+    warmup: float = Field(0.0, ge=0)
+    """Linear warm-up from zero over so much of the schedule."""
+
+    hold_lr: float = Field(0.0, ge=0)
+    """Learning rate to hold until training error falls below `hold_until_error` (ResNet-110: 0.01). 0 is off."""
+
+    hold_until_error: float = Field(80.0, gt=0, le=100)
+    """Percent, over the last `run.log_every` steps."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Schedule":
+        if (self.kind == "steps") != bool(self.milestones):
+            raise ValueError(
+                f"milestones {list(self.milestones)}: kind steps needs them and no other kind reads them"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or any(
+            m >= self.total for m in self.milestones
+        ):
+            raise ValueError(
+                f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}"
+            )
+        if self.kind in ("cosine", "constant") and self.gamma != 0.1:
+            raise ValueError(f"gamma is not read by kind {self.kind}")
+        if self.kind != "plateau" and self.patience != 5:
+            raise ValueError(f"patience is not read by kind {self.kind}")
+        if self.warmup >= self.total:
+            raise ValueError(f"warmup {self.warmup:g} leaves nothing of total {self.total:g}")
+        if self.warmup and self.hold_lr:
+            raise ValueError("warmup and hold_lr are two ways to begin; give one")
+        return self
+
+
+class Compute(Strict):
+    """How the same mathematics is carried out."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Autocast. fp16 scales the loss and skips steps that overflow."""
+
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile: slower to start, faster after."""
+
+
+class Scaling(Strict):
+    """The share of a cluster this run takes. Never changes what is learned, so a run may be resumed with another."""
+
+    num_workers: int = Field(1, ge=0)
+    """Training processes, one GPU each with use_gpu. 0: train in this process, without Ray."""
+
+    min_workers: int = Field(0, ge=0)
+    """Elastic: go on with any number from here to num_workers when nodes come and go. 0: always num_workers."""
+
+    use_gpu: bool = False
+    cpus_per_worker: int = Field(1, ge=1)
+
+    max_failures: int = Field(3, ge=0)
+    """Restarts from the newest checkpoint after a worker or node died, before the job gives up."""
+
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """PACK: fill a node first. SPREAD: one node each where possible."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Scaling":
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above num_workers {self.num_workers}")
+        return self
+
+
+class Run(Strict):
+    """Where results go and how often."""
+
+    storage: str = "runs"
+    """Folder or URL (s3://, gs://, ...) of all runs, seen by every node. The run is `<storage>/<name>`."""
+
+    log_every: int = Field(50, ge=1)
+    """Steps between two log records."""
+
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints, beside the one after each evaluation. 0: those alone."""
+
+    eval_every: int = Field(1, ge=1)
+    """Epochs between evaluations; the last step is always evaluated."""
+
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept, beside the best."""
+
+    export: Literal["last", "best"] = "last"
+    """Which weights become the artifact."""
+
+    precise_bn: int = Field(8192, ge=0)
+    """Images over which batch statistics are computed exactly at the end, as the paper's released nets. 0: keep the
+    moving averages."""
+
+
+class Recipe(Strict):
+    """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
+
+    seed: int = Field(0, ge=0)
+    model: NetOptions = NetOptions()
+    data: Data = Data()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    compute: Compute = Compute()
+    scaling: Scaling = Scaling()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        unit = self.optim.micro_batch
+        if self.model.bn_group and unit and unit % self.model.bn_group:
+            raise ValueError(f"model.bn_group {self.model.bn_group} does not divide optim.micro_batch {unit}")
+        if (self.data.augment.mixup or self.data.augment.cutmix) and (unit or self.optim.batch) % 2:
+            raise ValueError("mixup and cutmix mix pairs: optim.micro_batch must be even")
+        if self.compute.precision == "fp16" and not self.scaling.use_gpu:
+            raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        if self.scaling.num_workers == 0 and self.scaling.min_workers:
+            raise ValueError("scaling.num_workers 0 trains without Ray; min_workers has no meaning there")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """`name`, or one derived from the recipe alone, so that submitting the recipe again finds its run."""
+        return self.name or f"{self.model.name}-{recipe_hash(self)[:8]}"
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides what is learned, as flat `section.field: value`.
+
+    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights) and where the data
+    lies, which the data fingerprint stands for.
+    """
+    sections = recipe.model_dump(mode="json", exclude={"name": True, "scaling": True, "run": True})
+    for field in ("train", "val", "cache", "workers"):
+        del sections["data"][field]
+    sections["run"] = {"precise_bn": recipe.run.precise_bn, "export": recipe.run.export}
+    if recipe.schedule.hold_lr or recipe.schedule.kind == "plateau":  # these read the run's own measurements
+        sections["run"] |= {"log_every": recipe.run.log_every, "eval_every": recipe.run.eval_every}
+    return dict(_flatten(sections))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of `identity`, hexadecimal."""
+    return hashlib.sha256(json.dumps(identity(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows

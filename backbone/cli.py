@@ -53,9 +53,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 3, 0.4)
-        raise UserError(
-            f"{path}: no such recipe" + (f"; there is {', '.join(near)}" if near else "")
-        ) from error
+        raise UserError(f"{path}: no such recipe" + (f"; there is {', '.join(near)}" if near else "")) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -80,9 +78,7 @@ def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[s
         lines = []
         for fault in error.errors(include_url=False):
             field = ".".join(map(str, fault["loc"]))
-            origin = (
-                "command line" if any(f"{field}.".startswith(f"{name}.") for name in overrides) else where
-            )
+            origin = "command line" if any(f"{field}.".startswith(f"{name}.") for name in overrides) else where
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 message = "unknown key" + _suggestion(field, list(fields(model)))

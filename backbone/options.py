@@ -68,9 +68,7 @@ class NetOptions(Strict):
             raise ValueError(f"depth {self.depth}: resnet has {', '.join(map(str, IMAGENET_DEPTHS))}")
         if self.net == "cifar_resnet" and (self.depth < 8 or (self.depth - 2) % 6):
             near = [6 * n + 2 for n in ((self.depth - 2) // 6, (self.depth - 2) // 6 + 1) if n > 0]
-            raise ValueError(
-                f"depth {self.depth}: cifar_resnet has 6n+2 layers, so {' or '.join(map(str, near))}"
-            )
+            raise ValueError(f"depth {self.depth}: cifar_resnet has 6n+2 layers, so {' or '.join(map(str, near))}")
         if self.net == "vgg":
             if self.depth not in VGG_DEPTHS:
                 raise ValueError(f"depth {self.depth}: vgg has {', '.join(map(str, VGG_DEPTHS))}")
@@ -84,15 +82,11 @@ class NetOptions(Strict):
             )
             for field in residual:
                 if getattr(self, field) != NetOptions.model_fields[field].default:
-                    raise ValueError(
-                        f"{field} is an option of residual nets; remove it, vgg would not read it"
-                    )
+                    raise ValueError(f"{field} is an option of residual nets; remove it, vgg would not read it")
         elif self.norm == "none":
             raise ValueError("norm none: only vgg was published without; use batch, sync, frozen or group")
         if self.stride_in_1x1 and not (self.net == "resnet" and self.depth >= 50):
-            raise ValueError(
-                f"stride_in_1x1 concerns bottlenecks (50, 101, 152 layers); {self.name} has none"
-            )
+            raise ValueError(f"stride_in_1x1 concerns bottlenecks (50, 101, 152 layers); {self.name} has none")
         if self.shortcut == "none" and (self.shortcut_scale != 1 or self.residual_scale != 1 or self.preact):
             raise ValueError("shortcut none leaves shortcut_scale, residual_scale and preact without meaning")
         if self.bn_group and self.norm != "batch":

@@ -1,4 +1,4 @@
-"""The recipe: everything a pretraining run is, typed and strict. Imports nothing slow, so that errors come at once."""
+"""The recipe: everything a pretraining run is, typed and strict. Imports nothing slow: errors come at once."""
 
 import hashlib
 import json
@@ -76,8 +76,9 @@ class Data(Strict):
     crop_pct: float = Field(0.875, gt=0, le=1)
     """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
 
-    mean: Literal["channel", "pixel"] = "channel"
-    """What is subtracted: one mean a channel, or the training set's mean image (the paper)."""
+    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
+    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
+    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
 
     augment: Augment = Augment()
 
@@ -95,20 +96,14 @@ class Data(Strict):
         if self.source != "synthetic":
             for field in ("train", "val"):
                 if not getattr(self, field):
-                    raise ValueError(
-                        f"{field} is empty: source {self.source} needs the location of its images"
-                    )
+                    raise ValueError(f"{field} is empty: source {self.source} needs the location of its images")
             for field in ("train_images", "val_images"):
                 if getattr(self, field) != Data.model_fields[field].default:
                     raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
         elif self.train or self.val:
-            raise ValueError(
-                "train and val are not read by source synthetic; name the source of these images"
-            )
+            raise ValueError("train and val are not read by source synthetic; name the source of these images")
         if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
-            raise ValueError(
-                f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}"
-            )
+            raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
             raise ValueError("max_bad is read with on_bad skip only")
         return self
@@ -188,15 +183,9 @@ class Schedule(Strict):
     @model_validator(mode="after")
     def _possible(self) -> "Schedule":
         if (self.kind == "steps") != bool(self.milestones):
-            raise ValueError(
-                f"milestones {list(self.milestones)}: kind steps needs them and no other kind reads them"
-            )
-        if list(self.milestones) != sorted(set(self.milestones)) or any(
-            m >= self.total for m in self.milestones
-        ):
-            raise ValueError(
-                f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}"
-            )
+            raise ValueError(f"milestones {list(self.milestones)}: kind steps needs them and no other kind reads them")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.total for m in self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}")
         if self.kind in ("cosine", "constant") and self.gamma != 0.1:
             raise ValueError(f"gamma is not read by kind {self.kind}")
         if self.kind != "plateau" and self.patience != 5:
@@ -236,6 +225,9 @@ class Scaling(Strict):
 
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """PACK: fill a node first. SPREAD: one node each where possible."""
+
+    autoscales: bool = False
+    """The cluster adds nodes on demand: do not refuse what it lacks at the start."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Scaling":
@@ -315,7 +307,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         del sections["data"][field]
     sections["run"] = {"precise_bn": recipe.run.precise_bn, "export": recipe.run.export}
     if recipe.schedule.hold_lr or recipe.schedule.kind == "plateau":  # these read the run's own measurements
-        sections["run"] |= {"log_every": recipe.run.log_every, "eval_every": recipe.run.eval_every}
+        for field in ("log_every", "eval_every", "checkpoint_every"):
+            sections["run"][field] = getattr(recipe.run, field)
     return dict(_flatten(sections))
 
 

@@ -1,0 +1,253 @@
+"""The backbone artifact: a directory with `model.safetensors` and `config.json`, and nothing that runs when loaded.
+
+`config.json` is at once what timm reads (`timm.create_model("local-dir:DIR", pretrained=True)`, where timm has the net)
+and, in its block `raybone`, all that is needed to build the net again, feed it, and know what it was trained on.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from backbone.data.stream import order
+from backbone.errors import UserError
+from backbone.inputs import InputConvention
+from backbone.nets import Backbone, build
+from backbone.options import NetOptions
+from backbone.storage import filesystem, join
+
+FORMAT = 1
+PROBE_SIZE = 64
+# Of a map's standard deviation. Other processors and libraries differ by some 1e-5; a wrong stride or channel order by
+# 1e-2 and more.
+PROBE_TOLERANCE = 1e-3
+
+
+def save(
+    url: str | Path,
+    net: Backbone,
+    inputs: InputConvention,
+    classes: tuple[str, ...],
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Write an artifact to a local directory or a URL and return its config.
+
+    `provenance` is kept as it is: recipe, data fingerprint, metrics. The weights are written first and the config, which
+    holds their hash, last: a directory without `config.json` is no artifact.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    extra: dict[str, bytes] = {}
+    if inputs.mean_image is not None:
+        extra["mean_image.safetensors"] = save_tensors({"mean_image": inputs.mean_image.cpu().contiguous()})
+    weights = save_tensors(tensors)
+    # Batch statistics shared over ranks or within groups are a matter of training; the net that is left is the same.
+    options = net.options.model_copy(update={"bn_group": 0})
+    if options.norm == "sync":
+        options = options.model_copy(update={"norm": "batch"})
+    last = list(net.stages.values())[-1]
+    config = {
+        "architecture": timm_name(options) or f"raybone_{options.name}",
+        "num_classes": net.num_classes,
+        "num_features": last.channels,
+        "pretrained_cfg": {
+            "num_classes": net.num_classes,
+            "input_size": [3, inputs.size, inputs.size],
+            "interpolation": inputs.interpolation,
+            "crop_pct": inputs.crop_pct,
+            "mean": list(inputs.mean),
+            "std": list(inputs.std),
+            "label_names": list(classes),
+        },
+        "raybone": {
+            "format": FORMAT,
+            "net": options.model_dump(mode="json"),
+            "norm_eps": 1e-5,
+            "stages": {name: {"channels": s.channels, "stride": s.stride} for name, s in net.stages.items()},
+            "channel_order": inputs.channel_order,
+            "value_range": [0, 1],
+            "mean_image": hashlib.sha256(extra["mean_image.safetensors"]).hexdigest() if extra else None,
+            "classes": list(classes),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "probe": probe(net, inputs),
+            "provenance": {**provenance, **environment()},
+        },
+    }
+    fs, path = filesystem(url)
+    try:
+        fs.makedirs(path, exist_ok=True)
+        if fs.exists(join(path, "config.json")):
+            fs.rm(join(path, "config.json"))
+        for name, data in {**extra, "model.safetensors": weights, "config.json": _json(config)}.items():
+            with fs.open(join(path, name), "wb") as file:
+                file.write(data)
+    except OSError as error:
+        raise UserError(f"cannot write artifact {url}: {error}") from error
+    return config
+
+
+def load(url: str | Path) -> tuple[Backbone, InputConvention, dict[str, Any]]:
+    """Read and verify an artifact: the net in eval mode, its input convention, and the `raybone` block of its config.
+
+    Every key must be accounted for, the hash must be the config's, and the net built from the recorded options must
+    answer the probe as it did when it was saved.
+
+    Raises:
+        UserError: it is not an artifact, or not an intact one; the message says which part and what to do.
+    """
+    fs, path = filesystem(url)
+    config = read_config(url)
+    block = config["raybone"]
+    try:
+        weights = fs.cat_file(join(path, "model.safetensors"))
+        mean_image = fs.cat_file(join(path, "mean_image.safetensors")) if block["mean_image"] else b""
+    except OSError as error:
+        raise UserError(f"{url}: incomplete artifact: {error}") from error
+    for data, expected, name in (
+        (weights, block["weights_sha256"], "model.safetensors"),
+        (mean_image, block["mean_image"], "mean_image.safetensors"),
+    ):
+        if expected and hashlib.sha256(data).hexdigest() != expected:
+            raise UserError(f"{url}/{name}: SHA-256 is not the one in config.json; the file is damaged or exchanged")
+    try:
+        net = build(NetOptions.model_validate(block["net"]), config["num_classes"])
+        tensors = load_tensors(weights)
+        inputs = _inputs(config, load_tensors(mean_image)["mean_image"] if mean_image else None)
+    except (ValidationError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{url}: config.json or weights cannot be read: {' '.join(str(error).split())}") from error
+    own = net.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if missing or extra or shapes:
+        raise UserError(
+            f"{url}: weights are not those of {block['net']}: missing {missing[:3]}, unknown {extra[:3]}, "
+            f"of another shape {sorted(shapes)[:3]}"
+        )
+    net.load_state_dict(tensors)
+    recorded = {name: {"channels": s.channels, "stride": s.stride} for name, s in net.stages.items()}
+    if recorded != block["stages"]:
+        raise UserError(f"{url}: config.json says stages {block['stages']}, the net it describes has {recorded}")
+    _check_probe(str(url), block["probe"], probe(net, inputs))
+    return net.eval(), inputs, block
+
+
+def read_config(url: str | Path) -> dict[str, Any]:
+    """The config of an artifact, without its weights; UserError where `url` is not one."""
+    fs, path = filesystem(url)
+    try:
+        config = json.loads(fs.cat_file(join(path, "config.json")))
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: no backbone artifact here: config.json is missing") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}/config.json cannot be read: {error}") from error
+    block = config.get("raybone") if isinstance(config, dict) else None
+    if not isinstance(block, dict) or "weights_sha256" not in block:
+        raise UserError(f"{url}: not a raybone backbone artifact: config.json has no such block")
+    if block.get("format") != FORMAT:
+        raise UserError(f"{url}: artifact format {block.get('format')}; this raybone reads {FORMAT}")
+    return config
+
+
+@torch.no_grad()
+def probe(net: Backbone, inputs: InputConvention) -> dict[str, dict[str, float]]:
+    """What the net makes of one fixed image: of each stage map and the logits mean, deviation and a random projection.
+
+    In eval mode, on CPU, in fp32, through the input convention: stride placement, channel order, mean and deviation all
+    show. The net's mode and device are put back.
+    """
+    device, was_training = next(net.parameters()).device, net.training
+    net.to("cpu").eval()
+    pixels = order(2015, 12, 3 * PROBE_SIZE**2) % 256
+    image = torch.from_numpy(pixels.astype(np.uint8)).view(1, 3, PROBE_SIZE, PROBE_SIZE)
+    images = inputs.normalize(torch.cat([image, image // 2 + torch.arange(3).view(1, 3, 1, 1).byte() * 60]))
+    found = {}
+    for name, values in {**net(images), "logits": net.classify(images)}.items():
+        values = values.double()
+        sign = torch.from_numpy(order(1512, 3385, values.numel()) % 2 * 2 - 1).view_as(values)
+        found[name] = {
+            "mean": values.mean().item(),
+            "std": values.std().item(),
+            "projection": (values * sign).sum().item() / values.numel() ** 0.5,
+        }
+    net.to(device).train(was_training)
+    return found
+
+
+def timm_name(options: NetOptions) -> str | None:
+    """The timm architecture that computes the same from the same keys; None where timm has no such net.
+
+    timm and torchvision cannot express stride in the first 1x1, and would load such weights without a word.
+    """
+    if options.width != 1:
+        return None
+    if options.net == "vgg":
+        return options.name if options.norm in ("batch", "none") else None
+    plain = NetOptions(depth=options.depth, zero_init_residual=options.zero_init_residual)
+    return options.name if options == plain else None
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what something was made: versions, git revision, hardware, date (UTC)."""
+    packages = ("torch", "torchvision", "numpy", "ray", "albumentations")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": versions,
+        "git": git.stdout.strip() if git.returncode == 0 else None,
+        "hardware": gpu or platform.processor() or platform.machine(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _inputs(config: dict[str, Any], mean_image: Tensor | None) -> InputConvention:
+    cfg = config["pretrained_cfg"]
+    return InputConvention(
+        size=cfg["input_size"][1],
+        crop_pct=cfg["crop_pct"],
+        channel_order=config["raybone"]["channel_order"],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        mean_image=mean_image,
+    )
+
+
+def _check_probe(url: str, expected: dict[str, dict[str, float]], found: dict[str, dict[str, float]]) -> None:
+    for name, values in found.items():
+        scale = max(abs(expected.get(name, {}).get("std", 0.0)), 1e-12)
+        for statistic, value in values.items():
+            if abs(value - expected.get(name, {}).get(statistic, float("inf"))) > PROBE_TOLERANCE * scale:
+                raise UserError(
+                    f"{url}: the net does not answer its probe: {statistic} of {name} is {value:.6g}, config.json says "
+                    f"{expected.get(name, {}).get(statistic)}. The description does not fit the weights: look at "
+                    "stride_in_1x1, shortcut, channel_order, mean and std"
+                )
+
+
+def _json(config: dict[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()

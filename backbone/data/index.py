@@ -1,0 +1,250 @@
+"""What a data set holds, as a few flat arrays in one `.npz` file, memory-mapped by every process of a machine.
+
+A million Python strings cost a hundred megabytes in every loader process and are copied by reference counting after a
+fork; here names are one buffer of bytes with offsets, and a pickled source is a path.
+"""
+
+import errno
+import functools
+import hashlib
+import io
+import os
+import uuid
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+from numpy.lib import format as npy
+
+from backbone.data.decode import decode
+from backbone.errors import BadImage, UserError
+from backbone.storage import filesystem
+
+ALIGN = 64
+ZIP_HEADER = 30  # bytes of a zip member's local header; the last four are the lengths of its name and extra field
+CHOOSE = "choose another directory by the option cache or the variable XDG_CACHE_HOME"
+MAX_OPEN = 256  # shards a process keeps open; beyond that each read opens its own (soft limits are often 1024)
+
+Arrays = dict[str, np.ndarray]
+
+
+def pack(key: str, strings: Iterable[str]) -> Arrays:
+    """Strings as `{key}` uint8 [bytes] and `{key}_offsets` int64 [N + 1]."""
+    encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(one) for one in encoded], out=offsets[1:])
+    return {key: np.frombuffer(b"".join(encoded), np.uint8), f"{key}_offsets": offsets}
+
+
+def unpack(arrays: Arrays, key: str, i: int) -> str:
+    """String `i` of those packed under `key`."""
+    start, stop = arrays[f"{key}_offsets"][i : i + 2]
+    return arrays[key][start:stop].tobytes().decode("utf-8", "surrogateescape")
+
+
+def unpack_all(arrays: Arrays, key: str) -> tuple[str, ...]:
+    """All strings packed under `key`."""
+    return tuple(unpack(arrays, key, i) for i in range(len(arrays[f"{key}_offsets"]) - 1))
+
+
+def tabulate(
+    kind: str, names: Iterable[str], labels: npt.ArrayLike, sizes: npt.ArrayLike, classes: Sequence[str]
+) -> Arrays:
+    """The arrays every data set has: names, labels int64 [N], sizes (bytes) int64 [N], classes, fingerprint.
+
+    The fingerprint is the SHA-256 over all the others and `kind`. Names are relative, so that it does not depend on
+    where the data set lies.
+    """
+    arrays = pack("names", names) | pack("classes", classes)
+    arrays |= {"labels": np.asarray(labels, np.int64), "sizes": np.asarray(sizes, np.int64)}
+    sha = hashlib.sha256(kind.encode())
+    for key in sorted(arrays):
+        sha.update(f"\n{key} {arrays[key].nbytes}\n".encode())
+        sha.update(arrays[key].tobytes())
+    return arrays | {"fingerprint": _text(sha.hexdigest())}
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of values, as hex."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an uncompressed `.npz` whose arrays can be memory-mapped. Written aside and renamed: processes may race."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: others must be able to read it
+    try:
+        with zipfile.ZipFile(aside, "x") as archive:
+            for key, array in arrays.items():
+                data = io.BytesIO()
+                npy.write_array(data, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+                entry = zipfile.ZipInfo(f"{key}.npy")
+                # Zip knows no alignment, so a meaningless extra field (id, length, zeros) fills the header up to it.
+                start = archive.start_dir + ZIP_HEADER + len(entry.filename) + 4
+                entry.extra = b"\xff\xff" + (-start % ALIGN).to_bytes(2, "little") + bytes(-start % ALIGN)
+                archive.writestr(entry, data.getbuffer())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def map_arrays(path: Path) -> Arrays:
+    """The arrays of a file by `write_arrays`, read-only, not copied.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it is not there or damaged.
+    """
+    arrays: Arrays = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for entry in archive.infolist():
+            file.seek(entry.header_offset + ZIP_HEADER - 4)
+            name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+            file.seek(name_and_extra, os.SEEK_CUR)
+            npy.read_magic(file)
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            key = entry.filename.removesuffix(".npy")
+            if 0 in shape:  # mmap refuses nothing
+                arrays[key] = np.zeros(shape, dtype)
+            else:
+                arrays[key] = np.asarray(np.memmap(path, dtype, "r", file.tell(), shape))
+    return arrays
+
+
+def is_fresh(path: Path, state: str) -> bool:
+    """True where `path` is an index of files in this state (see `Listing.state`)."""
+    try:
+        return map_arrays(path)["state"].tobytes() == state.encode()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def store(candidates: Sequence[Path], state: str, arrays: Arrays) -> Path:
+    """Write an index to the first of `candidates` that can be written, and return that one.
+
+    Raises:
+        UserError: none can.
+    """
+    reasons = []
+    for path in candidates:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.stat().st_mode & 0o222:  # root, as in most containers, could write all the same
+                raise PermissionError(errno.EACCES, "marked read-only")
+            write_arrays(path, arrays | {"state": _text(state)})
+            return path
+        except OSError as error:
+            reasons.append(f"{path.parent} ({error.strerror or error})")
+    raise UserError(f"cannot write the index of the data set to {' or '.join(reasons)}; {CHOOSE}")
+
+
+def cache_directory(cache: str | None) -> Path:
+    """`cache`, or else `$XDG_CACHE_HOME/raybone`, or else `~/.cache/raybone`. Not made here.
+
+    Raises:
+        UserError: `cache` is a URL.
+    """
+    if cache and "://" in cache:
+        raise UserError(f"cache {cache}: is memory-mapped, so it must be a local directory")
+    return Path(cache or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/raybone").expanduser().absolute()
+
+
+@functools.lru_cache(maxsize=8)
+def _filesystem(url: str, process: int) -> fsspec.AbstractFileSystem:
+    return filesystem(url)[0]  # clients of object stores do not survive a fork, hence one a process
+
+
+def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+    """Bytes start..stop of a remote file in one request."""
+    seekable = {"seekable": True} if isinstance(fs, ArrowFSWrapper) else {}  # else it fails on a start of 0
+    return fs.cat_file(path, start, stop, **seekable)
+
+
+class IndexedSource:
+    """Images named by an index: whole files, or ranges of bytes of a few files (shards).
+
+    Where the index has `files`, image i is the `sizes[i]` bytes from `starts[i]` of file number `file_ids[i]`;
+    where it has not, image i is the file called as it is. Pickled as paths, for processes of the same machine.
+    Reading is safe in threads and after a fork.
+    """
+
+    def __init__(self, index: Path, url: str, root: str, shown: str, fingerprint: str = "") -> None:
+        """Open.
+
+        Args:
+            index: the `.npz` file.
+            url: what `filesystem` opens to read images.
+            root: the directory on that file system under which files lie.
+            shown: what people find before a name.
+            fingerprint: if given, what the index must hold.
+
+        Raises:
+            UserError: the index holds another fingerprint.
+        """
+        self._arrays = map_arrays(index)
+        self.labels: np.ndarray = self._arrays["labels"]
+        self.classes = unpack_all(self._arrays, "classes")
+        self.fingerprint = self._arrays["fingerprint"].tobytes().decode()
+        if fingerprint not in ("", self.fingerprint):
+            raise UserError(f"{shown} changed while it was in use ({index} was rewritten); start again")
+        self._where = (index, url, root, shown)
+        self._local = isinstance(_filesystem(url, os.getpid()), LocalFileSystem)
+        self._open: dict[str, BinaryIO] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple:
+        return IndexedSource, (*self._where, self.fingerprint)
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_open", {}).values():
+            file.close()
+
+    def name(self, i: int) -> str:
+        """`directory/class/file.jpg`, `directory/shard.tar:member` or `directory/file.parquet:row 17`."""
+        return f"{self._where[3]}/{self._relative(i)}"
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i, uint8 [H, W, 3], RGB.
+
+        Raises:
+            BadImage: it cannot be read or decoded. Names it.
+        """
+        try:
+            data = self._read(i)
+        except OSError as error:
+            raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
+        if len(data) != self._arrays["sizes"][i]:
+            raise BadImage(f"{self.name(i)}: has {len(data)} bytes, not the {self._arrays['sizes'][i]} it had")
+        return decode(data, self.name(i))
+
+    def _relative(self, i: int) -> str:
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        return unpack(self._arrays, "names", i)
+
+    def _read(self, i: int) -> bytes:
+        _, url, root, _ = self._where
+        if "files" not in self._arrays:
+            path = f"{root}/{self._relative(i)}"
+            return Path(path).read_bytes() if self._local else _filesystem(url, os.getpid()).cat_file(path)
+        path = f"{root}/{unpack(self._arrays, 'files', int(self._arrays['file_ids'][i]))}"
+        start, size = int(self._arrays["starts"][i]), int(self._arrays["sizes"][i])
+        if not self._local:
+            return read_range(_filesystem(url, os.getpid()), path, start, start + size)
+        file = self._open.get(path)
+        if file is None and len(self._open) < MAX_OPEN:
+            file = self._open.setdefault(path, Path(path).open("rb", buffering=0))  # noqa: SIM115
+        if file is not None:
+            return os.pread(file.fileno(), size, start)  # a position of its own: threads and forks share the file
+        with Path(path).open("rb", buffering=0) as passing:
+            return os.pread(passing.fileno(), size, start)

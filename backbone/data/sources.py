@@ -1,0 +1,85 @@
+"""Where images come from. A source is labels, and images by number; order and augmentation are others' business."""
+
+from typing import Protocol
+
+import numpy as np
+
+from backbone.data.folder import open_imagefolder
+from backbone.data.parquet import open_parquet
+from backbone.data.tar import open_webdataset
+from backbone.errors import UserError
+
+
+class Source(Protocol):
+    """N labelled images, read at random. Pickles to a few hundred bytes, for processes of the same machine.
+
+    Reading is safe in threads and after a fork.
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N], from 0 up."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of labels 0, 1, ..."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over kind, names, labels, sizes in bytes and classes; the same wherever the data set lies."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What a person needs to find image i."""
+        ...
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i, uint8 [H, W, 3], RGB.
+
+        Raises:
+            BadImage: it cannot be read or decoded. Names it.
+        """
+        ...
+
+
+KINDS = {"imagefolder": open_imagefolder, "webdataset": open_webdataset, "parquet": open_parquet}
+
+
+def open_source(kind: str, location: str, cache: str | None = None) -> Source:
+    """Open one split of a data set.
+
+    Args:
+        kind: imagefolder, webdataset or parquet.
+        location: local path or URL. A directory; for webdataset and parquet also a file, a glob or a brace pattern.
+        cache: local directory for indices and copies; `$XDG_CACHE_HOME/raybone` by default.
+
+    Raises:
+        UserError: unknown kind, or what is there is not such a data set; see the functions in `KINDS`.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of data {kind}; there are {', '.join(KINDS)}")
+    return KINDS[kind](location, cache)
+
+
+def check_splits(train: Source, val: Source) -> None:
+    """Check that labels mean the same in both splits.
+
+    Raises:
+        UserError: a class is only in one of them, or their order differs.
+    """
+    if train.classes == val.classes:
+        return
+    only = {"train": set(train.classes) - set(val.classes), "val": set(val.classes) - set(train.classes)}
+    missing = "; ".join(f"only in {split}: {_some(sorted(names))}" for split, names in only.items() if names)
+    if missing:
+        raise UserError(f"train and val have different classes ({missing}); mend the folders, or classes.txt of shards")
+    first = next(i for i, pair in enumerate(zip(train.classes, val.classes, strict=True)) if pair[0] != pair[1])
+    raise UserError(f"label {first} is {train.classes[first]} in train, but {val.classes[first]} in val")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,169 @@
+"""Residual and plain nets for ImageNet and CIFAR (arXiv:1512.03385, Tables 1 and 6), and their pre-activation form
+(arXiv:1603.05027). Key names are torchvision's wherever torchvision has the net.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, pad, relu
+
+from backbone.nets.contract import Backbone, Stage, scaled
+from backbone.nets.norm import make_norm
+from backbone.options import NetOptions
+
+# Units a stage, Table 1.
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias that keeps the size at stride 1."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class PadShortcut(nn.Module):
+    """Option A: every stride-th pixel, then zero channels. No parameters, so no keys."""
+
+    def __init__(self, stride: int, extra: int) -> None:
+        super().__init__()
+        self.stride, self.extra = stride, extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The paper states neither how A subsamples nor where the zeros go. A strided pick is what a 1x1 convolution of
+        # that stride sees; fb.resnet.torch picks so too and puts the zeros last.
+        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+
+class Unit(nn.Module):
+    """y = relu(λ shortcut(x) + r F(x)), with F two 3x3 convolutions or a bottleneck of 1x1, 3x3, 1x1.
+
+    Pre-activation: y = λ shortcut(x) + r F(x), with norm and ReLU before each convolution of F instead of after.
+
+    Args:
+        inputs: channels of x.
+        channels: channels of F's 3x3 convolutions; a bottleneck gives four times as many, else F gives these.
+        first: the unit after the stem. With pre-activation it starts from the stem's norm and ReLU and has no `bn1`.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, stride: int, options: NetOptions, *, bottleneck: bool, first: bool
+    ) -> None:
+        super().__init__()
+        norm, kind = make_norm(options), options.shortcut
+        self.preact, self.plain = options.preact, kind == "none"
+        self.shortcut_scale, self.residual_scale = options.shortcut_scale, options.residual_scale
+        outputs = channels * 4 if bottleneck else channels
+        widths: tuple[int, ...] = (inputs, channels, channels, outputs) if bottleneck else (inputs, channels, outputs)
+        kernels: tuple[int, ...] = (1, 3, 1) if bottleneck else (3, 3)
+        # The paper's released nets stride in a bottleneck's first 1x1, torchvision's (the default) in its 3x3.
+        strided = 1 if bottleneck and not options.stride_in_1x1 else 0
+
+        def layer(i: int) -> nn.Conv2d:
+            return conv(widths[i], widths[i + 1], kernels[i], stride if i == strided else 1)
+
+        def normed(i: int) -> nn.Module:
+            return norm(widths[i] if options.preact else widths[i + 1])
+
+        self.activated = options.preact and first
+        self.conv1, self.bn1 = layer(0), nn.Identity() if self.activated else normed(0)
+        self.conv2, self.bn2 = layer(1), normed(1)
+        self.conv3: nn.Module | None = layer(2) if bottleneck else None
+        self.bn3: nn.Module | None = normed(2) if bottleneck else None
+
+        reshapes = stride != 1 or inputs != outputs
+        self.downsample: nn.Module | None = None
+        if kind == "A" and reshapes:
+            self.downsample = PadShortcut(stride, outputs - inputs)
+        elif kind == "C" or (kind == "B" and reshapes):
+            projection = conv(inputs, outputs, 1, stride)
+            # As in the authors' code, a pre-activation unit projects the activated input and has no norm after that.
+            self.downsample = nn.Sequential(projection) if options.preact else nn.Sequential(projection, norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.preact:
+            return self._preact(x)
+        y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)), inplace=True)))
+        if self.conv3 is not None and self.bn3 is not None:
+            y = self.bn3(self.conv3(relu(y, inplace=True)))
+        if not self.plain:
+            y = self._add(y, x)
+        return relu(y, inplace=True)
+
+    def _preact(self, x: Tensor) -> Tensor:
+        a = x if self.activated else relu(self.bn1(x), inplace=True)
+        y = self.conv2(relu(self.bn2(self.conv1(a)), inplace=True))
+        if self.conv3 is not None and self.bn3 is not None:
+            y = self.conv3(relu(self.bn3(y), inplace=True))
+        # Projections read a, as in the authors' code. That has no option A; here A stays an identity of x itself, so
+        # that nothing but additions lies between two stages. fb.resnet.torch pads a instead.
+        return self._add(y, a if isinstance(self.downsample, nn.Sequential) else x)
+
+    def _add(self, y: Tensor, x: Tensor) -> Tensor:
+        """λ shortcut(x) + r y. λ scales projections too, so that it means the same under A, B and C."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = y if self.residual_scale == 1 else y * self.residual_scale
+        return y.add_(shortcut, alpha=self.shortcut_scale)  # no backward needs y itself, so this saves a map
+
+
+class ResNet(Backbone):
+    """The nets of `net: resnet` and `net: cifar_resnet`.
+
+    The map of a stage is its last unit's output. With pre-activation that is the sum as it leaves the addition, not
+    yet normalised, except in the last stage, whose map has passed the net's closing norm and ReLU (key `norm`).
+    """
+
+    def __init__(self, options: NetOptions, num_classes: int) -> None:
+        super().__init__()
+        cifar = options.net == "cifar_resnet"
+        bottleneck = not cifar and options.depth >= 50
+        units = ((options.depth - 2) // 6,) * 3 if cifar else UNITS[options.depth]
+        base, stem_stride = (16, 1) if cifar else (64, 4)
+        norm = make_norm(options)
+
+        inputs = scaled(base, options.width)
+        self.options, self.num_classes, self.stages = options, num_classes, {}
+        self.conv1 = conv(3, inputs, 3) if cifar else conv(3, inputs, 7, 2)
+        self.bn1 = norm(inputs)
+        # As torchvision. The paper's Caffe nets pool without padding and round up: same size, windows one px off.
+        self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, 2, padding=1)
+        for i, count in enumerate(units):
+            channels, layer = scaled(base * 2**i, options.width), nn.Sequential()
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                layer.append(Unit(inputs, channels, stride, options, bottleneck=bottleneck, first=i == j == 0))
+                inputs = channels * 4 if bottleneck else channels
+            self.add_module(f"layer{i + 1}", layer)
+            self.stages[f"C{i + 2}"] = Stage(inputs, stem_stride * 2**i)
+        self.norm = norm(inputs) if options.preact else nn.Identity()
+        self.fc = nn.Linear(inputs, num_classes)
+        self._init_weights()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.forward`."""
+        x = self.maxpool(relu(self.bn1(self.conv1(x)), inplace=True))
+        maps = {}
+        for i, name in enumerate(self.stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+            maps[name] = x
+        if self.options.preact:
+            maps[name] = relu(self.norm(x), inplace=True)
+        return maps
+
+    def classify(self, x: Tensor) -> Tensor:
+        """See `Backbone.classify`."""
+        *_, last = self(x).values()
+        return self.fc(adaptive_avg_pool2d(last, 1).flatten(1))
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # He et al. 2015 (arXiv:1502.01852) derive a forward rule, fan in (eq. 10), and a backward rule, fan out
+                # (eq. 14), call either sufficient, and the paper does not say which it took. The authors' later code
+                # (resnet-1k-layers), fb.resnet.torch and torchvision take fan out.
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for unit in self.modules():
+            if self.options.zero_init_residual and isinstance(unit, Unit):
+                # A pre-activation branch ends with a convolution, not with a norm, so that is what starts at 0 there.
+                # Its input is not 0, so it learns from the first step on.
+                last = (unit.conv3 or unit.conv2) if unit.preact else (unit.bn3 or unit.bn2)
+                nn.init.zeros_(cast(Tensor, last.weight))
+        # fc keeps torch's default, U(±1/sqrt(fan in)), as in torchvision.

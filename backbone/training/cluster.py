@@ -1,0 +1,210 @@
+"""The only module that knows Ray Train: starts the same function on every worker and brings back what the first returns.
+
+Ray places, connects and restarts the workers. Checkpoints are the run's own (`backbone.training.state`), so that the loop
+reads and writes them with Ray or without, a damaged one can be passed over, and one exists as soon as it is on disk: Ray
+counts a checkpoint only once its controller has polled, and cannot go on when one it listed is gone.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backbone.errors import UserError
+from backbone.storage import filesystem, is_local, join
+from backbone.training.display import Display
+from backbone.training.recipe import Scaling
+from backbone.training.world import World, local_world
+
+# Before ray is imported. Values a user has set win.
+DEFAULTS = {
+    "RAY_AUTH_MODE": "token",  # a driver with an address would else come without the token
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment for every worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's API shows the run
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+Worker = Callable[[dict[str, Any], World, Callable[[dict[str, Any]], None]], dict[str, Any]]
+
+
+def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+    """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
+
+    `worker` is a function of an installed package; `payload["url"]` the run's folder. With `num_workers: 0` it runs in
+    this process, or in those torchrun started, without Ray.
+
+    Raises:
+        UserError: the cluster lacks what is asked for, a node does not see the storage, or a worker found a mistake of
+            the user's.
+        RuntimeError: workers failed more often than `max_failures`.
+    """
+    display = Display(payload["url"])
+    try:
+        if scaling.num_workers == 0:
+            with local_world(scaling.use_gpu) as world:
+                return worker(payload, world, display.show if world.is_first else lambda record: None)
+        return _launch_on_ray(worker, payload, scaling, display)
+    finally:
+        display.close()
+
+
+def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, display: Display) -> dict[str, Any]:
+    ray, started = connect(display.say)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
+
+    queue: Any = None
+    try:
+        check_resources(scaling)
+        queue = Queue(actor_options={"num_cpus": 0})
+        listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
+        listener.start()
+        elastic = 0 < scaling.min_workers < scaling.num_workers
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"worker": worker, "payload": payload, "queue": queue},
+            scaling_config=ScalingConfig(
+                num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+                use_gpu=scaling.use_gpu,
+                resources_per_worker=_bundle(scaling),
+                placement_strategy=scaling.placement,
+            ),
+            run_config=RunConfig(
+                # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                storage_path=join(payload["url"], "ray"),
+                failure_config=FailureConfig(max_failures=scaling.max_failures),
+                callbacks=[_failure_callback(queue)],
+                worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
+            ),
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            cause = getattr(error, "controller_failure", None)
+            if isinstance(cause, UserError | FloatingPointError):
+                raise cause from None
+            raise
+        queue.put(None)
+        listener.join()
+        return result.return_value
+    finally:
+        if queue is not None:
+            queue.shutdown(force=True)
+        if started:
+            ray.shutdown()
+
+
+def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
+    """Join the Ray cluster there is (RAY_ADDRESS, or `ray start` on this machine), or start one for this process.
+
+    Returns the ray module and whether this call started or joined it. Worker output stays in Ray's logs: what a run has
+    to say comes through the display.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    context = ray.init(log_to_driver=False, logging_level="warning")
+    if context.dashboard_url:
+        say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
+    return ray, True
+
+
+def check_resources(scaling: Scaling) -> None:
+    """UserError with the numbers where the cluster, as it is, cannot hold the workers; Ray would wait for ever."""
+    import ray
+
+    bundle = _bundle(scaling)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = sum(min(int(node.get(name, 0) // need) for name, need in bundle.items()) for node in nodes)
+    needed = scaling.min_workers or scaling.num_workers
+    if slots < needed and not scaling.autoscales:
+        has = {name: int(sum(node.get(name, 0) for node in nodes)) for name in bundle}
+        raise UserError(
+            f"scaling: {needed} workers of {_words(bundle)} each do not fit on the cluster, which has room for {slots}: "
+            f"{len(nodes)} node(s) with {_words(has)}. Ask for less, add nodes, or say scaling.autoscales if they come "
+            "on demand"
+        )
+
+
+def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs on every worker, under Ray Train."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    queue, payload = config["queue"], config["payload"]
+    if is_local(payload["url"]) and not Path(filesystem(payload["url"])[1]).is_dir():
+        raise UserError(
+            f"{payload['url']} does not exist on node {ray.util.get_node_ip_address()}: run.storage must be a shared "
+            "folder or a URL that every node sees"
+        )
+    nodes = world.gather(ray.util.get_node_ip_address())
+
+    def report(record: dict[str, Any]) -> None:
+        if world.is_first:
+            queue.put_nowait_batch([record])
+        if record["kind"] == "evaluation":  # all ranks are here; oftener would wait for Ray's controller each time
+            metrics = {k: v for k, v in record.items() if k not in ("kind", "total")}
+            ray.train.report({**metrics, "checkpoint_path": join(payload["url"], "checkpoints")})
+
+    if world.is_first:
+        where = ", ".join(f"{nodes.count(node)} on {node}" for node in sorted(set(nodes)))
+        report({"kind": "say", "text": f"{world.size} worker(s) on {world.device.type}: {where}"})
+    return config["worker"](payload, world, report)
+
+
+def _failure_callback(queue: Any) -> Any:
+    from ray.train import UserCallback
+
+    class OnFailure(UserCallback):
+        """Ends the run at once at what a restart would only repeat: Ray takes an exception in a callback as final."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, UserError | FloatingPointError):
+                    raise error
+            rank, error = next(iter(worker_exceptions.items()))
+            text = f"worker {rank} failed ({type(error).__name__}: {str(error).strip().splitlines()[-1][:200]})"
+            queue.put({"kind": "say", "text": f"{text}; going on from the newest checkpoint if restarts are left"})
+
+    return OnFailure()
+
+
+def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
+    """Show what comes out of the queue until None does. A dead queue means that the run has ended."""
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty
+
+    heard = False
+    while True:
+        try:
+            record = queue.get(timeout=60)
+        except Empty:
+            if not heard:
+                display.say(f"waiting for {scaling.num_workers} worker(s) of {_words(_bundle(scaling))} each")
+            continue
+        except RayError:
+            return
+        if record is None:
+            return
+        heard = True
+        display.show(record)
+
+
+def _bundle(scaling: Scaling) -> dict[str, float]:
+    return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
+
+
+def _words(resources: dict[str, Any]) -> str:
+    return ", ".join(f"{count:g} {name}" for name, count in resources.items())

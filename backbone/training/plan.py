@@ -1,0 +1,103 @@
+"""What a recipe will cost and do, before it does it: `--dry-run`."""
+
+import torch
+
+from backbone.nets import build
+from backbone.nets.count import activation_bytes, macs, parameters
+from backbone.training import schedule
+from backbone.training.recipe import Recipe
+from backbone.training.run import check_split, first_micro_batch, run_url
+from backbone.training.schedule import Events, learning_rate
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> str:
+    """The plan of a run as text.
+
+    Raises:
+        UserError: the batch does not split over the workers, or the net cannot be built.
+    """
+    optim, scaling, size = recipe.optim, recipe.scaling, recipe.data.size
+    micro_batch = optim.micro_batch or first_micro_batch(recipe)
+    recipe = recipe.model_copy(update={"optim": optim.model_copy(update={"micro_batch": micro_batch})})
+    check_split(recipe)
+    with torch.device("meta"):
+        net = build(recipe.model, num_classes)
+    steps = schedule.in_steps(recipe.schedule, optim.batch, num_train)
+    stages = ", ".join(f"{name} {stage.channels} at 1/{stage.stride}" for name, stage in net.stages.items())
+    workers = max(1, scaling.num_workers)
+    accumulation = optim.batch // micro_batch / workers
+    copies = 3 + (optim.ema > 0)  # weights, gradients, momentum, average
+    # Autocast keeps activations of convolutions in 16 bits; norms and ReLU between them follow their inputs.
+    per_value = 4 if recipe.compute.precision == "fp32" else 2
+    activations = activation_bytes(net, size, micro_batch) * per_value // 4
+    state = 4 * parameters(net) * copies
+    multiply_adds = macs(net, size)
+    lines = [
+        ("run", run_url(recipe)),
+        ("net", f"{recipe.model.name}, {num_classes} classes: {parameters(net):,} parameters"),
+        ("stages", stages),
+        (
+            "cost",
+            f"{_giga(multiply_adds)} multiply-adds an image at {size} px, forward; training takes three times that",
+        ),
+        ("images", f"{num_train:,} training, {num_val:,} validation ({recipe.data.source})"),
+        (
+            "steps",
+            f"{steps.total:,} of {optim.batch} images: {steps.total * optim.batch / num_train:.1f} epochs, "
+            f"{_giga(3 * multiply_adds * optim.batch * steps.total)} multiply-adds in all",
+        ),
+        ("batch", f"{optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)"),
+        (
+            "memory",
+            f"about {(state + activations) / 2**30:.2f} GiB a worker: {state / 2**30:.2f} weights and optimizer, "
+            f"{activations / 2**30:.2f} activations",
+        ),
+        (
+            "checkpoint",
+            f"{4 * parameters(net) * (copies - 1) / 2**20:.0f} MiB each, {recipe.run.keep} newest and the best kept",
+        ),
+        ("lr", _lr_line(recipe, steps)),
+        ("", _lr_curve(recipe, steps)),
+    ]
+    if scaling.min_workers:
+        lines.append(
+            ("elastic", f"{scaling.min_workers} to {scaling.num_workers} workers share the same micro-batches")
+        )
+    return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def _rates(recipe: Recipe, steps: schedule.Steps, at: list[int]) -> list[float]:
+    events = Events(hold_end=0)  # drawn as if held for no time: how long depends on the run
+    return [learning_rate(recipe.schedule, recipe.optim, steps, step, events) for step in at]
+
+
+def _lr_line(recipe: Recipe, steps: schedule.Steps) -> str:
+    optim, s = recipe.optim, recipe.schedule
+    peak = f"peak {optim.peak_lr:g}"
+    if optim.lr_batch and optim.lr_batch != optim.batch:
+        peak += f" ({optim.lr:g} for {optim.lr_batch} images, scaled to {optim.batch})"
+    parts = [peak, s.kind]
+    if steps.milestones:
+        parts.append(f"x {s.gamma:g} at steps {', '.join(f'{m:,}' for m in steps.milestones)}")
+    if steps.warmup:
+        parts.append(f"{steps.warmup:,} steps of warm-up")
+    if s.hold_lr:
+        parts.append(f"{s.hold_lr:g} until training error is below {s.hold_until_error:g} %")
+    if s.kind == "plateau":
+        parts.append(f"x {s.gamma:g} after {s.patience} evaluations without improvement")
+    return ", ".join(parts)
+
+
+def _lr_curve(recipe: Recipe, steps: schedule.Steps, columns: int = 60) -> str:
+    columns = min(columns, steps.total)
+    rates = _rates(recipe, steps, [i * steps.total // columns for i in range(columns)])
+    return "".join(BARS[min(7, int(rate / max(rates) * 7.999))] for rate in rates)
+
+
+def _giga(count: float) -> str:
+    for factor, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if count >= factor:
+            return f"{count / factor:.3f} {unit}"
+    return f"{count / 1e6:.3f} M"

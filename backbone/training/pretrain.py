@@ -1,0 +1,242 @@
+"""Pretraining: what the job prepares on the driver, what every worker runs, what comes out."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone import artifact
+from backbone.data.augment import blend
+from backbone.data.loader import TrainSet, ValSet, train_loader, val_loader
+from backbone.data.sources import Source, check_splits, open_source
+from backbone.data.stream import MicroBatches, share
+from backbone.data.synthetic import SyntheticSource
+from backbone.inputs import InputConvention
+from backbone.nets import Backbone, build
+from backbone.nets.count import parameters
+from backbone.storage import filesystem, join
+from backbone.training import engine, schedule
+from backbone.training.curves import draw_curves
+from backbone.training.precise_bn import precise_bn
+from backbone.training.recipe import Data, Recipe, recipe_hash
+from backbone.training.run import open_run, run_url
+from backbone.training.state import Store
+from backbone.training.world import World
+
+STATISTICS_IMAGES = 10_000
+"""How many training images the mean image and deviations are taken over, at most, evenly spread over the classes."""
+
+
+def open_data(data: Data, seed: int) -> tuple[Source, Source]:
+    """Training and validation images.
+
+    Raises:
+        UserError: missing, empty, malformed, or splits whose classes differ.
+    """
+    if data.source == "synthetic":
+        return (
+            SyntheticSource(seed, data.train_images, data.size, "train"),
+            SyntheticSource(seed, data.val_images, data.size, "val"),
+        )
+    cache = data.cache or None
+    train, val = (open_source(data.source, place, cache) for place in (data.train, data.val))
+    check_splits(train, val)
+    return train, val
+
+
+def prepare(recipe: Recipe) -> dict[str, Any]:
+    """Check everything that can be checked before workers start; returns what `pretrain` needs, picklable.
+
+    Raises:
+        UserError: bad data, an impossible net or split, storage that cannot be used, another run under this name.
+    """
+    train, val = open_data(recipe.data, recipe.seed)
+    with torch.device("meta"):
+        net = build(recipe.model, len(train.classes))
+    state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
+    recipe = open_run(recipe, {"train": train.fingerprint, "val": val.fingerprint}, state_bytes)
+    inputs = input_convention(recipe, train)
+    return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "url": run_url(recipe)}
+
+
+def finished(url: str) -> dict[str, Any] | None:
+    """The metrics of a run that already ended in an artifact; None while it has not."""
+    fs, path = filesystem(url)
+    place = join(path, "artifact", "config.json")
+    return json.loads(fs.cat_file(place))["raybone"]["provenance"]["metrics"] if fs.exists(place) else None
+
+
+def pretrain(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+    """What every worker runs: train, exact batch statistics, judge, and on the first rank write the artifact.
+
+    Returns the metrics of the artifact, on every rank.
+    """
+    recipe = Recipe.model_validate(payload["recipe"])
+    task = Classification(recipe, payload["inputs"], *open_data(recipe.data, recipe.seed), world)
+    store = Store(join(payload["url"], "checkpoints"))
+    model, progress = engine.train(task, recipe, world, store, report)
+    if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
+        state = store.load(progress.best_step)
+        model.load_state_dict(state["average"] or state["model"])
+    if recipe.run.precise_bn and recipe.model.norm in ("batch", "sync"):
+        precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn), world)
+    metrics = engine.evaluate(task, model, world)
+    del metrics["val_seconds"]
+    if world.is_first:
+        write_results(payload["url"], recipe, task, model, progress, metrics)
+    return metrics
+
+
+def write_results(
+    url: str, recipe: Recipe, task: "Classification", model: nn.Module, progress: Any, metrics: dict
+) -> None:
+    """The artifact, the curves beside it and the history they were drawn from."""
+    assert isinstance(model, Backbone)
+    fs, path = filesystem(url)
+    steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
+    fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
+    fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name, metrics["val_error"]))
+    exported = progress.best_step if recipe.run.export == "best" else progress.step
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": recipe_hash(recipe),
+        "data": {"train": task.train.source.fingerprint, "val": task.val.source.fingerprint},
+        "train_images": task.num_samples,
+        "steps": exported,
+        "epochs": exported * steps.batch / steps.num_samples,
+        "bad_images": progress.bad,
+        "metrics": metrics,
+    }
+    artifact.save(join(url, "artifact"), model, task.inputs, task.train.source.classes, provenance)
+
+
+@dataclass
+class Classification:
+    """The engine's task: images to classes, cross-entropy."""
+
+    recipe: Recipe
+    inputs: InputConvention
+    train_source: Source
+    val_source: Source
+    world: World
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.recipe.seed)  # the same first weights on every rank
+        self.model = build(self.recipe.model, len(self.train_source.classes))
+        self.num_samples = len(self.train_source)
+        fill = tuple(round(255 * channel) for channel in self.inputs.mean)
+        self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, fill)
+        self.val = ValSet(self.val_source, self.recipe.data)
+        self._pin = self.world.device.type == "cuda"
+        mine = share(len(self.val_source), self.world.rank, self.world.size)
+        self._val_loader = val_loader(self.val, mine, self.recipe.optim.micro_batch, self._pin)
+        self._smoothing = self.recipe.optim.label_smoothing
+        augment = self.recipe.data.augment
+        self._shifts, self._blends = augment.pca > 0, augment.mixup > 0 or augment.cutmix > 0
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of each sample, and how many were wrong; with blending, against the larger share's label."""
+        images, labels = self._normalize(batch["images"], batch["shift"] if self._shifts else None), batch["labels"]
+        cross_entropy = partial(F.cross_entropy, reduction="none", label_smoothing=self._smoothing)
+        if not self._blends:
+            logits = self.model.classify(images).float()
+            return cross_entropy(logits, labels), {"error": 100.0 * (logits.argmax(1) != labels).sum()}
+        images, own = blend(images, batch["blending"])
+        partners = labels.view(-1, 2).flip(1).reshape(-1)
+        logits = self.model.classify(images).float()
+        losses = own * cross_entropy(logits, labels) + (1 - own) * cross_entropy(logits, partners)
+        larger = torch.where(own >= 0.5, labels, partners)
+        return losses, {"error": 100.0 * (logits.argmax(1) != larger).sum()}
+
+    def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
+        """This rank's training batches."""
+        return train_loader(self.train, micro_batches, self._pin)
+
+    def names(self, positions: range) -> list[str]:
+        """File names of the samples at these positions."""
+        return [self.train_source.name(self.train.stream[position][1]) for position in positions]
+
+    def plain_batches(self, step: int, num_images: int) -> Iterator[Tensor]:
+        """This rank's share of the next `num_images` of the stream, normalised, without colour shift and blending."""
+        size = self.recipe.optim.micro_batch
+        units = -(-num_images // size)
+        if self.recipe.model.norm == "sync":  # its statistics are a collective: equal shares
+            units = -(-units // self.world.size) * self.world.size
+        mine = share(units, self.world.rank, self.world.size)
+        start = step * (self.recipe.optim.batch // size)
+        stream = MicroBatches(size, size, 0, 1, start + mine.start, start + mine.stop)
+        with engine.autocast(self.recipe.compute, self.world.device):
+            for batch in train_loader(self.train, stream, self._pin):
+                yield self._normalize(batch["images"].to(self.world.device), None)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
+        """Top-1 and top-5 error, percent, and loss over the whole validation set, each image once."""
+        assert isinstance(model, Backbone)
+        sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+        bad: list[str] = []
+        for batch in self._val_loader:
+            labels = batch["labels"].to(world.device)
+            with engine.autocast(self.recipe.compute, self.world.device):
+                logits = model.classify(self._normalize(batch["images"].to(world.device), None)).float()
+            read = labels >= 0  # unreadable ones keep their place with label -1
+            logits, labels = logits[read], labels[read]
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), loss, read.sum()]).double()
+            bad += batch["bad"]
+        top1, top5, loss, count = world.sum(sums).tolist()
+        unread = sum(len(names) for names in world.gather(bad))
+        error, top5_error = 100 * (1 - top1 / count), 100 * (1 - top5 / count)
+        return {"error": error, "top5_error": top5_error, "loss": loss / count, "images": count, "unreadable": unread}
+
+    def _normalize(self, images: Tensor, shift: Tensor | None) -> Tensor:
+        normal = self.inputs.normalize(images, shift)
+        return normal.contiguous(memory_format=torch.channels_last) if self.recipe.compute.channels_last else normal
+
+
+def input_convention(recipe: Recipe, train: Source) -> InputConvention:
+    """What the net's input will be; statistics of the data are taken once a run and kept in its folder."""
+    data = recipe.data
+    inputs = InputConvention(size=data.size, crop_pct=data.crop_pct)
+    if data.normalize == "imagenet":
+        return inputs
+    fs, path = filesystem(run_url(recipe))
+    place = join(path, "statistics.safetensors")
+    if not fs.exists(place):
+        fs.pipe_file(place, save_tensors(statistics(train, data)))
+    found = load_tensors(fs.cat_file(place))
+    mean_image, std = found["mean_image"], tuple(found["std"].tolist())
+    # The paper subtracts the mean image and divides by nothing; the first batch norm makes the division immaterial.
+    inputs = InputConvention(size=data.size, crop_pct=data.crop_pct, std=std).with_mean_image(mean_image)
+    mean = inputs.mean
+    return (
+        inputs
+        if data.normalize == "pixel"
+        else InputConvention(size=data.size, crop_pct=data.crop_pct, mean=mean, std=std)
+    )
+
+
+def statistics(train: Source, data: Data) -> dict[str, Tensor]:
+    """Mean image, float32 [3, S, S], and deviation of each channel, float32 [3], both on the 0..1 scale."""
+    count = min(len(train), STATISTICS_IMAGES)
+    ids = np.argsort(train.labels, kind="stable")[np.arange(count) * len(train) // count]
+    total = torch.zeros(3, data.size, data.size, dtype=torch.float64)
+    squares = torch.zeros(3, dtype=torch.float64)
+    seen = 0
+    for batch in val_loader(ValSet(train, data), ids.tolist(), 64):
+        images = batch["images"][batch["labels"] >= 0].double() / 255
+        total += images.sum(0)
+        squares += images.square().sum(dim=(0, 2, 3))
+        seen += len(images)
+    mean_image = total / seen
+    variance = squares / (seen * data.size**2) - mean_image.mean(dim=(1, 2)).square()
+    return {"mean_image": mean_image.float(), "std": variance.sqrt().float()}

@@ -1,0 +1,129 @@
+"""A run is its name: the folder `<storage>/<name>`, and what may be submitted under it."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backbone.errors import UserError
+from backbone.storage import filesystem, is_local, join
+from backbone.training.recipe import Recipe, identity, recipe_hash
+
+
+def run_url(recipe: Recipe) -> str:
+    """Absolute place of the recipe's run.
+
+    Raises:
+        UserError: the storage is relative in a submitted job, whose working directory is a copy thrown away after it.
+    """
+    storage = recipe.run.storage
+    if "://" not in storage:
+        path = Path(storage).expanduser()
+        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise UserError(
+                f"run.storage {storage!r} is relative, and a submitted job runs in a copy of the working directory that "
+                "does not outlive it; give an absolute path that all nodes see, or a URL: --run.storage /shared/runs"
+            )
+        storage = str(path.resolve())
+    return join(storage, recipe.run_name)
+
+
+def open_run(recipe: Recipe, fingerprints: dict[str, str], num_bytes: int) -> Recipe:
+    """Create the run's folder, or check that this recipe may go on in it; returns the recipe with its micro-batch.
+
+    `fingerprints` identify the data; `num_bytes` is the size of one checkpoint, by which free space is judged.
+
+    Raises:
+        UserError: the storage cannot be written or is too full, the batch does not split over the workers, or another
+            recipe or other data live under this name; the message shows the differences.
+    """
+    url = run_url(recipe)
+    fs, path = filesystem(url)
+    record = join(path, "run.json")
+    old = json.loads(fs.cat_file(record)) if fs.exists(record) else None
+    if not recipe.optim.micro_batch:
+        micro_batch = old["identity"]["optim.micro_batch"] if old else first_micro_batch(recipe)
+        optim = recipe.optim.model_copy(update={"micro_batch": micro_batch})
+        recipe = recipe.model_copy(update={"optim": optim, "name": recipe.run_name})
+    check_split(recipe)
+    new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
+    if old:
+        _check_same(url, old, new)
+    _check_writable(url, num_bytes * (recipe.run.keep + 2))
+    if not old:
+        fs.pipe_file(
+            join(path, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
+        )
+        fs.pipe_file(record, json.dumps(new, indent=2).encode())
+    return recipe
+
+
+def first_micro_batch(recipe: Recipe) -> int:
+    """The share of the batch of each of the most workers the recipe asks for; UserError where it does not split."""
+    batch, workers = recipe.optim.batch, max(1, recipe.scaling.num_workers)
+    if batch % workers:
+        sizes = [w for w in range(1, batch + 1) if batch % w == 0]
+        raise UserError(
+            f"optim.batch {batch} does not split over scaling.num_workers {workers}: take one of {sizes} workers, or "
+            f"batch {batch // workers * workers or workers} or {(batch // workers + 1) * workers}"
+        )
+    return batch // workers
+
+
+def check_split(recipe: Recipe) -> None:
+    """UserError unless micro-batch x accumulation x workers equals the batch (elastic ranges may deal unevenly)."""
+    optim, scaling = recipe.optim, recipe.scaling
+    units, workers = optim.batch // optim.micro_batch, max(1, scaling.num_workers)
+    sizes = [w for w in range(1, units + 1) if units % w == 0]
+    uneven = units % workers if not scaling.min_workers else 0
+    if workers > units or uneven:
+        raise UserError(
+            f"optim.batch {optim.batch} is {units} micro-batches of {optim.micro_batch}, which do not split over "
+            f"scaling.num_workers {workers}: take one of {sizes} workers, or a smaller optim.micro_batch for a new run"
+        )
+    if scaling.min_workers and recipe.model.norm == "sync":
+        raise UserError("model.norm sync needs equal shares: an elastic range (scaling.min_workers) may deal unevenly")
+    group = recipe.model.bn_group
+    if group and optim.micro_batch % group:
+        raise UserError(f"model.bn_group {group} does not divide the micro-batch of {optim.micro_batch}")
+    if (recipe.data.augment.mixup or recipe.data.augment.cutmix) and optim.micro_batch % 2:
+        raise UserError(f"mixup and cutmix mix pairs: the micro-batch of {optim.micro_batch} is odd")
+
+
+def _check_same(url: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    lines = [
+        f"  {field}: the run has {before!r}, this recipe {new['identity'].get(field)!r}"
+        for field, before in old["identity"].items()
+        if before != new["identity"].get(field)
+    ]
+    lines += [
+        f"  {split} data: other images or labels (fingerprint {before[:12]}, now {new['data'][split][:12]})"
+        for split, before in old["data"].items()
+        if before != new["data"][split]
+    ]
+    if lines:
+        raise UserError(
+            "\n".join(
+                [f"{url} is another run:", *lines, "give this one another --name, or resume with its recipe.yaml"]
+            )
+        )
+
+
+def _check_writable(url: str, num_bytes: int) -> None:
+    fs, path = filesystem(url)
+    try:
+        fs.makedirs(path, exist_ok=True)
+        if is_local(url):
+            with tempfile.TemporaryFile(dir=path):
+                free = shutil.disk_usage(path).free
+            if free < num_bytes:
+                raise UserError(
+                    f"run.storage {path}: {free / 2**20:.0f} MiB free, but checkpoints take {num_bytes / 2**20:.0f} MiB; "
+                    "free some, lower run.keep, or choose another storage"
+                )
+    except OSError as error:
+        raise UserError(f"run.storage {url} cannot be written: {error}") from error

@@ -1,0 +1,204 @@
+"""What a resume needs, and the store it lives in. Stop anywhere and resume equals never stopped, bit for bit on CPU.
+
+Order, augmentation, dropout and learning rate are functions of integers (seed, step), so no generator is saved: the
+state is the weights, the optimizer's, and `Progress`. It does not depend on the number of workers.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone.errors import UserError
+from backbone.storage import filesystem, is_local, join
+from backbone.training.schedule import Events
+
+VERSION = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain numbers and strings only, so that it loads with `weights_only=True`."""
+
+    step: int = 0
+    """Optimizer steps done; `step * batch` samples have been consumed."""
+
+    events: Events = field(default_factory=Events)
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every log record and evaluation so far, in order."""
+
+    best: float = math.inf
+    """Lowest validation error, percent, and `best_step` where it was."""
+
+    best_step: int = -1
+    bad: dict[str, int] = field(default_factory=dict)
+    """Images skipped as unreadable, each with the step it was first met at."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "history": list(self.history), "bad": dict(self.bad)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Progress":
+        events = {**values["events"], "drops": tuple(values["events"]["drops"])}
+        return Progress(**{**values, "events": Events(**events)})
+
+
+class Store:
+    """Checkpoints of one run: `<url>/step-00001234/{state.pt, manifest.json}`, local or remote.
+
+    A checkpoint exists once its manifest does. Locally it is written aside and renamed; remotely, where nothing can be
+    renamed at once, the manifest is written last.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.path = filesystem(url)
+        self.local = is_local(url)
+
+    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Write one checkpoint, durable and complete or not at all.
+
+        Raises:
+            UserError: the storage is full or not writable; checkpoints already there are untouched.
+        """
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **state}, buffer)
+        data = buffer.getbuffer()
+        digest = hashlib.sha256(data).hexdigest()
+        manifest = json.dumps({"version": VERSION, "step": step, "bytes": len(data), "sha256": digest, **metrics})
+        final = join(self.path, f"step-{step:08d}")
+        aside = join(self.path, f".step-{step:08d}.{os.getpid()}") if self.local else final
+        try:
+            self.fs.makedirs(aside, exist_ok=True)
+            for name, content in (("state.pt", data), ("manifest.json", manifest.encode())):
+                with self.fs.open(join(aside, name), "wb") as file:
+                    file.write(content)
+                    if self.local:
+                        file.flush()
+                        os.fsync(file.fileno())
+            if self.local:
+                shutil.rmtree(final, ignore_errors=True)  # a damaged one, or the same step before a fallback
+                Path(aside).rename(final)
+        except OSError as error:
+            if self.local:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise UserError(
+                f"cannot write checkpoint {self.url}/step-{step:08d} ({len(data) / 2**20:.0f} MiB): {error}; "
+                "free space or choose another run.storage, then submit again: the run goes on from the one before"
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, rising."""
+        if not self.fs.exists(self.path):
+            return []
+        names = [str(entry).rstrip("/").split("/")[-1] for entry in self.fs.ls(self.path, detail=False)]
+        steps = [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
+        return sorted(step for step in steps if self.fs.exists(self._file(step, "manifest.json")))
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state of one checkpoint, on CPU.
+
+        Raises:
+            ValueError: it is damaged or of another version; the message says which.
+        """
+        try:
+            manifest = self.manifest(step)
+            data = self.fs.cat_file(self._file(step, "state.pt"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"step-{step:08d} cannot be read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
+            raise ValueError(f"step-{step:08d} is damaged: its SHA-256 is not the manifest's")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if state["version"] != VERSION:
+            raise ValueError(f"step-{step:08d} has state version {state['version']}; this raybone reads {VERSION}")
+        return state
+
+    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest state that verifies; each one passed over is named through `say`."""
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except ValueError as error:
+                say(f"checkpoint {error}; falling back to the one before")
+        return None
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """Size, checksum and metrics of one checkpoint."""
+        return json.loads(self.fs.cat_file(self._file(step, "manifest.json")))
+
+    def prune(self, keep: int, best_step: int) -> None:
+        """Remove all but the newest `keep` and the best, and what a killed writer left behind."""
+        for step in self.steps()[:-keep]:
+            if step != best_step:
+                self.fs.rm(join(self.path, f"step-{step:08d}"), recursive=True)
+        if self.local:
+            for left in Path(self.path).glob(".step-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _file(self, step: int, name: str) -> str:
+        return join(self.path, f"step-{step:08d}", name)
+
+
+class Checkpointer:
+    """Saves without holding up the loop: it waits for a copy to host memory, a thread does the rest."""
+
+    def __init__(self, store: Store, keep: int) -> None:
+        self.store, self.keep = store, keep
+        self._copy: Any = None
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: dict[str, Any], progress: Progress, metrics: dict[str, float]) -> None:
+        """Copy `state` (a tree of dicts, lists, tensors) and write it behind the loop's back.
+
+        Raises:
+            UserError: the write before this one failed.
+        """
+        self.wait()
+        self._copy = _copy_to_host(state, self._copy)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        tree = {**self._copy, "progress": progress.as_dict()}
+        self._writer = threading.Thread(target=self._write, args=(replace(progress), tree, metrics), daemon=True)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until the last write is on disk. Raises what went wrong with it."""
+        if self._writer:
+            self._writer.join()
+            self._writer = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, progress: Progress, tree: dict[str, Any], metrics: dict[str, float]) -> None:
+        try:
+            self.store.save(progress.step, tree, metrics)
+            self.store.prune(self.keep, progress.best_step)
+        except BaseException as error:  # raised again in the loop, by wait()
+            self._error = error
+
+
+def _copy_to_host(tree: Any, into: Any) -> Any:
+    """Deep copy with every tensor in host memory, reusing the buffers of the copy before where shapes agree."""
+    if isinstance(tree, Tensor):
+        if not isinstance(into, Tensor) or into.shape != tree.shape or into.dtype != tree.dtype:
+            into = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
+        return into.copy_(tree.detach(), non_blocking=True)
+    if isinstance(tree, dict):
+        old = into if isinstance(into, dict) else {}
+        return {key: _copy_to_host(value, old.get(key)) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        old = into if isinstance(into, list) and len(into) == len(tree) else [None] * len(tree)
+        return [_copy_to_host(value, slot) for value, slot in zip(tree, old, strict=True)]
+    return tree

@@ -1,0 +1,66 @@
+"""The processes that train together: torch.distributed where there are several, nothing where there is one."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place. Collectives must be called by all ranks, in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def min(self, values: Tensor) -> Tensor:
+        """Minimum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable value of each rank, on every rank."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the first one's buffers: moving averages of batch statistics, which each rank keeps alone."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def local_world(use_gpu: bool) -> Generator[World]:
+    """The world without Ray: this process alone, or the ones torchrun started."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    try:
+        yield World(int(os.environ.get("RANK", "0")), size, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,38 @@
+"""Pretrain a backbone: on this machine, or on a Ray cluster with `ray job submit --working-dir . -- python jobs/pretrain.py`."""
+
+import sys
+import time
+
+from backbone.cli import fail, parse
+from backbone.errors import UserError
+from backbone.training.recipe import Recipe
+
+
+def main() -> None:
+    recipe, flags = parse(Recipe, sys.argv[1:], {"dry_run": "print net, cost, steps and batch split, then stop"})
+    from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
+    from backbone.training.plan import describe
+    from backbone.training.pretrain import finished, open_data, prepare, pretrain
+
+    try:
+        if flags["dry_run"]:
+            train, val = open_data(recipe.data, recipe.seed)
+            print(describe(recipe, len(train), len(val), len(train.classes)))
+            return
+        payload = prepare(recipe)
+        metrics = finished(payload["url"])
+        if metrics:
+            print(f"{payload['url']} is finished; another --name or --seed begins another run")
+        else:
+            began = time.monotonic()
+            metrics = launch(pretrain, payload, recipe.scaling)
+            print(f"trained in {time.monotonic() - began:.0f} s")
+    except (UserError, FloatingPointError) as error:
+        fail(error)
+    print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
+    print(f"curves    {payload['url']}/curves.png")
+    print(f"artifact  {payload['url']}/artifact")
+
+
+if __name__ == "__main__":
+    main()

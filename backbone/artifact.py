@@ -192,12 +192,13 @@ def timm_name(options: NetOptions) -> str | None:
 
     timm and torchvision cannot express stride in the first 1x1, and would load such weights without a word.
     """
-    if options.width != 1:
-        return None
     if options.net == "vgg":
-        return options.name if options.norm in ("batch", "none") else None
-    plain = NetOptions(depth=options.depth, zero_init_residual=options.zero_init_residual)
-    return options.name if options == plain else None
+        usual = NetOptions(net="vgg", depth=options.depth, norm=options.norm)
+        return options.name if options == usual and options.norm in ("batch", "none") else None
+    if options.net == "resnet":
+        usual = NetOptions(depth=options.depth, zero_init_residual=options.zero_init_residual)
+        return options.name if options == usual else None
+    return None
 
 
 def environment() -> dict[str, Any]:

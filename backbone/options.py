@@ -89,6 +89,8 @@ class NetOptions(Strict):
             raise ValueError(f"stride_in_1x1 concerns bottlenecks (50, 101, 152 layers); {self.name} has none")
         if self.shortcut == "none" and (self.shortcut_scale != 1 or self.residual_scale != 1 or self.preact):
             raise ValueError("shortcut none leaves shortcut_scale, residual_scale and preact without meaning")
+        if self.shortcut == "none" and self.zero_init_residual:
+            raise ValueError("zero_init_residual needs shortcuts: a plain net would put out nothing but zeros")
         if self.bn_group and self.norm != "batch":
             raise ValueError(f"bn_group is read by norm batch only, not by {self.norm}")
         if self.width <= 0 or self.bn_group < 0:

@@ -24,9 +24,9 @@ SIDE = (0.25, 0.8)  # diameter of a lone object's circumcircle, as a part of the
 SMALLEST = 0.14  # the same, of objects shrunk to fit
 TRIES = 20
 HIDDEN = 0.3  # at most this part of an object is hidden by later ones
-PERIOD = (0.2, 0.32)  # of the texture, as a part of the object's diameter
-FINEST = 3.5  # pixels: a shorter period could not be seen
-CONTRAST = 110  # grey levels between a texture's two colours, at least, in one channel
+PERIOD = (0.22, 0.34)  # of the texture, as a part of the object's diameter
+FINEST = 4.0  # pixels: a shorter period could not be seen
+CONTRAST = 60  # grey levels between a texture's darker and lighter colour, at least, in every channel
 NOISE = (2.0, 8.0)  # standard deviation of the sensor noise, grey levels
 SUBPIXEL = 4  # bits of fraction in coordinates given to OpenCV
 QUANTILES = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
@@ -187,9 +187,11 @@ def _paint(draws: Iterator[float], patch: np.ndarray, cover: np.ndarray, texture
     """Put two colours in stripes or dots on a patch of the image, in place."""
     period = max(_between(draws, *PERIOD) * diameter, FINEST)
     turn, across, along = (next(draws) * 2 * math.pi for _ in range(3))
-    one, two = np.array(_colour(draws), np.float32), np.array(_colour(draws), np.float32)
-    while np.abs(one - two).max() < CONTRAST:
-        two = np.array(_colour(draws), np.float32)
+    span = (255 - CONTRAST) / 255
+    one = np.array(_colour(draws), np.float32) * (span / 2)
+    two = 255 - np.array(_colour(draws), np.float32) * (span / 2)
+    if next(draws) < 0.5:
+        one, two = two, one
     height, width = cover.shape
     step = 2 * math.pi / period
     x = np.arange(width, dtype=np.float32) * step

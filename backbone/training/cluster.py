@@ -45,7 +45,7 @@ def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[st
     display = Display(payload["url"])
     try:
         if scaling.num_workers == 0:
-            with local_world(scaling.use_gpu) as world:
+            with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
                 return worker(payload, world, display.show if world.is_first else lambda record: None)
         return _launch_on_ray(worker, payload, scaling, display)
     finally:

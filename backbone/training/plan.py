@@ -19,6 +19,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> 
         UserError: the batch does not split over the workers, or the net cannot be built.
     """
     optim, scaling, size = recipe.optim, recipe.scaling, recipe.data.size
+    url = run_url(recipe)
     micro_batch = optim.micro_batch or first_micro_batch(recipe)
     recipe = recipe.model_copy(update={"optim": optim.model_copy(update={"micro_batch": micro_batch})})
     check_split(recipe)
@@ -35,7 +36,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> 
     state = 4 * parameters(net) * copies
     multiply_adds = macs(net, size)
     lines = [
-        ("run", run_url(recipe)),
+        ("run", url),
         ("net", f"{recipe.model.name}, {num_classes} classes: {parameters(net):,} parameters"),
         ("stages", stages),
         (

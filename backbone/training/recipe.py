@@ -218,7 +218,9 @@ class Scaling(Strict):
     """Elastic: go on with any number from here to num_workers when nodes come and go. 0: always num_workers."""
 
     use_gpu: bool = False
+
     cpus_per_worker: int = Field(1, ge=1)
+    """Cores reserved for a worker, and the threads torch computes with in it."""
 
     max_failures: int = Field(3, ge=0)
     """Restarts from the newest checkpoint after a worker or node died, before the job gives up."""

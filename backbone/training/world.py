@@ -51,10 +51,11 @@ class World:
 
 
 @contextmanager
-def local_world(use_gpu: bool) -> Generator[World]:
+def local_world(use_gpu: bool, threads: int) -> Generator[World]:
     """The world without Ray: this process alone, or the ones torchrun started."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    torch.set_num_threads(threads)  # as Ray does for its workers
     if use_gpu:
         torch.cuda.set_device(device)
     if size > 1:

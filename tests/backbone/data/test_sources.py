@@ -462,7 +462,7 @@ def test_parquet_needs_room(tmp_path, monkeypatch, cache):
         yield
 
     monkeypatch.setattr(parquet, "_copy", full)
-    with pytest.raises(UserError, match="need .* bytes in"):
+    with pytest.raises(UserError, match=r"need .* bytes in"):
         open_source("parquet", str(path))
     assert not list(cache.glob("*.tmp"))
 

@@ -4,6 +4,7 @@ What is trained comes as a `Task`; where and with whom as a `World`; what a resu
 """
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -144,8 +145,11 @@ class Trainer:
         if world.size > 1:
             # Buffers are batch statistics, which each rank keeps alone and shares when they are read.
             device_ids = [world.device] if world.device.type == "cuda" else None
+            # torch 2.15 renamed the option.
+            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            local_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             module = DistributedDataParallel(
-                module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                module, device_ids=device_ids, gradient_as_bucket_view=True, **local_buffers
             )
         self.module = module.train()
 

@@ -1,0 +1,305 @@
+"""The loop: learns, stops anywhere and goes on bit for bit, on any number of ranks, and says what breaks."""
+
+import copy
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from backbone.artifact import load
+from backbone.data.stream import MicroBatches
+from backbone.data.synthetic import SyntheticSource
+from backbone.errors import BadImage, UserError
+from backbone.inputs import InputConvention
+from backbone.training import engine
+from backbone.training.pretrain import Classification, prepare, pretrain
+from backbone.training.recipe import Recipe
+from backbone.training.state import Store
+from backbone.training.world import World, local_world
+
+ALONE = World(0, 1, torch.device("cpu"))
+Make = Callable[..., Recipe]
+
+
+class Stop(Exception):
+    """A kill, as the loop sees it: nothing of it runs on."""
+
+
+def run(recipe: Recipe, stop_at: int = -1, world: World = ALONE) -> list[dict]:
+    """Prepare and train as the job does; with `stop_at`, break off at the first record from that step on."""
+    records: list[dict] = []
+
+    def report(record: dict[str, Any]) -> None:
+        records.append(record)
+        if 0 <= stop_at <= record.get("step", -1):
+            raise Stop
+
+    payload = prepare(recipe)
+    try:
+        pretrain(payload, world, report)
+    except Stop:
+        pass
+    return records
+
+
+def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint: weights, averages, momentum."""
+    state = Store(f"{recipe.run.storage}/{recipe.run_name}/checkpoints").newest(print)
+    assert state is not None
+    momentum = {f"momentum{k}": v["momentum_buffer"] for k, v in state["optimizer"]["state"].items()}
+    return {**state["model"], **{f"average.{k}": v for k, v in state["average"].items()}, **momentum}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def is_average(name: str) -> bool:
+    """Moving averages of batch statistics, which are the first rank's own."""
+    return "running" in name or "tracked" in name
+
+
+OPTIONS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"optim.ema": 0.9, "optim.clip": 1.0, "optim.nesterov": True, "optim.decay": "conv"}, id="ema-clip"),
+    pytest.param({"compute.precision": "bf16", "optim.micro_batch": 4, "schedule.hold_lr": 0.01}, id="bf16-accumulate"),
+    pytest.param(
+        {"model": {"net": "vgg", "depth": 11, "norm": "none", "width": 0.05}, "schedule.kind": "plateau"}, id="dropout"
+    ),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stopping_twice_changes_nothing(tiny: Make, options: dict) -> None:
+    whole, parts = tiny({**options, "name": "whole"}), tiny({**options, "name": "parts"})
+    run(whole)
+    first = run(parts, stop_at=6)  # past the checkpoint of step 4, in the first epoch
+    second = run(parts, stop_at=13)
+    third = run(parts)
+    assert max(r.get("step", 0) for r in first) < 10
+    assert any("resuming at step 4" in r.get("text", "") for r in second)
+    assert any("resuming at step 12" in r.get("text", "") for r in third)
+    assert_equal(weights(whole), weights(parts))
+    losses = [
+        [
+            (r["step"], r["loss"])
+            for r in Store(f"{x.run.storage}/{x.name}/checkpoints").newest(print)["progress"]["history"]
+            if "loss" in r
+        ]
+        for x in (whole, parts)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_not_trained_again(tiny: Make) -> None:
+    run(tiny())
+    again = run(tiny())
+    assert not any(r["kind"] == "log" for r in again)
+
+
+def _rank(rank: int, size: int, port: int, recipe: dict, stop_at: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with local_world(use_gpu=False, threads=1) as world:
+        run(Recipe.model_validate(recipe), stop_at, world)
+        if stop_at >= 0:
+            os._exit(0)  # no farewell to the other ranks, which are stopping too
+
+
+def run_ranks(recipe: Recipe, size: int, stop_at: int = -1) -> None:
+    prepare(recipe)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["backbone.training.pretrain"])
+    tree = recipe.model_dump(mode="json")
+    ranks = [context.Process(target=_rank, args=(r, size, port, tree, stop_at)) for r in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert stop_at >= 0 or [process.exitcode for process in ranks] == [0] * size
+
+
+def test_the_number_of_ranks_may_change_on_the_way(tiny: Make) -> None:
+    """2 -> 1 -> 2 ranks: the same global batches in the same two micro-batches, so the same weights, bit for bit.
+
+    With more micro-batches a step, sums run in another order and weights agree to rounding. Moving averages of batch
+    statistics are the first rank's own; the artifact's are exact over all images.
+    """
+    options = {"optim.micro_batch": 8, "optim.ema": 0.9}
+    alone, resized = tiny({**options, "name": "alone"}), tiny({**options, "name": "resized"})
+    run(alone)
+    run_ranks(resized, 2, stop_at=10)
+    assert Store(f"{resized.run.storage}/resized/checkpoints").steps()[-1] == 8
+    run(resized, stop_at=20)
+    assert Store(f"{resized.run.storage}/resized/checkpoints").steps()[-1] == 16
+    run_ranks(resized, 2)
+    assert_equal(*({k: v for k, v in weights(x).items() if not is_average(k)} for x in (alone, resized)))
+    artifacts = [load(f"{x.run.storage}/{x.name}/artifact")[0].state_dict() for x in (alone, resized)]
+    for name in (k for k in artifacts[0] if "tracked" not in k):
+        torch.testing.assert_close(artifacts[0][name], artifacts[1][name], rtol=1e-6, atol=1e-7)
+
+
+def test_ranks_with_unequal_shares_take_the_same_step(tiny: Make) -> None:
+    """3 ranks, 4 micro-batches: dealt 1, 1, 2. Sums run in another order, so equal to rounding only."""
+    options = {"optim.micro_batch": 4, "schedule.total": 3, "run.checkpoint_every": 0}
+    alone, three = tiny({**options, "name": "alone"}), tiny({**options, "name": "three"})
+    run(alone)
+    run_ranks(three, 3)
+    a, b = weights(alone), weights(three)
+    for name in (k for k in a if not is_average(k)):
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_step_equals_a_bare_sgd_step(tiny: Make) -> None:
+    """Against torch.optim written out: smoothing, clipping, accumulation, weight decay on convolutions alone."""
+    recipe = tiny(
+        {
+            "optim.decay": "conv",
+            "optim.weight_decay": 0.1,
+            "optim.label_smoothing": 0.1,
+            "optim.clip": 0.5,
+            "optim.micro_batch": 8,
+            "schedule.kind": "constant",
+            "run.checkpoint_every": 0,
+            "schedule.total": 2,
+            "run.log_every": 1,
+        }
+    )
+    payload = prepare(recipe)
+    recipe = Recipe.model_validate(payload["recipe"])
+    source = [SyntheticSource(0, 160, 32, "train"), SyntheticSource(0, 50, 32, "val")]
+    task = Classification(recipe, InputConvention(size=32, crop_pct=1.0), *source, ALONE)
+    reference = copy.deepcopy(task.model).train()
+    engine.train(task, recipe, ALONE, Store(payload["url"] + "/checkpoints"), lambda record: None)
+
+    convolutions = [m.weight for m in reference.modules() if isinstance(m, nn.Conv2d)]
+    others = [p for p in reference.parameters() if all(p is not c for c in convolutions)]
+    optimizer = torch.optim.SGD(
+        [{"params": convolutions, "weight_decay": 0.1}, {"params": others}], lr=0.05, momentum=0.9
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for step in range(2):
+        for half in range(2):
+            batch = task.train.__getitems__(range(step * 16 + half * 8, step * 16 + half * 8 + 8))
+            x = ((batch["images"].permute(0, 2, 3, 1) / 255 - mean) / std).permute(0, 3, 1, 2)
+            (F.cross_entropy(reference.classify(x), batch["labels"], label_smoothing=0.1) / 2).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, mine), expected in zip(task.model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_decay_groups(tiny: Make) -> None:
+    task = Classification(
+        tiny({"optim.micro_batch": 16}),
+        InputConvention(size=32),
+        SyntheticSource(0, 16, 32),
+        SyntheticSource(1, 16, 32),
+        ALONE,
+    )
+    counts = {}
+    for decay in ("all", "conv", "no_norm_bias"):
+        optim = tiny({"optim.decay": decay}).optim
+        groups = engine.build_optimizer(task.model, optim).param_groups
+        counts[decay] = [
+            sum(p.numel() for g in groups if (g["weight_decay"] > 0) == on for p in g["params"]) for on in (True, False)
+        ]
+    norms = sum(p.numel() for m in task.model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    total = sum(p.numel() for p in task.model.parameters())
+    fc = task.model.fc
+    assert counts["all"] == [total, 0]
+    assert counts["no_norm_bias"] == [total - norms - fc.bias.numel(), norms + fc.bias.numel()]
+    assert counts["conv"] == [
+        total - norms - fc.weight.numel() - fc.bias.numel(),
+        norms + fc.weight.numel() + fc.bias.numel(),
+    ]
+
+
+def test_ema_is_the_closed_form(tiny: Make) -> None:
+    recipe = tiny({"optim.ema": 0.75, "optim.micro_batch": 16})
+    task = Classification(
+        recipe, InputConvention(size=32), SyntheticSource(0, 64, 32), SyntheticSource(1, 16, 32), ALONE
+    )
+    trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
+    meter = engine.Meter(ALONE, 16)
+    expected = task.model.fc.weight.detach().clone()
+    micro_batches = MicroBatches(16, 16, 0, 1, 0, 4)
+    batches = iter(task.batches(micro_batches))
+    for step in range(4):
+        trainer.step(batches, micro_batches, 0.1, step, meter)
+        expected = 0.75 * expected + 0.25 * task.model.fc.weight.detach()
+    torch.testing.assert_close(trainer.judged.fc.weight, expected)
+
+
+class OneBroken(SyntheticSource):
+    """Image 7 is white noise to the loader and NaN to nobody: it cannot be read."""
+
+    def image(self, i: int):
+        if i == 7:
+            raise BadImage("shard.tar:7.jpg: truncated")
+        return super().image(i)
+
+
+def test_broken_images_are_counted_and_bounded(tiny: Make) -> None:
+    options = {"data.on_bad": "skip", "data.max_bad": 1, "optim.micro_batch": 16}
+    recipe = tiny(options)
+    task = Classification(recipe, InputConvention(size=32), OneBroken(0, 160, 32), SyntheticSource(1, 16, 32), ALONE)
+    _, progress = engine.train(task, recipe, ALONE, Store(f"{recipe.run.storage}/a"), lambda record: None)
+    assert list(progress.bad) == ["shard.tar:7.jpg: truncated"]
+    recipe = tiny({**options, "data.max_bad": 0})
+    task = Classification(recipe, InputConvention(size=32), OneBroken(0, 160, 32), SyntheticSource(1, 16, 32), ALONE)
+    with pytest.raises(UserError, match="shard.tar:7.jpg"):
+        engine.train(task, recipe, ALONE, Store(f"{recipe.run.storage}/b"), lambda record: None)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_sample(tiny: Make) -> None:
+    recipe = tiny({"optim.micro_batch": 8})
+    task = Classification(
+        recipe, InputConvention(size=32), SyntheticSource(0, 160, 32), SyntheticSource(1, 16, 32), ALONE
+    )
+    position = 9 * 16 + 11  # step 9, second micro-batch
+    sample = task.train.stream[position][1]
+    loss = task.loss
+
+    def broken(batch: dict) -> tuple:
+        losses, sums = loss(batch)
+        hit = (batch["labels"] == 99).float()
+        return losses + hit * float("inf"), sums
+
+    image = task.train.source.image
+    task.train.source.labels = task.train.source.labels.copy()
+    poisoned = []
+
+    def poison(i: int):
+        poisoned.append(i)
+        return image(i)
+
+    task.train.source.image = poison
+    original = task.train.__getitems__
+
+    def getitems(positions: range):
+        batch = original(positions)
+        if position in positions:
+            batch["images"] = batch["images"].clone()
+            batch["shift"][position - positions[0]] = float("nan")
+        return batch
+
+    task.train.__getitems__ = getitems
+    task._shifts = True
+    # a NaN image makes the batch statistics of its whole micro-batch NaN; group norm keeps it to itself
+    store = Store(f"{recipe.run.storage}/nan")
+    with pytest.raises(FloatingPointError, match=r"step 9, sample .*"):
+        engine.train(task, recipe, ALONE, store, lambda record: None)
+    assert store.steps()[-1] == 8
+    assert sample in poisoned

@@ -203,8 +203,8 @@ def timm_name(options: NetOptions) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Where and with what something was made: versions, git revision, hardware, date (UTC)."""
-    packages = ("torch", "torchvision", "numpy", "ray", "albumentations")
-    versions = {"python": platform.python_version()}
+    packages = ("torchvision", "numpy", "ray", "albumentations")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -6,6 +6,7 @@ tyro draws the help. File and command line are merged into one tree and checked 
 faults of both come together, in one form, and a pair of fields that depend on each other may come from either.
 """
 
+import copy
 import difflib
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def parse(model: type[T], argv: list[str], flags: dict[str, str] | None = None) 
         tree = read_yaml(file) if file else {}
         if wants_help:
             _help(model, validate(model, tree, file) if file else model(), flags)
-        return validate(model, tree, file or "recipe", overrides), given
+        return validate(model, tree, file, overrides), given
     except UserError as error:
         fail(error)
 
@@ -52,8 +53,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 3, 0.4)
-        raise UserError(f"{path}: no such recipe" + (f"; there is {', '.join(near)}" if near else "")) from error
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
+        there = "; there is " + ", ".join(f"{stem}.yaml" for stem in near) if near else ""
+        raise UserError(f"{path}: no such recipe{there}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -63,7 +65,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[str, Any] | None = None) -> T:
     """Check `tree`, with dotted `overrides` on top of it; UserError with one line a fault."""
-    overrides = overrides or {}
+    tree, overrides = copy.deepcopy(tree), overrides or {}
     for name, value in overrides.items():
         *sections, field = name.split(".")
         node = tree
@@ -78,7 +80,10 @@ def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[s
         lines = []
         for fault in error.errors(include_url=False):
             field = ".".join(map(str, fault["loc"]))
-            origin = "command line" if any(f"{field}.".startswith(f"{name}.") for name in overrides) else where
+            overridden = any(f"{field}.".startswith(f"{name}.") for name in overrides)
+            concerned = any(not field or name.startswith(f"{field}.") for name in overrides)
+            origins = [where] * (not overridden) + ["command line"] * (overridden or concerned)
+            origin = " and ".join(filter(None, origins))
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
                 message = "unknown key" + _suggestion(field, list(fields(model)))
@@ -121,8 +126,10 @@ def _read(
             values.append(words.pop(0))
         if word in ("-h", "--help"):
             wants_help = True
-        elif word.startswith("--") and name in flags and not values:
+        elif word.startswith("--") and name in flags:
             given[name] = True
+            if values:
+                faults.append(f"command line: {word}: takes no value, not {' '.join(values)}")
         elif word == "--config" and len(values) == 1:
             file = values[0]
         elif word == "--config":

@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class InputConvention:
     """Input of a backbone: RGB or BGR, mean and deviation on the 0..1 scale, and how an image is brought to size.
 
-    `mean_image`, float32 [3, size, size] on the 0..1 scale, is the per-pixel mean of the paper (section 3.4). It applies to
+    `mean_image`, float32 [3, size, size] on the 0..1 scale, is the paper's per-pixel mean (section 3.4). It applies to
     inputs of its own size; inputs of any other size (fully convolutional tests, detection) get the channel means.
     """
 

@@ -15,7 +15,7 @@ VGG_DEPTHS = (11, 13, 16, 19)
 class Strict(BaseModel):
     """Base of all options: unknown keys are errors, values never change, docstrings of fields are their help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class NetOptions(Strict):
@@ -67,7 +67,8 @@ class NetOptions(Strict):
         if self.net == "resnet" and self.depth not in IMAGENET_DEPTHS:
             raise ValueError(f"depth {self.depth}: resnet has {', '.join(map(str, IMAGENET_DEPTHS))}")
         if self.net == "cifar_resnet" and (self.depth < 8 or (self.depth - 2) % 6):
-            near = [6 * n + 2 for n in ((self.depth - 2) // 6, (self.depth - 2) // 6 + 1) if n > 0]
+            below = (self.depth - 2) // 6
+            near = sorted({6 * max(n, 1) + 2 for n in (below, below + 1)})
             raise ValueError(f"depth {self.depth}: cifar_resnet has 6n+2 layers, so {' or '.join(map(str, near))}")
         if self.net == "vgg":
             if self.depth not in VGG_DEPTHS:

@@ -7,6 +7,7 @@ colour shift, mixup, CutMix) is drawn here and applied on the device, see `Draws
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,16 +28,15 @@ PCA_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.81
 def evaluation_view(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray:
     """Shorter side to size / crop_pct, then the central [size, size]; uint8 [H, W, 3] in and out.
 
-    Resized with PIL's antialiased bilinear filter, which torchvision's and timm's evaluation use: published accuracies
-    are measured on these pixels.
+    Resized with PIL's antialiased bilinear filter and rounded as torchvision's and timm's evaluation do: published
+    accuracies are measured on these pixels.
     """
     height, width = image.shape[:2]
-    scale = round(size / crop_pct) / min(height, width)
-    if scale != 1:
-        shape = max(size, round(width * scale)), max(size, round(height * scale))
-        image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
-        height, width = image.shape[:2]
-    top, left = (height - size) // 2, (width - size) // 2
+    target, shorter = int(size / crop_pct), min(height, width)
+    if target != shorter:
+        height, width = target * height // shorter, target * width // shorter
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]
 
 
@@ -51,7 +51,7 @@ def training_view(
 
     # "image": area averaging when shrinking. albumentations' default aliases, and its nets then see other images in
     # training than in any evaluation.
-    resize = {"interpolation": cv2.INTER_LINEAR, "area_for_downscale": "image"}
+    resize: dict[str, Any] = {"interpolation": cv2.INTER_LINEAR, "area_for_downscale": "image"}
     steps = {
         "paper": lambda: [
             A.SmallestMaxSize(max_size=list(range(options.shorter_side[0], options.shorter_side[1] + 1)), **resize),
@@ -62,15 +62,17 @@ def training_view(
         # image is subtracted after the crop, from where it stands. Differs by less than the mean image's own contrast.
         "cifar": lambda: [A.Pad(padding=4, fill=fill), A.RandomCrop(size, size)],
     }
-    compose = A.Compose([*steps[options.kind](), A.HorizontalFlip(p=0.5)])
+    transforms = [*steps[options.kind](), A.HorizontalFlip(p=0.5)]
     policy = _policy(options.policy)
 
     def view(image: np.ndarray, key: int) -> np.ndarray:
         if options.kind == "cifar":
             image = evaluation_view(image, size, crop_pct)
-        # One stream for each worker and epoch would repeat itself across workers, ranks and epochs.
-        compose.set_random_seed(key & 0x7FFFFFFF)
-        image = compose(image=image)["image"]
+        # Generators of a worker would repeat themselves across workers, ranks and epochs; and A.Compose would start
+        # all transforms from one seed, so that just those images are flipped which are cropped at the top.
+        for number, transform in enumerate(transforms):
+            transform.set_random_seed(mix(key, number))
+            image = transform(image=image)["image"]
         return policy(image, key) if policy else image
 
     return view
@@ -86,7 +88,7 @@ def _policy(name: str) -> Callable[[np.ndarray, int], np.ndarray] | None:
 
     def apply(image: np.ndarray, key: int) -> np.ndarray:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key >> 1)
+            torch.default_generator.manual_seed(key >> 1)  # torch.manual_seed would seed the GPUs too
             changed = transform(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
         return changed.permute(1, 2, 0).numpy()
 
@@ -97,7 +99,8 @@ def _policy(name: str) -> Callable[[np.ndarray, int], np.ndarray] | None:
 class Draws:
     """Draws what is applied on the device: colour shifts of samples, blending of pairs.
 
-    Positions 2k and 2k+1 form a pair. Neighbours are always in one micro-batch, so what is mixed with what does not depend on how many workers there are.
+    Positions 2k and 2k+1 form a pair. Neighbours are always in one micro-batch, so what is mixed with what does not
+    depend on how many workers there are.
     """
 
     options: Augment

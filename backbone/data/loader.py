@@ -57,8 +57,8 @@ class TrainSet(Dataset):
         blending = [draws.blending(position) for position in positions]
         return _batch(images, labels, shifts, blending, positions[0], bad)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__(range(position, position + 1))
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__(range(index, index + 1))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_view": None}
@@ -99,8 +99,8 @@ class ValSet(Dataset):
         none = np.zeros((len(ids), 8), np.float32)
         return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
 
-    def __getitem__(self, sample: int) -> Batch:
-        return self.__getitems__([sample])
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
 
 
 def train_loader(train_set: TrainSet, batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
@@ -130,7 +130,7 @@ def _one_thread(worker: int = 0) -> None:
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

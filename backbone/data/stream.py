@@ -1,8 +1,8 @@
 """In which order images are trained on: a pure function of (seed, epoch, position).
 
 The position counts the samples all workers have consumed since the run began. It is the only thing a resume needs to
-know about the data. Epochs follow one another without a seam: a batch may hold the end of one and the start of the next,
-so every sample is used exactly once an epoch whatever the batch size, and nothing is padded or dropped.
+know about the data. Epochs follow one another without a seam: a batch may hold the end of one and the start of the
+next, so every sample is used exactly once an epoch whatever the batch size, and nothing is padded or dropped.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,10 @@ def mix(*words: int) -> int:
 
 
 def order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """The permutation of one epoch, int64 [num_samples]: sample ids sorted by their hash. 1.3 M take a tenth of a second."""
+    """The permutation of one epoch, int64 [num_samples]: sample ids sorted by their hash.
+
+    1.3 M take a tenth of a second.
+    """
     keys = np.arange(num_samples, dtype=np.uint64) + np.uint64(mix(seed, epoch))
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -63,7 +66,7 @@ def share(count: int, rank: int, world: int) -> range:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The positions each of one rank's micro-batches holds, from `start` (a step) to `stop`: a DataLoader batch sampler.
+    """The positions in each of one rank's micro-batches, from `start` (a step) to `stop`: a DataLoader batch sampler.
 
     A step is `batch` consecutive positions, cut into `batch / micro_batch` micro-batches, dealt to ranks in order. So
     the micro-batches, and with them batch statistics, are the same for every number of ranks.

@@ -166,7 +166,7 @@ class Trainer:
         for unit in units:
             batch = meter.wait_for(batches)
             # Dropout's generator is a function of the step too; it need not be saved to be resumed.
-            torch.manual_seed(mix(self.seed, step, unit) >> 1)
+            seed_draws(mix(self.seed, step, unit) >> 1, self.world.device)
             is_last = unit == units[-1]
             no_sync = self.module.no_sync if isinstance(self.module, DistributedDataParallel) and not is_last else None
             with no_sync() if no_sync else nullcontext():
@@ -215,6 +215,16 @@ def autocast(compute: Compute, device: torch.device) -> torch.autocast:
     """The context in which the net runs: the recipe's precision."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
     return torch.autocast(device.type, dtype, enabled=compute.precision != "fp32")
+
+
+def seed_draws(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed` for the generators a step may draw from.
+
+    That seeds those of all devices, and where CUDA is built in but absent notes the call stack: 0.2 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Loss(nn.Module):

@@ -19,7 +19,7 @@ class Augment(Strict):
     shorter_side: tuple[int, int] = (256, 480)
     """paper: range of the shorter side before the crop, pixels, both ends included."""
 
-    pca: float = 0.0
+    pca: float = Field(0.0, ge=0)
     """paper: standard deviation of AlexNet's PCA colour shift. 0.1 is the usual value; 0 is off."""
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -28,10 +28,10 @@ class Augment(Strict):
     policy: Literal["none", "trivial", "rand"] = "none"
     """modern: TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
 
-    mixup: float = 0.0
+    mixup: float = Field(0.0, ge=0)
     """modern: alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""
 
-    cutmix: float = 0.0
+    cutmix: float = Field(0.0, ge=0)
     """modern: the same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
 
     @model_validator(mode="after")
@@ -100,8 +100,8 @@ class Data(Strict):
             for field in ("train_images", "val_images"):
                 if getattr(self, field) != Data.model_fields[field].default:
                     raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
-        elif self.train or self.val:
-            raise ValueError("train and val are not read by source synthetic; name the source of these images")
+        elif self.train or self.val or self.cache:
+            raise ValueError("train, val and cache are not read by source synthetic; name the source of these images")
         if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
@@ -148,6 +148,8 @@ class Optim(Strict):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch {self.batch}; near it: {sorted(near)}"
             )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
         return self
 
     @property
@@ -192,6 +194,8 @@ class Schedule(Strict):
             raise ValueError(f"patience is not read by kind {self.kind}")
         if self.warmup >= self.total:
             raise ValueError(f"warmup {self.warmup:g} leaves nothing of total {self.total:g}")
+        if not self.hold_lr and self.hold_until_error != 80:
+            raise ValueError("hold_until_error is read with hold_lr only")
         if self.warmup and self.hold_lr:
             raise ValueError("warmup and hold_lr are two ways to begin; give one")
         return self
@@ -267,7 +271,7 @@ class Run(Strict):
 class Recipe(Strict):
     """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    name: str = Field("", pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")
     """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
 
     seed: int = Field(0, ge=0)
@@ -288,8 +292,6 @@ class Recipe(Strict):
             raise ValueError("mixup and cutmix mix pairs: optim.micro_batch must be even")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
-        if self.scaling.num_workers == 0 and self.scaling.min_workers:
-            raise ValueError("scaling.num_workers 0 trains without Ray; min_workers has no meaning there")
         return self
 
     @property
@@ -311,6 +313,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     if recipe.schedule.hold_lr or recipe.schedule.kind == "plateau":  # these read the run's own measurements
         for field in ("log_every", "eval_every", "checkpoint_every"):
             sections["run"][field] = getattr(recipe.run, field)
+    elif recipe.run.export == "best":  # of the weights that were evaluated
+        sections["run"]["eval_every"] = recipe.run.eval_every
     return dict(_flatten(sections))
 
 

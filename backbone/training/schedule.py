@@ -44,11 +44,12 @@ class Steps:
 
 def in_steps(schedule: Schedule, batch: int, num_samples: int) -> Steps:
     """Convert a schedule to steps; a part of a step at the end is a whole one."""
-    unit = num_samples / batch if schedule.unit == "epochs" else 1
+    # Multiplied before divided: 30 epochs of 50 samples by 3 are 500 steps, not 501.
+    samples, each = (num_samples, batch) if schedule.unit == "epochs" else (1, 1)
     return Steps(
-        total=math.ceil(schedule.total * unit),
-        milestones=tuple(round(milestone * unit) for milestone in schedule.milestones),
-        warmup=round(schedule.warmup * unit),
+        total=math.ceil(schedule.total * samples / each),
+        milestones=tuple(round(milestone * samples / each) for milestone in schedule.milestones),
+        warmup=round(schedule.warmup * samples / each),
         batch=batch,
         num_samples=num_samples,
     )

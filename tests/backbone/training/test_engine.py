@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest

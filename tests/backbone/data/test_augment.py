@@ -1,0 +1,310 @@
+"""Views against torchvision, timm and PIL; draws against closed forms; blending against a plain loop."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from backbone.data import augment
+from backbone.data.augment import Draws, blend, evaluation_view, training_view
+from backbone.data.stream import mix
+from backbone.training.recipe import Augment
+
+FILL = (11, 22, 33)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def ramp(height: int, width: int, step: int) -> np.ndarray:
+    """Red says the column, green the row, in `step` grey levels a pixel; so a view tells where it comes from."""
+    image = np.full((height, width, 3), 99, np.uint8)
+    image[..., 0] = np.arange(width) * step
+    image[..., 1] = np.arange(height)[:, None] * step
+    return image
+
+
+def views(count: int, image: np.ndarray, size: int, **options: Any) -> list[np.ndarray]:
+    view = training_view(Augment(**options), size, 1.0, FILL)
+    return [view(image, mix(1, i)) for i in range(count)]
+
+
+def geometry(found: list[np.ndarray], step: int) -> np.ndarray:
+    """Of views of a ramp: flipped or not, and left, top, width, height of the part of the image they show, pixels."""
+    rows = []
+    for one in found:
+        size = len(one)
+        red, green = one[size // 2, :, 0].astype(float), one[:, size // 2, 1].astype(float)
+        flipped = red[-1] < red[0]
+        red = red[::-1] if flipped else red
+        # Pixel centres: the outermost ones lie half a pixel inside the part.
+        width, height = ((line[-2] - line[1]) / step * size / (size - 3) for line in (red, green))
+        left, top = (line[1] / step + 0.5 - 1.5 * side / size for line, side in ((red, width), (green, height)))
+        rows.append((flipped, left, top, width, height))
+    return np.array(rows)
+
+
+SHAPES = [(64, 64), (100, 75), (375, 500), (500, 333), (37, 82), (20, 31), (33, 34), (36, 36), (257, 224)]
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [(32, 0.875), (24, 1.0), (31, 0.9), (32, 0.95), (224, 0.95)])
+def test_evaluation_view_is_torchvisions(size: int, crop_pct: float):
+    reference = v2.Compose([v2.Resize(math.floor(size / crop_pct), antialias=True), v2.CenterCrop(size)])
+    for shape in SHAPES:
+        image = noise(*shape)
+        found = evaluation_view(image, size, crop_pct)
+        assert found.shape == (size, size, 3)
+        assert np.array_equal(found, np.asarray(reference(Image.fromarray(image)))), shape
+
+
+def test_evaluation_view_is_timms():
+    from timm.data.transforms_factory import create_transform
+
+    for size, crop_pct in ((32, 0.875), (31, 0.9), (160, 0.95)):
+        reference: Any = create_transform(
+            (3, size, size), interpolation="bilinear", crop_pct=crop_pct, mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        for shape in SHAPES:
+            image = noise(*shape)
+            normal = reference(Image.fromarray(image)).permute(1, 2, 0).numpy()
+            assert np.array_equal(evaluation_view(image, size, crop_pct), np.rint(255 * normal)), shape
+
+
+def test_kind_none_is_the_evaluation_view():
+    image = noise(50, 40)
+    (found,) = views(1, image, 32, kind="none")
+    assert np.array_equal(found, evaluation_view(image, 32, 1.0))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "paper": {"kind": "paper", "shorter_side": (36, 60)},
+    "modern": {"kind": "modern"},
+    "trivial": {"kind": "modern", "policy": "trivial"},
+    "rand": {"kind": "modern", "policy": "rand"},
+    "cifar": {"kind": "cifar"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_views_depend_on_image_and_key_alone(name: str):
+    options, image = Augment(**KINDS[name]), noise(40, 48)
+    one, two = (training_view(options, 32, 1.0, FILL) for _ in range(2))
+    before = torch.get_rng_state()
+    np.random.seed(1)
+    found = [one(image, mix(i)) for i in range(20)]
+    np.random.seed(2)
+    again = [two(image, mix(i)) for i in reversed(range(20))][::-1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert len({view.tobytes() for view in found}) >= 15  # cifar has 162 views to choose from
+    assert {(view.shape, view.dtype) for view in found} == {((32, 32, 3), np.dtype(np.uint8))}
+    assert np.array_equal(image, noise(40, 48))
+
+
+@pytest.mark.parametrize("landscape", [True, False])
+def test_paper_draws_shorter_side_and_crop_uniformly(landscape: bool):
+    shape = (64, 96) if landscape else (96, 64)
+    found = geometry(views(1500, ramp(*shape, 2), 48, kind="paper", shorter_side=(64, 128)), 2)
+    flipped, left, top, width, height = found.T
+    assert np.abs(width - height).max() < 2  # the aspect is kept
+    shorter = 48 * 64 / height
+    assert shorter.min() == pytest.approx(64, abs=1.5)
+    assert shorter.max() == pytest.approx(128, abs=4)
+    counts = np.histogram(shorter, 4, (63.5, 128.5))[0]
+    assert ((counts - 375) ** 2 / 375).sum() < 3 + 5 * 6**0.5
+    slack = np.array([shape[1] - width, shape[0] - height])
+    wide = slack > 4  # else the place is not known
+    places = np.array([left, top]) / np.maximum(slack, 1)
+    for axis in range(2):
+        place = places[axis][wide[axis]]
+        assert place.min() > -0.2
+        assert place.max() < 1.2
+        assert place.mean() == pytest.approx(0.5, abs=5 / (12 * len(place)) ** 0.5)
+    assert flipped.mean() == pytest.approx(0.5, abs=5 * 0.5 / 1500**0.5)
+    both = wide.all(0)
+    correlation = np.corrcoef(np.array([shorter, flipped, *places])[:, both])
+    assert np.abs(correlation - np.eye(4)).max() < 5 / both.sum() ** 0.5
+
+
+def test_paper_takes_every_side_of_the_range():
+    """Three sides, told apart by comparison with each resized image."""
+    image = noise(50, 50)
+    found = views(60, image, 38, kind="paper", shorter_side=(38, 40))
+    sides = set()
+    for view in found:
+        for side in (38, 39, 40):
+            (whole,) = views(1, image, side, kind="paper", shorter_side=(side, side))
+            for flip in (whole, whole[:, ::-1]):
+                windows = np.lib.stride_tricks.sliding_window_view(flip, (38, 38, 3))[:, :, 0]
+                if (windows == view).all((2, 3, 4)).any():
+                    sides.add(side)
+    assert sides == {38, 39, 40}
+
+
+def test_modern_crops_as_torchvision_does():
+    found = geometry(views(2000, ramp(84, 120, 2), 32, kind="modern", area=(0.25, 1)), 2)
+    flipped, left, top, width, height = found.T
+    torch.manual_seed(0)
+    blank = torch.zeros(3, 84, 120)
+    draws = [v2.RandomResizedCrop(32, scale=(0.25, 1)).make_params([blank]) for _ in range(4000)]
+    theirs = np.array([(d["left"], d["top"], d["width"], d["height"]) for d in draws]).T
+    facts = (
+        (np.array([left, top, width * height, np.log(width / height)]).T),
+        (np.array([*theirs[:2], theirs[2] * theirs[3], np.log(theirs[2] / theirs[3])]).T),
+    )
+    error = np.sqrt(sum(fact.var(0) / len(fact) for fact in facts))
+    bias = (0.5, 0.5, 60, 0.01)  # of measuring in grey levels
+    assert (np.abs(facts[0].mean(0) - facts[1].mean(0)) < 4 * error + bias).all()
+    assert facts[0].std(0) == pytest.approx(facts[1].std(0), rel=0.1)
+    assert flipped.mean() == pytest.approx(0.5, abs=5 * 0.5 / 2000**0.5)
+    for fact in (left, top, width, height):
+        assert abs(np.corrcoef(flipped, fact)[0, 1]) < 5 / 2000**0.5
+
+
+def test_cifar_shows_each_padded_crop_and_its_mirror_image_equally_often():
+    image = ramp(32, 32, 8)
+    padded = np.full((40, 40, 3), FILL, np.uint8)
+    padded[4:36, 4:36] = image
+    crops = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+    counts = {crop.tobytes(): 0 for crop in crops} | {crop[:, ::-1].tobytes(): 0 for crop in crops}
+    assert len(counts) == 162
+    for view in views(162 * 20, image, 32, kind="cifar"):
+        counts[view.tobytes()] += 1
+    assert sum((count - 20) ** 2 / 20 for count in counts.values()) < 161 + 5 * 322**0.5
+
+
+@pytest.mark.parametrize(("name", "reference"), [("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)])
+def test_policies_are_torchvisions(name: Any, reference: Callable[[], Any]):
+    """On top of the crop and flip of the same key."""
+    image = noise(40, 40)
+    plain = training_view(Augment(), 32, 1.0, FILL)
+    changed = training_view(Augment(policy=name), 32, 1.0, FILL)
+    for i in range(30):
+        key = mix(i)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key >> 1)
+            expected = reference()(torch.from_numpy(plain(image, key).copy()).permute(2, 0, 1))
+        assert np.array_equal(changed(image, key), expected.permute(1, 2, 0).numpy())
+
+
+EIGENVALUES = (0.2175, 0.0188, 0.0045)  # fb.resnet.torch, datasets/imagenet.lua
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+def test_colour_shift_is_fb_resnet_torchs(monkeypatch):
+    """rgb = eigvec:clone():cmul(alpha:expand(3, 3)):cmul(eigval:expand(3, 3)):sum(2):squeeze()"""
+    alpha = np.array([0.1, -0.25, 0.03])
+
+    class Fixed:
+        def normal(self, mean: float, deviation: float, count: int) -> np.ndarray:
+            assert (mean, deviation, count) == (0, 0.1, 3)
+            return alpha
+
+    monkeypatch.setattr(augment, "_generator", lambda *key: Fixed())
+    expected = [sum(EIGENVECTORS[row][j] * alpha[j] * EIGENVALUES[j] for j in range(3)) for row in range(3)]
+    found = Draws(Augment(kind="paper", pca=0.1), 0).shift(0, 0)
+    assert found.dtype == np.float32
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_colour_shift_has_the_covariance_of_its_formula():
+    draws = Draws(Augment(kind="paper", pca=0.1), seed=3)
+    shifts = np.array([draws.shift(epoch, sample) for epoch in range(2) for sample in range(4000)], np.float64)
+    vectors, values = np.array(EIGENVECTORS), np.array(EIGENVALUES)
+    expected = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
+    deviation = np.sqrt(np.diag(expected))
+    assert (np.abs(shifts.mean(0)) < 5 * deviation / 8000**0.5).all()
+    scale = np.outer(deviation, deviation)
+    assert np.abs(np.cov(shifts.T) - expected).max() < (5 * (2 / 8000) ** 0.5 * scale).max()
+    # Along the smallest eigenvector too, which the largest hides above.
+    along = shifts @ np.linalg.inv(vectors).T / (0.1 * values)
+    assert np.cov(along.T) == pytest.approx(np.eye(3), abs=5 * (2 / 8000) ** 0.5)
+
+
+def test_colour_shifts_differ_by_seed_epoch_and_sample_and_can_be_off():
+    options = Augment(kind="paper", pca=0.1)
+    keys = [(seed, epoch, sample) for seed in range(3) for epoch in range(3) for sample in range(3)]
+    assert len({Draws(options, seed).shift(epoch, sample).tobytes() for seed, epoch, sample in keys}) == 27
+    assert np.array_equal(Draws(options, 1).shift(2, 3), Draws(options, 1).shift(2, 3))
+    assert Draws(Augment(kind="paper"), 1).shift(2, 3).tolist() == [0, 0, 0]
+
+
+def blendings(count: int, seed: int = 0, **options: Any) -> np.ndarray:
+    draws = Draws(Augment(**options), seed)
+    return np.array([draws.blending(position) for position in range(count)])
+
+
+def test_pairs_share_a_blending_that_no_other_pair_has():
+    found = blendings(2000, mixup=0.4, cutmix=1.0)
+    assert found.dtype == np.float32
+    assert np.array_equal(found[::2], found[1::2])
+    assert len(np.unique(found[::2], axis=0)) == 1000
+    assert not np.array_equal(found, blendings(2000, seed=1, mixup=0.4, cutmix=1.0))
+    boxes = (found[::2, 3] > found[::2, 1]).mean()
+    assert boxes == pytest.approx(0.5, abs=5 * 0.5 / 1000**0.5)  # the fair coin
+    assert blendings(4).tolist() == [[1, 0, 0, 0, 0]] * 4
+
+
+def test_mixup_is_beta_distributed():
+    weights = blendings(8000, mixup=0.2)[::2]
+    assert not weights[:, 1:].any()
+    variance = 1 / (4 * (2 * 0.2 + 1))
+    assert weights[:, 0].mean() == pytest.approx(0.5, abs=5 * (variance / 4000) ** 0.5)
+    assert weights[:, 0].var() == pytest.approx(variance, rel=0.05)
+
+
+def test_cutmix_boxes_have_the_areas_of_the_paper():
+    """alpha 1: the unclipped area u is uniform, its side s = sqrt(u); clipping leaves s - s^2 / 4 of a side on average,
+    so the mean area is the integral of (sqrt(u) - u / 4)^2, 1/2 - 1/5 + 1/48."""
+    weight, left, top, right, bottom = blendings(8000, cutmix=1.0)[::2].T
+    area = (right - left) * (bottom - top)
+    assert area.mean() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=5 * float(area.std()) / 4000**0.5)
+    assert weight == pytest.approx(1 - area, abs=1e-6)
+    inside = (left > 0) & (top > 0) & (right < 1) & (bottom < 1)
+    assert inside.sum() > 500
+    assert (right - left)[inside] == pytest.approx((bottom - top)[inside], abs=1e-6)
+    assert (np.stack([left, top]) >= 0).all()
+    assert (np.stack([right, bottom]) <= 1).all()
+
+
+def test_blend_is_a_loop_over_pairs():
+    blending = torch.from_numpy(blendings(40, mixup=1.0, cutmix=1.0))
+    blending[:2] = torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5])  # an empty box leaves the image
+    blending[2:4] = torch.tensor([0.0, 0, 0, 1, 1])  # all of it is the partner
+    images = torch.rand(40, 3, 20, 28, generator=torch.Generator().manual_seed(0))
+    found, own = blend(images, blending)
+    kinds = set()
+    for i in range(40):
+        partner = images[i + 1 if i % 2 == 0 else i - 1]
+        weight, left, top, right, bottom = blending[i].numpy()
+        if right > left:
+            expected = images[i].clone()
+            columns = slice(round(float(left * np.float32(28))), round(float(right * np.float32(28))))
+            rows = slice(round(float(top * np.float32(20))), round(float(bottom * np.float32(20))))
+            expected[:, rows, columns] = partner[:, rows, columns]
+            share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (20 * 28)
+            assert torch.equal(found[i], expected)
+        else:
+            expected, share = images[i] * float(weight) + partner * (1 - float(weight)), float(weight)
+            assert found[i].numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+        assert float(own[i]) == pytest.approx(share, abs=1e-6)
+        kinds.add(bool(right > left))
+    assert kinds == {True, False}
+    assert own[:4].tolist() == [1, 1, 0, 0]
+    assert (own.dtype, own.shape) == (torch.float32, (40,))
+
+
+def test_weight_is_the_share_of_pixels_left():
+    """Own pixels are 1, the partner's 0, so the mean of the first of a pair is its weight."""
+    blending = torch.from_numpy(blendings(400, cutmix=1.0))
+    images = torch.zeros(400, 3, 13, 17)
+    images[::2] = 1
+    found, own = blend(images.contiguous(memory_format=torch.channels_last), blending)
+    assert found[::2].mean((1, 2, 3)).numpy() == pytest.approx(own[::2].numpy(), abs=1e-5)
+    assert torch.equal(own[::2], own[1::2])

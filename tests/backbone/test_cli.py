@@ -1,0 +1,212 @@
+"""File and command line become one checked tree; every fault is named, at once, without torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.cli import fields, load, parse, read_yaml, validate
+from backbone.errors import UserError
+from backbone.training.recipe import Recipe
+
+FLAGS = {"dry_run": "print the plan and stop"}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Parse words that are refused with exit code 2; the lines the user then reads."""
+
+    def run(*words: str) -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            parse(Recipe, list(words), FLAGS)
+        assert ended.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err.splitlines()
+
+    return run
+
+
+def accepted(*words: str) -> Recipe:
+    return parse(Recipe, list(words), FLAGS)[0]
+
+
+def test_nothing_given_is_the_default():
+    assert accepted() == Recipe()
+    assert load(Recipe, "jobs/recipes/quickstart.yaml").name == "quickstart"
+
+
+def test_command_line_wins_over_file(recipe_file):
+    file = recipe_file("seed: 3\nmodel: {depth: 18}\noptim: {lr: 1e-2, momentum: 0.8}\n")
+    recipe = accepted("--optim.lr", "0.5", "--config", file, "--model.shortcut", "C")
+    assert (recipe.seed, recipe.model.depth, recipe.model.shortcut) == (3, 18, "C")
+    assert (recipe.optim.lr, recipe.optim.momentum) == (0.5, 0.8)
+    assert accepted("--config", file).optim.lr == 0.01  # YAML reads 1e-2 as text
+    assert accepted("--seed", "1", "--seed", "2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--optim.lr=0.5"], "optim.lr", 0.5),
+        (["--run.storage=s3://bucket/a=b"], "run.storage", "s3://bucket/a=b"),
+        (["--compute.channels-last", "false"], "compute.channels_last", False),
+        (["--compute.compile"], "compute.compile", True),
+        (["--data.augment.area", "0.5", "1"], "data.augment.area", (0.5, 1.0)),
+        (["--schedule.kind", "steps", "--schedule.milestones", "30", "60.5"], "schedule.milestones", (30.0, 60.5)),
+        (["--schedule.kind", "steps", "--schedule.milestones=30"], "schedule.milestones", (30.0,)),
+    ],
+)
+def test_forms_of_a_word(words: list[str], field: str, value: Any):
+    found: Any = accepted(*words)
+    for part in field.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_empty_tuple_takes_back_what_the_file_gives(recipe_file):
+    file = recipe_file("schedule: {kind: steps, milestones: [30, 60]}")
+    recipe = accepted("--config", file, "--schedule.milestones", "--schedule.kind", "constant")
+    assert recipe.schedule.milestones == ()
+
+
+def test_flags_are_the_jobs_own():
+    assert parse(Recipe, [], FLAGS)[1] == {"dry_run": False}
+    assert parse(Recipe, ["--dry-run", "--seed", "2"], FLAGS)[1] == {"dry_run": True}
+    assert parse(Recipe, ["--seed", "2", "--dry_run"], FLAGS)[0].seed == 2
+
+
+def test_flag_takes_no_value(refused):
+    assert refused("--dry-run", "yes") == ["error: command line: --dry-run: takes no value, not yes"]
+
+
+def test_unknown_key_of_a_file_is_named_with_a_suggestion(recipe_file, refused):
+    file = recipe_file("optim: {btach: 3}\nlr: 0.5\nsomething: 1\n")
+    assert refused("--config", file) == [
+        f"error: {file}: optim.btach: unknown key; perhaps you meant optim.batch",
+        f"error: {file}: lr: unknown key; perhaps you meant optim.lr",
+        f"error: {file}: something: unknown key",
+    ]
+
+
+def test_unknown_options_are_named_with_a_suggestion(refused):
+    assert refused("--optim.btach", "3", "--lr", "1", "--dryrun", "stray") == [
+        "error: command line: --optim.btach: unknown option; perhaps you meant --optim.batch",
+        "error: command line: --lr: unknown option; perhaps you meant --optim.lr",
+        "error: command line: --dryrun: unknown option; perhaps you meant --dry_run",
+    ]
+    assert refused("zzz") == ["error: command line: zzz: unknown option"]
+    assert refused("--seed", "1", "2") == ["error: command line: --seed: takes one value, not 1 2"]
+    assert refused("--config") == ["error: command line: --config: name one recipe file, not 0"]
+
+
+def test_all_faults_come_at_once_and_say_where_they_are(recipe_file, refused):
+    file = recipe_file(
+        "optim: {batch: 0, lr: fast}\ndata: {augment: {kind: strong, area: [0.1, high]}, workers: 2.5}\nrun: 3\n"
+    )
+    lines = refused("--config", file, "--model.depth", "fifty", "--optim.momentum", "1", "--optim.batch", "-1")
+    starts = [
+        "command line: model.depth: ",
+        f"{file}: data.augment.kind: ",
+        f"{file}: data.augment.area.1: ",
+        f"{file}: data.workers: ",
+        "command line: optim.batch: ",
+        f"{file}: optim.lr: ",
+        "command line: optim.momentum: ",
+        f"{file}: run: ",
+    ]
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"error: {start}")
+    assert lines[0].endswith("(got 'fifty')")
+    assert lines[4].endswith("(got '-1')")
+
+
+def test_a_pair_is_checked_together(recipe_file, refused):
+    file = recipe_file("schedule: {kind: steps, total: 90, milestones: [30, 60]}")
+    assert accepted("--config", file, "--schedule.total", "61").schedule.total == 61
+    (line,) = refused("--config", file, "--schedule.total", "50")
+    assert line.startswith(f"error: {file} and command line: schedule: milestones [30.0, 60.0] must rise")
+    (line,) = refused("--model.depth", "51")
+    assert line.startswith("error: command line: model: depth 51")
+    (line,) = refused("--config", file, "--compute.precision", "fp16")  # across sections
+    assert line.startswith(f"error: {file} and command line: compute.precision fp16 needs scaling.use_gpu")
+    broken = recipe_file("schedule: {total: 0.5, warmup: 1}")
+    (line,) = refused("--config", broken, "--seed", "1")
+    assert line.startswith(f"error: {broken}: schedule: warmup 1")
+
+
+def test_override_of_a_section_that_is_none(recipe_file, refused):
+    file = recipe_file("optim: fast")
+    assert refused("--config", file, "--optim.lr", "1") == [f"error: {file}: optim: is a str, not a section of fields"]
+
+
+def test_missing_file_names_the_near_ones(tmp_path, refused):
+    for name in ("resnet50.yaml", "quickstart.yaml"):
+        (tmp_path / name).touch()
+    (line,) = refused("--config", str(tmp_path / "resnet5.yaml"))
+    assert line == f"error: {tmp_path}/resnet5.yaml: no such recipe; there is resnet50.yaml"
+    with pytest.raises(UserError, match=r"no such recipe$"):
+        read_yaml(tmp_path / "none" / "resnet5.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("- 1\n- 2\n", "holds a list, not sections of fields"),
+        ("just text", "holds a str, not sections of fields"),
+        ("a: [1", "not readable as YAML: "),
+        ("a: \x00", "not readable as YAML: "),
+    ],
+)
+def test_what_is_no_recipe_is_refused(recipe_file, refused, text: str, complaint: str):
+    file = recipe_file(text)
+    (line,) = refused("--config", file)
+    assert line.startswith(f"error: {file}: {complaint}")
+
+
+def test_empty_file_is_the_default_and_a_folder_is_refused(recipe_file, tmp_path):
+    assert load(Recipe, recipe_file("# nothing yet\n")) == Recipe()
+    with pytest.raises(UserError, match="not readable as YAML"):
+        load(Recipe, tmp_path)
+
+
+def test_validate_leaves_its_argument_alone():
+    tree = {"data": {"augment": {"kind": "cifar"}}}
+    validate(Recipe, tree, "here", {"data.augment.kind": "none", "optim.batch": 8})
+    assert tree == {"data": {"augment": {"kind": "cifar"}}}
+
+
+def test_fields_are_the_leaves():
+    names = fields(Recipe)
+    assert {"seed", "model.depth", "data.augment.kind", "run.storage"} <= names.keys()
+    assert "data.augment" not in names
+
+
+def test_help_shows_fields_defaults_and_flags(recipe_file, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(Recipe, ["--config", recipe_file("optim: {batch: 77}"), "--help"], FLAGS)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for part in ("--config FILE", "--dry-run", "print the plan and stop", "--data.augment.kind", "(default: 77)"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--optim.btach", "3"], 2)])
+def test_job_answers_before_anything_slow_is_imported(run_job, words: list[str], code: int):
+    ended = run_job("pretrain", *words, PYTHONPROFILEIMPORTTIME="1")
+    assert ended.returncode == code, ended.stderr
+    imported = {line.rsplit("|")[-1].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
+    assert {"tyro", "backbone.training.recipe"} <= imported
+    assert not imported & {"torch", "torchvision", "ray", "numpy", "cv2", "albumentations", "pyarrow"}

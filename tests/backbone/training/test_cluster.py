@@ -1,0 +1,103 @@
+"""Training through Ray: two workers, a killed one, a user's mistake in one, requests that cannot be met."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backbone.artifact import load
+from backbone.errors import UserError
+from backbone.training.cluster import check_resources, launch
+from backbone.training.pretrain import prepare, pretrain
+from backbone.training.recipe import Recipe, Scaling
+
+pytestmark = pytest.mark.ray
+Make = Callable[..., Recipe]
+
+
+def tensors(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load(f"{recipe.run.storage}/{recipe.name}/artifact")[0].state_dict()
+
+
+def test_a_killed_worker_changes_nothing(ray_cluster: Any, tiny: Make, capfd: pytest.CaptureFixture) -> None:
+    """kill -9 one of two workers mid-run: the weights are those of one process that was never stopped."""
+    options = {"optim.micro_batch": 8, "schedule.total": 60, "run.log_every": 2}
+    whole, killed = tiny({**options, "name": "whole"}), tiny({**options, "name": "killed", "scaling.num_workers": 2})
+    launch(pretrain, prepare(whole), whole.scaling)
+    checkpoints = Path(killed.run.storage) / "killed" / "checkpoints"
+
+    def kill() -> None:
+        while not list(checkpoints.glob("step-*")):
+            time.sleep(0.02)
+        titles = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"RayTrainWorker" in p.read_bytes()]
+        os.kill(int(titles[-1].parent.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    launch(pretrain, prepare(killed), killed.scaling)
+    killer.join()
+    assert "going on from the newest checkpoint" in (out := capfd.readouterr().out)
+    assert "resuming at step" in out
+    expected = tensors(whole)
+    assert [k for k, v in tensors(killed).items() if "running" not in k and not torch.equal(v, expected[k])] == []
+
+
+def mistake(payload: dict[str, Any], world: Any, report: Any) -> dict[str, Any]:
+    """A worker function in which the second rank meets a mistake of the user's while the first waits for it."""
+    if world.rank == 1:
+        raise UserError("shard-7.tar:cat.jpg: truncated")
+    world.sum(torch.ones(1))
+    return {}
+
+
+def test_a_mistake_ends_the_run_at_once(ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="shard-7.tar:cat.jpg: truncated"):
+        launch(mistake, {"url": str(tmp_path / "run")}, Scaling(num_workers=2, max_failures=3))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "complaint"),
+    [
+        (
+            Scaling(num_workers=2, use_gpu=True),
+            r"2 workers of 1 CPU, 1 GPU each do not fit.*room for 0: 1 node\(s\) with 4 CPU, 0 GPU",
+        ),
+        (Scaling(num_workers=9), r"9 workers of 1 CPU each.*room for 4"),
+        (Scaling(num_workers=2, cpus_per_worker=3), "room for 1"),
+    ],
+)
+def test_what_the_cluster_lacks_is_refused(ray_cluster: Any, scaling: Scaling, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        check_resources(scaling)
+    check_resources(scaling.model_copy(update={"autoscales": True}))
+    check_resources(Scaling(num_workers=9, min_workers=2))
+
+
+def test_storage_a_node_does_not_see(ray_cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist on node .*run.storage must be a shared folder or a URL"):
+        launch(pretrain, {"url": str(tmp_path / "elsewhere")}, Scaling(num_workers=1, max_failures=0))
+
+
+def test_a_lost_node_changes_nothing(tmp_path: Path) -> None:
+    """Two nodes (two raylets), one worker each; one node is killed; the elastic run ends with the same weights."""
+    script = Path(__file__).parent / "two_nodes.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "RAY_TMPDIR": "/tmp"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 on 127.0.0.3, 1 on 127.0.0.4" in done.stdout
+    assert "killed a node" in done.stdout
+    assert "weights equal" in done.stdout

@@ -1,0 +1,184 @@
+"""What a recipe refuses, and which of its fields make it another run."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from backbone.cli import fields, validate
+from backbone.errors import UserError
+from backbone.training.recipe import Recipe, identity, recipe_hash
+
+FILES = {"data.source": "imagefolder", "data.train": "a", "data.val": "b"}
+PLATEAU = {"schedule.kind": "plateau"}
+HOLD = {"schedule.hold_lr": 0.01}
+
+
+def recipe(**given: Any) -> Recipe:
+    """`recipe(optim__lr=0.5)`, or with dotted names as `recipe(**{"optim.lr": 0.5})`."""
+    return validate(Recipe, {}, "test", {name.replace("__", "."): value for name, value in given.items()})
+
+
+UNREAD = [
+    *(({"data.augment.kind": kind}, "data.augment.pca", 0.1) for kind in ("modern", "cifar", "none")),
+    *(({"data.augment.kind": kind}, "data.augment.shorter_side", [300, 400]) for kind in ("modern", "cifar", "none")),
+    *(
+        ({"data.augment.kind": kind}, f"data.augment.{field}", value)
+        for kind in ("paper", "cifar", "none")
+        for field, value in (("area", [0.5, 1]), ("policy", "rand"), ("mixup", 0.2), ("cutmix", 1.0))
+    ),
+    ({}, "data.train", "a"),
+    ({}, "data.val", "b"),
+    ({}, "data.cache", "c"),
+    (FILES, "data.train_images", 7),
+    (FILES, "data.val_images", 7),
+    ({}, "data.max_bad", 3),
+    *(({"schedule.kind": kind}, "schedule.milestones", [30]) for kind in ("cosine", "plateau", "constant")),
+    *(({"schedule.kind": kind}, "schedule.gamma", 0.5) for kind in ("cosine", "constant")),
+    *(({"schedule.kind": kind}, "schedule.patience", 2) for kind in ("cosine", "constant")),
+    ({"schedule.kind": "steps", "schedule.milestones": [30]}, "schedule.patience", 2),
+    ({}, "schedule.hold_until_error", 50),
+    ({"optim.momentum": 0}, "optim.nesterov", True),
+    ({"scaling.num_workers": 0}, "scaling.min_workers", 1),
+]
+
+
+@pytest.mark.parametrize(("given", "field", "value"), UNREAD)
+def test_what_nothing_reads_is_refused(given: dict[str, Any], field: str, value: Any):
+    recipe(**given)
+    with pytest.raises(UserError, match=field.split(".")[-1]):
+        recipe(**given, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"data.source": "imagefolder"}, "train is empty"),
+        ({**FILES, "data.val": ""}, "val is empty"),
+        ({"data.augment.kind": "paper", "data.size": 288}, "below the crop of 288"),
+        ({"data.augment.kind": "paper", "data.augment.shorter_side": [480, 256]}, "smaller, larger"),
+        ({"data.augment.area": [0, 1]}, "smaller, larger"),
+        ({"data.augment.area": [0.5, 1.5]}, "smaller, larger"),
+        ({"data.augment.mixup": -1}, "mixup"),
+        ({"data.augment.mixup": 0.2, "optim.batch": 15}, "must be even"),
+        ({"data.augment.cutmix": 1, "optim.batch": 30, "optim.micro_batch": 15}, "must be even"),
+        ({"optim.batch": 256, "optim.micro_batch": 30}, r"near it: \[8, 16, 32\]"),
+        ({"optim.lr": float("nan")}, "optim.lr"),
+        ({"schedule.total": float("inf")}, "schedule.total"),
+        ({"schedule.kind": "steps"}, "kind steps needs them"),
+        ({"schedule.kind": "steps", "schedule.milestones": [60, 30]}, "must rise"),
+        ({"schedule.kind": "steps", "schedule.milestones": [30, 30]}, "must rise"),
+        ({"schedule.kind": "steps", "schedule.milestones": [30, 90]}, "stay below total 90"),
+        ({"schedule.warmup": 90}, "leaves nothing"),
+        ({"schedule.warmup": 5, **HOLD}, "two ways to begin"),
+        ({"scaling.num_workers": 2, "scaling.min_workers": 3}, "above num_workers 2"),
+        ({"compute.precision": "fp16"}, "needs scaling.use_gpu"),
+        ({"model.bn_group": 24, "optim.micro_batch": 32}, "does not divide optim.micro_batch 32"),
+        ({"name": "a/b"}, "name"),
+        ({"name": ".."}, "name"),
+        ({"name": "a\n"}, "name"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        recipe(**given)
+
+
+def test_peak_lr_scales_with_the_batch():
+    assert recipe(optim__batch=1024).optim.peak_lr == pytest.approx(0.4)
+    assert recipe(optim__batch=1024, optim__lr_batch=0).optim.peak_lr == 0.1
+    assert recipe(optim__batch=128, optim__lr_batch=128).optim.peak_lr == 0.1
+
+
+SAME = {
+    "name": "other",
+    "data.train": "s3://elsewhere/train",
+    "data.val": "s3://elsewhere/val",
+    "data.cache": "/tmp",
+    "data.workers": 0,
+    "scaling.num_workers": 4,
+    "scaling.min_workers": 1,
+    "scaling.use_gpu": True,
+    "scaling.cpus_per_worker": 3,
+    "scaling.max_failures": 0,
+    "scaling.placement": "SPREAD",
+    "scaling.autoscales": True,
+    "run.storage": "s3://runs",
+    "run.log_every": 7,
+    "run.checkpoint_every": 7,
+    "run.eval_every": 3,
+    "run.keep": 5,
+}
+OTHER = {
+    "seed": 1,
+    "model.depth": 18,
+    "model.shortcut": "C",
+    "data.normalize": "pixel",
+    "data.size": 160,
+    "data.on_bad": "skip",
+    "data.augment.area": [0.25, 1],
+    "optim.batch": 128,
+    "optim.micro_batch": 64,
+    "optim.lr": 0.2,
+    "schedule.total": 91,
+    "compute.precision": "fp32",
+    "run.precise_bn": 0,
+    "run.export": "best",
+}
+
+
+def test_another_place_is_the_same_run():
+    base = recipe(**FILES)
+    for name, value in SAME.items():
+        given = {**FILES, name: value} | ({"scaling.num_workers": 2} if name == "scaling.min_workers" else {})
+        assert recipe_hash(recipe(**given)) == recipe_hash(base), name
+    assert recipe_hash(recipe(**FILES, **{k: v for k, v in SAME.items() if k not in FILES})) == recipe_hash(base)
+
+
+def test_other_mathematics_is_another_run():
+    hashes = {recipe_hash(recipe(**FILES, **{name: value})) for name, value in OTHER.items()}
+    assert len(hashes | {recipe_hash(recipe(**FILES))}) == len(OTHER) + 1
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        *((HOLD, field) for field in ("log_every", "eval_every", "checkpoint_every")),
+        (PLATEAU, "eval_every"),
+        ({"run.export": "best"}, "eval_every"),
+    ],
+)
+def test_how_often_is_measured_counts_where_the_measurement_is_used(given: dict[str, Any], field: str):
+    assert recipe_hash(recipe(**given)) != recipe_hash(recipe(**given, **{f"run.{field}": 7}))
+
+
+def test_every_field_is_part_of_the_identity_or_known_not_to_be():
+    known = {name for name in SAME if name not in identity(recipe())}
+    assert identity(recipe()).keys() | known == fields(Recipe).keys()
+
+
+def test_identity_is_flat_and_survives_json():
+    found = identity(recipe(**FILES, **{"data.augment.area": [0.5, 1]}))
+    assert found["data.augment.area"] == [0.5, 1.0]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_run_name_is_given_or_derived_from_the_recipe_alone():
+    assert recipe(name="mine").run_name == "mine"
+    base = recipe(model__depth=18)
+    assert base.run_name == f"resnet18-{recipe_hash(base)[:8]}"
+    assert recipe(**{"model.depth": 18, "scaling.num_workers": 4, "run.storage": "/x"}).run_name == base.run_name
+    assert recipe(model__depth=18, seed=1).run_name != base.run_name
+    code = (
+        "from backbone.training.recipe import Recipe; print(Recipe.model_validate({'model': {'depth': 18}}).run_name)"
+    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.strip() == base.run_name
+
+
+def test_a_recipe_survives_its_own_dump():
+    given = {**FILES, **HOLD, "schedule.kind": "steps", "schedule.milestones": [3, 4], "data.augment.kind": "cifar"}
+    assert Recipe.model_validate(json.loads(recipe(**given).model_dump_json())) == recipe(**given)

@@ -1,0 +1,98 @@
+"""A run is its name: what may go on in its folder and what may not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backbone.errors import UserError
+from backbone.training.recipe import Recipe
+from backbone.training.run import first_micro_batch, open_run, run_url
+
+Make = Callable[..., Recipe]
+DATA = {"train": "f" * 64, "val": "e" * 64}
+
+
+def test_the_same_recipe_goes_on_and_keeps_its_micro_batch(tiny: Make) -> None:
+    first = open_run(tiny({"scaling.num_workers": 2}), DATA, 1)
+    assert first.optim.micro_batch == 8
+    # on one worker the micro-batch, the unit of batch statistics, stays; it accumulates instead
+    assert open_run(tiny({"scaling.num_workers": 1}), DATA, 1).optim.micro_batch == 8
+    assert open_run(tiny({"data.workers": 3, "run.keep": 5, "scaling.use_gpu": True}), DATA, 1).optim.micro_batch == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"optim.lr": 0.3}, r"optim.lr: the run has 0.05, this recipe 0.3"),
+        ({"model.depth": 14}, r"model.depth: the run has 8, this recipe 14"),
+        ({"seed": 1}, "seed: the run has 0, this recipe 1"),
+        ({"optim.micro_batch": 2}, "optim.micro_batch: the run has 16, this recipe 2"),
+    ],
+)
+def test_another_recipe_under_the_name_is_refused(tiny: Make, change: dict, complaint: str) -> None:
+    open_run(tiny(), DATA, 1)
+    with pytest.raises(UserError, match=complaint):
+        open_run(tiny(change), DATA, 1)
+
+
+def test_other_data_under_the_name_is_refused(tiny: Make) -> None:
+    open_run(tiny(), DATA, 1)
+    with pytest.raises(
+        UserError, match=r"train data: other images or labels \(fingerprint ffffffffffff, now aaaaaaaaaaaa"
+    ):
+        open_run(tiny(), {**DATA, "train": "a" * 64}, 1)
+
+
+def test_the_recipe_written_into_the_run_resumes_it(tiny: Make) -> None:
+    from backbone.cli import load
+
+    recipe = tiny({"name": ""})
+    opened = open_run(recipe, DATA, 1)
+    written = load(Recipe, Path(run_url(recipe)) / "recipe.yaml")
+    assert written == opened
+    assert run_url(written) == run_url(recipe)
+    assert open_run(written, DATA, 1) == opened
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "complaint"),
+    [(16, 3, r"one of \[1, 2, 4, 8, 16\] workers, or batch 15 or 18"), (2, 4, "batch 4")],
+)
+def test_a_batch_that_does_not_split_names_what_would(tiny: Make, batch: int, workers: int, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        first_micro_batch(tiny({"optim.batch": batch, "scaling.num_workers": workers}))
+
+
+def test_micro_batches_must_split_over_workers_unless_elastic(tiny: Make) -> None:
+    options = {"optim.micro_batch": 4, "scaling.num_workers": 3}
+    with pytest.raises(UserError, match=r"4 micro-batches of 4.*one of \[1, 2, 4\] workers"):
+        open_run(tiny(options), DATA, 1)
+    open_run(tiny({**options, "scaling.min_workers": 1}), DATA, 1)
+    with pytest.raises(UserError, match="norm sync needs equal shares"):
+        open_run(tiny({**options, "scaling.min_workers": 1, "model.norm": "sync"}), DATA, 1)
+
+
+def test_storage_that_cannot_be_used(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        open_run(tiny({"run.storage": str(tmp_path / "file")}), DATA, 1)
+    with pytest.raises(UserError, match=r"MiB free, but checkpoints take .* MiB"):
+        open_run(tiny(), DATA, 2**60)
+    with pytest.raises(UserError, match="cannot open nothing://x"):
+        open_run(tiny({"run.storage": "nothing://x"}), DATA, 1)
+
+
+def test_a_relative_storage_in_a_submitted_job_is_refused(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"run.storage 'runs' is relative"):
+        run_url(tiny({"run.storage": "runs"}))
+
+
+def test_run_json_shows_what_the_run_is(tiny: Make) -> None:
+    recipe = tiny()
+    open_run(recipe, DATA, 1)
+    record = json.loads((Path(run_url(recipe)) / "run.json").read_text())
+    assert record["data"] == DATA
+    assert record["identity"]["optim.batch"] == 16

@@ -1,0 +1,84 @@
+"""Run by test_cluster.py in a process of its own: a cluster of two nodes on this host, one of which dies mid-run."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8", "RAY_AUTH_MODE": "token"}
+
+import torch
+
+from backbone.artifact import load
+from backbone.cli import validate
+from backbone.training.cluster import DEFAULTS, launch
+from backbone.training.pretrain import prepare, pretrain
+from backbone.training.recipe import Recipe
+
+os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os.environ}
+
+import ray
+from ray.cluster_utils import Cluster
+
+
+def recipe(storage: str, name: str, **scaling: object) -> Recipe:
+    tree = {
+        "name": name,
+        "model": {"net": "cifar_resnet", "depth": 8, "shortcut": "A"},
+        "data": {
+            "train_images": 160,
+            "val_images": 50,
+            "size": 32,
+            "crop_pct": 1.0,
+            "workers": 0,
+            "augment": {"kind": "cifar"},
+        },
+        "optim": {"batch": 16, "micro_batch": 8, "lr": 0.05, "lr_batch": 16},
+        "schedule": {"kind": "cosine", "unit": "iterations", "total": 150},
+        "compute": {"precision": "fp32"},
+        "scaling": {"num_workers": 0, **scaling},
+        "run": {"storage": storage, "log_every": 5, "checkpoint_every": 5, "precise_bn": 64},
+    }
+    return validate(Recipe, tree, "two_nodes")
+
+
+def main(storage: str) -> None:
+    head = {
+        "node_ip_address": "127.0.0.2",
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": 100 * 2**20,
+    }
+    # Addresses of their own: Ray tells nodes apart by them.
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
+    nodes = [
+        cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{i}", object_store_memory=100 * 2**20) for i in (3, 4)
+    ]
+    ray.init(address=cluster.address, log_to_driver=False)
+    elastic = recipe(storage, "elastic", num_workers=2, min_workers=1, placement="SPREAD", max_failures=5)
+    checkpoints = Path(storage) / "elastic" / "checkpoints"
+
+    def kill() -> None:
+        while not list(checkpoints.glob("step-*")):
+            time.sleep(0.05)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        print("killed a node", flush=True)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    launch(pretrain, prepare(elastic), elastic.scaling)
+    killer.join()
+    ray.shutdown()
+    cluster.shutdown()
+
+    alone = recipe(storage, "alone")
+    launch(pretrain, prepare(alone), alone.scaling)
+    torch.set_num_threads(1)
+    a, b = (load(f"{storage}/{name}/artifact")[0].state_dict() for name in ("elastic", "alone"))
+    different = [k for k in a if "running" not in k and not torch.equal(a[k], b[k])]
+    print("weights equal" if not different else f"different: {different}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

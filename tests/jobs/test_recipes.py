@@ -1,0 +1,167 @@
+"""The recipes against the paper's numbers (arXiv:1512.03385, sections 3.4 and 4.2, Tables 1 to 3 and 6)."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from backbone.cli import load
+from backbone.training.plan import describe
+from backbone.training.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
+
+# Table 1, 1e9 multiply-adds. It counts option B of 18 and 34 layers like A, and cuts digits off: 50 layers take 3.86.
+TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
+# Table 6, 1e6 parameters; plain nets have as many, as option A adds none.
+TABLE_6 = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
+TABLES_2_AND_3 = {
+    "plain18": 27.94,
+    "plain34": 28.54,
+    "resnet18-a": 27.88,
+    "resnet34-a": 25.03,
+    "resnet34-b": 24.52,
+    "resnet34-c": 24.19,
+    "resnet50": 22.85,
+    "resnet101": 21.75,
+    "resnet152": 21.43,
+}
+TABLE_6_ERRORS = {"20": 8.75, "32": 7.51, "44": 7.17, "56": 6.97, "110": 6.43, "1202": 7.93}
+
+
+def recipe(path: str) -> Recipe:
+    return load(Recipe, RECIPES / path)
+
+
+def recipes(folder: str) -> dict[str, Recipe]:
+    return {Path(path).stem: recipe(path) for path in PATHS if path.startswith(f"{folder}/")}
+
+
+def plan(recipe: Recipe) -> dict[str, str]:
+    """The lines of the plan by their labels."""
+    imagenet = recipe.data.size == 224
+    text = describe(recipe, *((1_281_167, 50_000, 1000) if imagenet else (50_000, 10_000, 10)))
+    return {line[:11].strip(): line[11:] for line in text.splitlines()}
+
+
+def parameters(lines: dict[str, str]) -> int:
+    return int(re.findall(r"([\d,]+) parameters", lines["net"])[0].replace(",", ""))
+
+
+def test_there_is_a_recipe_for_every_net_of_the_paper():
+    assert {f"imagenet-paper/{name}.yaml" for name in TABLES_2_AND_3} | {"imagenet-paper/vgg16.yaml"} <= set(PATHS)
+    assert {f"cifar10/{family}{depth}.yaml" for family in ("plain", "resnet") for depth in TABLE_6} <= set(PATHS)
+    assert {"quickstart.yaml", "imagenet-modern/resnet50.yaml"} <= set(PATHS)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_file_name_says_what_the_net_is(path: str):
+    options, stem = recipe(path).model, Path(path).stem
+    if stem == "quickstart":
+        stem = "resnet18"
+    name, _, shortcut = stem.partition("-")
+    assert options.name == (f"cifar_{name}" if path.startswith("cifar10/") else name)
+    if shortcut:
+        assert options.shortcut == shortcut.upper()
+
+
+@pytest.mark.parametrize(("name", "found"), recipes("imagenet-paper").items())
+def test_imagenet_is_trained_as_in_section_3_4(name: str, found: Recipe):
+    vgg = name == "vgg16"
+    optim, data, plateau = found.optim, found.data, found.schedule
+    assert (optim.batch, optim.peak_lr, optim.momentum) == (256, 0.01 if vgg else 0.1, 0.9)
+    assert (optim.weight_decay, optim.decay, optim.nesterov) == (5e-4 if vgg else 1e-4, "all", False)
+    assert (optim.label_smoothing, optim.clip, optim.ema) == (0, 0, 0)
+    assert (plateau.kind, plateau.gamma, plateau.warmup, plateau.hold_lr) == ("plateau", 0.1, 0, 0)
+    assert (plateau.unit, plateau.total) == ("iterations", 370_000 if vgg else 600_000)  # VGG: 74 epochs
+    assert (data.size, data.size / data.crop_pct) == (224, 256)
+    assert (data.augment.kind, data.augment.pca) == ("paper", 0.1)
+    assert data.augment.shorter_side == ((256, 512) if vgg else (256, 480))
+    assert data.normalize == ("dataset" if vgg else "pixel")
+    assert found.model.bn_group == (0 if vgg else 32)
+    assert found.model.norm == ("none" if vgg else "batch")
+    if not vgg:
+        assert found.model.stride_in_1x1 == (found.model.depth >= 50)
+        letter = name.partition("-")[2].upper() or ("none" if "plain" in name else "B")
+        assert found.model.shortcut == letter
+
+
+@pytest.mark.parametrize(("name", "found"), recipes("cifar10").items())
+def test_cifar_is_trained_as_in_section_4_2(name: str, found: Recipe):
+    optim, data, steps = found.optim, found.data, found.schedule
+    assert (optim.batch, optim.peak_lr, optim.momentum) == (128, 0.1, 0.9)
+    assert (optim.weight_decay, optim.decay, optim.nesterov) == (1e-4, "all", False)
+    assert (optim.label_smoothing, optim.clip, optim.ema) == (0, 0, 0)
+    assert (steps.kind, steps.unit, steps.total, steps.gamma) == ("steps", "iterations", 64_000, 0.1)
+    assert steps.milestones == (32_000, 48_000)
+    assert (steps.hold_lr, steps.hold_until_error) == (0.01 if found.model.depth >= 110 else 0, 80)
+    assert (data.size, data.crop_pct, data.augment.kind, data.normalize) == (32, 1, "cifar", "pixel")
+    assert found.model.shortcut == ("none" if "plain" in name else "A")
+    assert found.model.bn_group == 64
+    assert found.compute.precision == "fp32"
+
+
+@pytest.mark.parametrize("folder", ["imagenet-paper", "cifar10"])
+def test_comments_quote_the_papers_errors(folder: str):
+    for name in recipes(folder):
+        first = (RECIPES / folder / f"{name}.yaml").read_text().splitlines()[0]
+        quoted = [float(number) for number in re.findall(r"reports (\d+\.\d+) %", first)]
+        known = TABLES_2_AND_3 if folder == "imagenet-paper" else {f"resnet{k}": v for k, v in TABLE_6_ERRORS.items()}
+        assert quoted == [known[name] for _ in range(name in known)], name
+
+
+@pytest.mark.parametrize("name", recipes("imagenet-paper"))
+def test_imagenet_plans_show_the_papers_costs(name: str):
+    found = recipe(f"imagenet-paper/{name}.yaml")
+    lines = plan(found)
+    giga = float(re.findall(r"([\d.]+) G multiply-adds an image at 224 px", lines["cost"])[0])
+    if name == "vgg16":
+        # The 15.3e9 of Table 1 leave the fully connected layers out.
+        assert giga - (25088 * 4096 + 4096 * 4096 + 4096 * 1000) / 1e9 == pytest.approx(15.3, abs=0.05)
+        assert parameters(lines) == 138_357_544
+        assert lines["steps"].startswith("370,000 of 256 images: 73.9 epochs")
+        return
+    assert giga == pytest.approx(TABLE_1[found.model.depth], abs=0.07 if found.model.shortcut != "C" else 0.24)
+    assert lines["steps"].startswith("600,000 of 256 images: 119.9 epochs")
+    assert lines["batch"] == "256 = 32 a micro-batch x 1 accumulated x 8 worker(s)"
+    assert "x 0.1 after 5 evaluations" in lines["lr"]
+    known = {"resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808, "resnet34-b": 21_797_672}
+    if name in known:  # torchvision's
+        assert parameters(lines) == known[name]
+
+
+@pytest.mark.parametrize("name", [name for name in recipes("cifar10") if name != "plain1202"])
+def test_cifar_plans_show_the_papers_costs(name: str):
+    found = recipe(f"cifar10/{name}.yaml")
+    lines = plan(found)
+    depth = found.model.depth
+    assert parameters(lines) / 1e6 == pytest.approx(TABLE_6[depth], abs=0.05 if depth >= 110 else 0.005)
+    assert lines["steps"].startswith("64,000 of 128 images: 163.8 epochs")
+    assert "x 0.1 at steps 32,000, 48,000" in lines["lr"]
+    assert ("0.01 until training error is below 80 %" in lines["lr"]) == (depth >= 110)
+
+
+def test_plain1202_is_resnet1202_without_shortcuts():
+    """Its own plan would take seconds more."""
+    plain, residual = (recipe(f"cifar10/{family}1202.yaml") for family in ("plain", "resnet"))
+    model = residual.model.model_copy(update={"shortcut": "none"})
+    assert residual.model_copy(update={"model": model}) == plain
+
+
+def test_modern_resnet50_is_one_that_others_load():
+    found = recipe("imagenet-modern/resnet50.yaml")
+    assert not found.model.stride_in_1x1
+    lines = plan(found)
+    assert parameters(lines) == 25_557_032
+    assert float(lines["cost"].split()[0]) == pytest.approx(4.09, abs=0.005)  # torchvision's
+    assert lines["steps"].startswith("125,114 of 1024 images: 100.0 epochs")
+
+
+def test_quickstart_plan_fits_a_laptop():
+    found = recipe("quickstart.yaml")
+    lines = plan(found)
+    assert (found.scaling.use_gpu, found.data.source) == (False, "synthetic")
+    assert lines["batch"] == "64 = 32 a micro-batch x 1 accumulated x 2 worker(s)"
+    gib = re.findall(r"about ([\d.]+) GiB", lines["memory"])[0]
+    assert float(gib) < 1

@@ -54,7 +54,7 @@ def main() -> None:
     net = build(NetOptions(depth=50), 1000)
     # All that the trainer asks of a task before its first step.
     task = cast(engine.Task, SimpleNamespace(model=net, loss=None))
-    trainer = engine.Trainer(task, Optim(), Compute(precision="fp32"), 0, World(0, 1, device))
+    trainer = engine.Trainer(task, Optim(micro_batch=256), Compute(precision="fp32"), 0, World(0, 1, device))
     images = torch.randn(16, 3, 96, 96, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(16, device=device)
 

@@ -43,7 +43,8 @@ class Prepared:
 
     def __init__(self, recipe: Recipe, size: int, steps: int, world: World, between: Callable[[], None]) -> None:
         torch.manual_seed(0)
-        self.model = build(recipe.model, CLASSES)
+        self.net = build(recipe.model, CLASSES)
+        self.model: nn.Module = self.net
         self.steps, self.device, self.between = steps, world.device, between
         images, labels = torch.randn(recipe.optim.batch, 3, size, size), torch.arange(recipe.optim.batch) % CLASSES
         layout = torch.channels_last if recipe.compute.channels_last else torch.contiguous_format
@@ -53,7 +54,7 @@ class Prepared:
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """As `pretrain.Classification.loss`, from where the images are normalised."""
-        logits = self.model.classify(batch["images"]).float()
+        logits = self.net.classify(batch["images"]).float()
         losses = F.cross_entropy(logits, batch["labels"], reduction="none")
         return losses, {"error": 100.0 * (logits.argmax(1) != batch["labels"]).sum()}
 

@@ -1,12 +1,14 @@
 """What Ray Train costs once a run is going: the same loop in a Ray worker and in a plain process.
 
 Both processes exist for the whole measurement and take turns, one training while the other waits, so that a noisy
-machine slows both alike. A turn ends with a log record, which goes through Ray's queue or straight to the display. Apart
-from the turns, how long an evaluation's record holds up the worker: it alone passes Ray's controller.
+machine slows both alike. A turn ends with a log record, which goes through Ray's queue or straight to the display.
+Apart from turns: how long an evaluation's record holds up the worker. It alone passes Ray's controller.
 """
 
 import contextlib
 import multiprocessing
+import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -74,7 +76,9 @@ def both(payload: dict[str, Any], folder: Path, threads: int) -> tuple[dict[str,
     plain, ray = ({**payload, "folder": str(folder), "me": me, "url": str(folder / me)} for me in ("process", "ray"))
     context = multiprocessing.get_context("spawn")
     answer = context.SimpleQueue()
-    child = context.Process(target=in_process, args=(plain, Scaling(num_workers=0, cpus_per_worker=threads), answer))
+    child = context.Process(
+        target=in_process, args=(plain, Scaling(num_workers=0, cpus_per_worker=threads), answer), daemon=True
+    )
     child.start()
     with (folder / "log").open("w") as log, contextlib.redirect_stdout(log):
         from_ray = launch(measure, ray, Scaling(num_workers=1, cpus_per_worker=threads, max_failures=0))
@@ -90,6 +94,9 @@ def main() -> None:
     words.add_argument("--threads", type=int, default=1)
     given = words.parse_args()
     rows = []
+    ray_folder = tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True)
+    # A cluster of its own: another one on this machine, alive or dead, is neither used nor disturbed.
+    os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray_folder.name, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for case in given.cases:
         net, size, batch, steps = CASES[case]
         recipe = make_recipe(net, batch, steps, given.turns, "fp32", False)
@@ -111,6 +118,7 @@ def main() -> None:
             }
         )
     write(given.output, rows)
+    ray_folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Seconds from `python jobs/pretrain.py` to the first training step, through Ray, with two workers.
 
-On a Ray cluster that the job starts itself, and on one that is already running; in turns. Read from the moments at which
-the job's lines appear. The net and the images are tiny: what is measured is everything but the training.
+On a Ray cluster that the job starts itself, and on one that is already running; in turns. Read from the moments at
+which the job's lines appear. The net and the images are tiny: what is measured is everything but the training.
 """
 
 import os
@@ -80,7 +80,7 @@ def main() -> None:
     words.add_argument("--workers", type=int, default=2)
     given = words.parse_args()
     times: dict[str, list[dict[str, float]]] = {"starts its own": [], "already running": []}
-    with tempfile.TemporaryDirectory(prefix="rb") as folder:
+    with tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True) as folder:
         # RAY_TMPDIR: other clusters of this machine are left alone, and not found.
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": folder}
         env = {**os.environ, **own}

@@ -9,11 +9,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from backbone.errors import UserError
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, join
 from backbone.training.display import Display
 from backbone.training.recipe import Scaling
 from backbone.training.world import World, local_world
@@ -34,7 +33,7 @@ Worker = Callable[[dict[str, Any], World, Callable[[dict[str, Any]], None]], dic
 def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
 
-    `worker` is a function of an installed package; `payload["url"]` the run's folder. With `num_workers: 0` it runs in
+    `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0` it runs in
     this process, or in those torchrun started, without Ray.
 
     Raises:
@@ -144,9 +143,10 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     queue, payload = config["queue"], config["payload"]
-    if is_local(payload["url"]) and not Path(filesystem(payload["url"])[1]).is_dir():
+    fs, path = filesystem(payload["url"])
+    if not fs.exists(join(path, "run.json")):  # the driver wrote it
         raise UserError(
-            f"{payload['url']} does not exist on node {ray.util.get_node_ip_address()}: run.storage must be a shared "
+            f"{payload['url']}/run.json is not seen by node {ray.util.get_node_ip_address()}: run.storage must be a shared "
             "folder or a URL that every node sees"
         )
     nodes = world.gather(ray.util.get_node_ip_address())

@@ -52,6 +52,10 @@ def precise_bn(model: nn.Module, batches: Iterable[Tensor], world: World) -> int
         mean, square = world.sum(total) / count
         assert layer.running_mean is not None
         assert layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        layer.num_batches_tracked.fill_(
+            int(count)
+        )  # the batches these statistics are of, however many ranks there were
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((square - mean.square()).clamp_min(0))
     return int(count)

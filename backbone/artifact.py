@@ -44,8 +44,8 @@ def save(
 ) -> dict[str, Any]:
     """Write an artifact to a local directory or a URL and return its config.
 
-    `provenance` is kept as it is: recipe, data fingerprint, metrics. The weights are written first and the config, which
-    holds their hash, last: a directory without `config.json` is no artifact.
+    `provenance` is kept as it is: recipe, data fingerprint, metrics. The weights are written first and the config,
+    which holds their hash, last: a directory without `config.json` is no artifact.
 
     Raises:
         UserError: the place cannot be written.

@@ -72,6 +72,7 @@ def both(payload: dict[str, Any], folder: Path, threads: int) -> tuple[dict[str,
     """`measure` in a process of its own and in a Ray worker, at the same time."""
     for me in ("process", "ray"):
         (folder / me).mkdir()
+        (folder / me / "run.json").touch()  # by which workers check that they see the run's folder
     (folder / "turn").write_text("process")
     plain, ray = ({**payload, "folder": str(folder), "me": me, "url": str(folder / me)} for me in ("process", "ray"))
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,8 @@
-"""Pretrain a backbone: on this machine, or on a Ray cluster with `ray job submit --working-dir . -- python jobs/pretrain.py`."""
+"""Pretrain a backbone, on this machine or on a Ray cluster:
+
+python jobs/pretrain.py --config jobs/recipes/quickstart.yaml
+ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.storage /shared/runs
+"""
 
 import sys
 import time

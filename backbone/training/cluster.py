@@ -1,7 +1,7 @@
-"""The only module that knows Ray Train: starts the same function on every worker and brings back what the first returns.
+"""The only module that knows Ray Train: runs one function on every worker and brings back what the first returns.
 
-Ray places, connects and restarts the workers. Checkpoints are the run's own (`backbone.training.state`), so that the loop
-reads and writes them with Ray or without, a damaged one can be passed over, and one exists as soon as it is on disk: Ray
+Ray places, connects and restarts the workers. Checkpoints are the run's own (`backbone.training.state`): the loop reads
+and writes them with Ray or without, a damaged one can be passed over, and one exists as soon as it is on disk. Ray
 counts a checkpoint only once its controller has polled, and cannot go on when one it listed is gone.
 """
 
@@ -33,8 +33,8 @@ Worker = Callable[[dict[str, Any], World, Callable[[dict[str, Any]], None]], dic
 def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
 
-    `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0` it runs in
-    this process, or in those torchrun started, without Ray.
+    `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0`
+    it runs in this process, or in those torchrun started, without Ray.
 
     Raises:
         UserError: the cluster lacks what is asked for, a node does not see the storage, or a worker found a mistake of
@@ -129,9 +129,9 @@ def check_resources(scaling: Scaling) -> None:
     if slots < needed and not scaling.autoscales:
         has = {name: int(sum(node.get(name, 0) for node in nodes)) for name in bundle}
         raise UserError(
-            f"scaling: {needed} workers of {_words(bundle)} each do not fit on the cluster, which has room for {slots}: "
-            f"{len(nodes)} node(s) with {_words(has)}. Ask for less, add nodes, or say scaling.autoscales if they come "
-            "on demand"
+            f"scaling: {needed} workers of {_words(bundle)} each do not fit on the cluster, which has room for "
+            f"{slots}: {len(nodes)} node(s) with {_words(has)}. Ask for less, add nodes, or say "
+            "scaling.autoscales if they come on demand"
         )
 
 
@@ -146,8 +146,8 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     fs, path = filesystem(payload["url"])
     if not fs.exists(join(path, "run.json")):  # the driver wrote it
         raise UserError(
-            f"{payload['url']}/run.json is not seen by node {ray.util.get_node_ip_address()}: run.storage must be a shared "
-            "folder or a URL that every node sees"
+            f"{payload['url']}/run.json is not seen by node {ray.util.get_node_ip_address()}: run.storage must be a "
+            "shared folder or a URL that every node sees"
         )
     nodes = world.gather(ray.util.get_node_ip_address())
 

@@ -29,11 +29,15 @@ Report = Callable[[dict[str, Any]], None]
 class Task(Protocol):
     """What is trained."""
 
-    model: nn.Module
-    """What is saved, averaged and exported: never wrapped, so its keys carry no prefix."""
+    @property
+    def model(self) -> nn.Module:
+        """What is saved, averaged and exported: never wrapped, so its keys carry no prefix."""
+        ...
 
-    num_samples: int
-    """Training samples of one epoch."""
+    @property
+    def num_samples(self) -> int:
+        """Training samples of one epoch."""
+        ...
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The tensors of a batch, on the device -> (losses of its samples, float [N]; sums over them to log)."""
@@ -147,7 +151,7 @@ class Trainer:
             device_ids = [world.device] if world.device.type == "cuda" else None
             # torch 2.15 renamed the option.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-            local_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+            local_buffers: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             module = DistributedDataParallel(
                 module, device_ids=device_ids, gradient_as_bucket_view=True, **local_buffers
             )
@@ -184,10 +188,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             with torch.no_grad():
-                average = list(self.average.parameters())
-                torch._foreach_lerp_(average, list(self.task.model.parameters()), 1 - self.optim.ema)
-                for mine, now in zip(self.average.buffers(), self.task.model.buffers(), strict=True):
-                    mine.copy_(now)
+                average: list[Tensor] = list(self.average.parameters())
+                now: list[Tensor] = list(self.task.model.parameters())
+                torch._foreach_lerp_(average, now, 1 - self.optim.ema)
+                for mine, latest in zip(self.average.buffers(), self.task.model.buffers(), strict=True):
+                    mine.copy_(latest)
 
     def state(self) -> dict[str, Any]:
         """Everything but the progress, as a tree of tensors and numbers."""

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbone.nets import Backbone
 from backbone.training.world import World
 
 
 @torch.no_grad()
-def precise_bn(model: nn.Module, batches: Iterable[Tensor], world: World) -> int:
+def precise_bn(model: Backbone, batches: Iterable[Tensor], world: World) -> int:
     """Replace moving averages by the mean and variance over all `batches` of all ranks; return their number.
 
     Each layer sees inputs normalised with the statistics of their own micro-batch, as in training. The variance is that
@@ -38,7 +39,7 @@ def precise_bn(model: nn.Module, batches: Iterable[Tensor], world: World) -> int
     count = torch.zeros(1, dtype=torch.float64, device=world.device)
     try:
         for images in batches:
-            model.classify(images)  # ty: ignore[call-non-callable]
+            model.classify(images)
             count += 1
     finally:
         for hook, layer, momentum in zip(hooks, layers, kept, strict=True):

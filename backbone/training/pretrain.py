@@ -28,7 +28,7 @@ from backbone.training.curves import draw_curves
 from backbone.training.precise_bn import precise_bn
 from backbone.training.recipe import Data, Recipe, recipe_hash
 from backbone.training.run import open_run, run_url
-from backbone.training.state import Store
+from backbone.training.state import Progress, Store
 from backbone.training.world import World
 
 STATISTICS_IMAGES = 10_000
@@ -86,6 +86,7 @@ def pretrain(payload: dict[str, Any], world: World, report: engine.Report) -> di
     if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
         state = store.load(progress.best_step)
         model.load_state_dict(state["average"] or state["model"])
+    assert isinstance(model, Backbone)
     if recipe.run.precise_bn and recipe.model.norm in ("batch", "sync"):
         precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn), world)
     metrics = engine.evaluate(task, model, world)
@@ -96,10 +97,9 @@ def pretrain(payload: dict[str, Any], world: World, report: engine.Report) -> di
 
 
 def write_results(
-    url: str, recipe: Recipe, task: "Classification", model: nn.Module, progress: Any, metrics: dict
+    url: str, recipe: Recipe, task: "Classification", model: Backbone, progress: Progress, metrics: dict[str, float]
 ) -> None:
     """The artifact, the curves beside it and the history they were drawn from."""
-    assert isinstance(model, Backbone)
     fs, path = filesystem(url)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
@@ -132,8 +132,8 @@ class Classification:
         torch.manual_seed(self.recipe.seed)  # the same first weights on every rank
         self.model = build(self.recipe.model, len(self.train_source.classes))
         self.num_samples = len(self.train_source)
-        fill = tuple(round(255 * channel) for channel in self.inputs.mean)
-        self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, fill)
+        red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
+        self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, (red, green, blue))
         self.val = ValSet(self.val_source, self.recipe.data)
         self._pin = self.world.device.type == "cuda"
         mine = share(len(self.val_source), self.world.rank, self.world.size)

@@ -25,8 +25,8 @@ def run_url(recipe: Recipe) -> str:
         path = Path(storage).expanduser()
         if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise UserError(
-                f"run.storage {storage!r} is relative, and a submitted job runs in a copy of the working directory that "
-                "does not outlive it; give an absolute path that all nodes see, or a URL: --run.storage /shared/runs"
+                f"run.storage {storage!r} is relative, and a submitted job runs in a copy of the working directory "
+                "that is thrown away; give an absolute path that all nodes see, or a URL: --run.storage /shared/runs"
             )
         storage = str(path.resolve())
     return join(storage, recipe.run_name)
@@ -122,8 +122,8 @@ def _check_writable(url: str, num_bytes: int) -> None:
                 free = shutil.disk_usage(path).free
             if free < num_bytes:
                 raise UserError(
-                    f"run.storage {path}: {free / 2**20:.0f} MiB free, but checkpoints take {num_bytes / 2**20:.0f} MiB; "
-                    "free some, lower run.keep, or choose another storage"
+                    f"run.storage {path}: {free / 2**20:.0f} MiB free, but checkpoints take {num_bytes / 2**20:.0f} "
+                    "MiB; free some, lower run.keep, or choose another storage"
                 )
     except OSError as error:
         raise UserError(f"run.storage {url} cannot be written: {error}") from error

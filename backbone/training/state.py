@@ -49,8 +49,9 @@ class Progress:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Progress":
-        events = {**values["events"], "drops": tuple(values["events"]["drops"])}
-        return Progress(**{**values, "events": Events(**events)})
+        events: dict[str, Any] = {**values["events"], "drops": tuple(values["events"]["drops"])}
+        fields: dict[str, Any] = {**values, "events": Events(**events)}
+        return Progress(**fields)
 
 
 class Store:

@@ -63,7 +63,7 @@ def mistake(payload: dict[str, Any], world: Any, report: Any) -> dict[str, Any]:
 def test_a_mistake_ends_the_run_at_once(ray_cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="shard-7.tar:cat.jpg: truncated"):
+    with pytest.raises(UserError, match=r"shard-7.tar:cat.jpg: truncated"):
         launch(mistake, {"url": str(tmp_path / "run")}, Scaling(num_workers=2, max_failures=3))
 
 

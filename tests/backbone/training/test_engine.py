@@ -1,5 +1,6 @@
 """The loop: learns, stops anywhere and goes on bit for bit, on any number of ranks, and says what breaks."""
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -41,10 +42,8 @@ def run(recipe: Recipe, stop_at: int = -1, world: World = ALONE) -> list[dict]:
             raise Stop
 
     payload = prepare(recipe)
-    try:
+    with contextlib.suppress(Stop):
         pretrain(payload, world, report)
-    except Stop:
-        pass
     return records
 
 
@@ -258,7 +257,7 @@ def test_broken_images_are_counted_and_bounded(tiny: Make) -> None:
     assert list(progress.bad) == ["shard.tar:7.jpg: truncated"]
     recipe = tiny({**options, "data.max_bad": 0})
     task = Classification(recipe, InputConvention(size=32), OneBroken(0, 160, 32), SyntheticSource(1, 16, 32), ALONE)
-    with pytest.raises(UserError, match="shard.tar:7.jpg"):
+    with pytest.raises(UserError, match=r"shard.tar:7.jpg"):
         engine.train(task, recipe, ALONE, Store(f"{recipe.run.storage}/b"), lambda record: None)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, safe to load, and a damaged one costs no more than the steps since the one before."""
+"""Checkpoints: whole or not at all, safe to load, and a damaged one costs only the steps since the one before."""
 
 import errno
 from pathlib import Path

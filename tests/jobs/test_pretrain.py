@@ -1,0 +1,194 @@
+"""`python jobs/pretrain.py` as a user meets it: the quickstart, real formats, kills, and what it says to mistakes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from backbone import load
+from backbone.data.synthetic import CLASSES, SyntheticSource
+
+ROOT = Path(__file__).parents[2]
+DATA = os.environ.get("RAYBONE_TEST_DATA", "")
+Run = Callable[..., subprocess.CompletedProcess]
+
+SMALL = (
+    "--scaling.num_workers 0 --model.net cifar_resnet --model.depth 8 --model.shortcut A --data.size 32 "
+    "--data.crop_pct 1 --data.workers 0 --data.augment.kind cifar --optim.batch 16 --optim.lr_batch 16 --optim.lr 0.05 "
+    "--schedule.unit iterations --schedule.total 30 --run.log_every 5 --run.checkpoint_every 5 --run.precise_bn 64 "
+    "--compute.precision fp32"
+).split()
+SYNTHETIC = [*SMALL, "--data.train_images", "200", "--data.val_images", "60"]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A small ImageFolder data set, `train` and `val`, of rendered scenes as PNG."""
+    for split, count in (("train", 72), ("val", 24)):
+        source = SyntheticSource(0, count, 32, split)
+        for i in range(count):
+            folder = tmp_path / "images" / split / CLASSES[source.labels[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{i}.png"), source.image(i)[:, :, ::-1])
+    return tmp_path / "images"
+
+
+def folder_words(folders: Path) -> list[str]:
+    return ["--data.source", "imagefolder", "--data.train", str(folders / "train"), "--data.val", str(folders / "val")]
+
+
+@pytest.mark.ray
+def test_the_readmes_main_command(tmp_path: Path) -> None:
+    """The README's first block, after set-up: two workers through Ray, accuracy far above chance, and the curves."""
+    block = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    command = next(line for line in block.splitlines() if "jobs/pretrain.py" in line)
+    words = [sys.executable, *command.split()[1:], "--run.storage", str(tmp_path)]
+    began = time.monotonic()
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=570)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 worker(s) on cpu" in done.stdout
+    accuracy = float(re.search(r"accuracy\s+([\d.]+) % top-1", done.stdout).group(1))
+    assert accuracy > 45, done.stdout  # chance is 8.3 %
+    png = cv2.imread(str(tmp_path / "quickstart" / "curves.png"))
+    assert png is not None
+    assert len(np.unique(png.reshape(-1, 3), axis=0)) > 50  # curves were drawn
+    net, inputs, about = load(tmp_path / "quickstart" / "artifact")
+    source = SyntheticSource(0, 256, inputs.size, "val")
+    images = torch.from_numpy(np.stack([source.image(i) for i in range(256)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        right = (net.classify(inputs.normalize(images)).argmax(1).numpy() == source.labels[:256]).mean()
+    assert abs(100 * right - accuracy) < 10  # the artifact is worth what the job said, on a part of the same images
+    assert about["provenance"]["metrics"]["val_images"] == 1024
+    print(f"quickstart: {accuracy:.1f} % in {time.monotonic() - began:.0f} s")
+
+
+def test_kill_resume_kill_resume_is_bit_exact(tmp_path: Path, run_job: Run) -> None:
+    """kill -9, twice, at no particular moment; the artifact's weights are those of a run left alone."""
+    words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--schedule.total", "120"]
+    assert run_job("pretrain", *words, "--name", "whole").returncode == 0
+    command = [sys.executable, "jobs/pretrain.py", *words, "--name", "killed"]
+    for wanted in (20, 65):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        while not list(checkpoints.glob(f"step-{wanted:08d}")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = run_job("pretrain", *words, "--name", "killed")
+    assert re.search(r"resuming at step (6[5-9]|7\d|8\d) of 120", last.stdout), last.stdout
+    whole, killed = ((tmp_path / name / "artifact" / "model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    again = run_job("pretrain", *words, "--name", "killed")
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+def test_another_recipe_under_the_name_is_refused(tmp_path: Path, run_job: Run) -> None:
+    words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--name", "mine"]
+    assert run_job("pretrain", *words, "--schedule.total", "2").returncode == 0
+    other = run_job("pretrain", *words, "--schedule.total", "3", "--optim.lr", "0.2")
+    assert other.returncode == 2
+    assert "optim.lr: the run has 0.05, this recipe 0.2" in other.stderr
+    assert "schedule.total: the run has 2.0, this recipe 3.0" in other.stderr
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, run_job: Run) -> None:
+    done = run_job("pretrain", *SYNTHETIC, "--run.storage", str(tmp_path), "--dry-run")
+    assert done.returncode == 0
+    assert "30 of 16 images" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def break_image(folders: Path) -> str:
+    file = sorted((folders / "train").rglob("*.png"))[5]
+    file.write_bytes(file.read_bytes()[:40])
+    return str(file)
+
+
+def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, folders: Path, run_job: Run) -> None:
+    name = break_image(folders)
+    words = [*SMALL, *folder_words(folders), "--run.storage", str(tmp_path / "runs")]
+    stopped = run_job("pretrain", *words, "--name", "stops")
+    assert stopped.returncode == 2
+    assert name in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    skipped = run_job("pretrain", *words, "--name", "skips", "--data.on_bad", "skip", "--data.max_bad", "1")
+    assert skipped.returncode == 0, skipped.stderr
+    bad = load(tmp_path / "runs" / "skips" / "artifact")[2]["provenance"]["bad_images"]
+    assert len(bad) == 1
+    assert name in next(iter(bad))
+
+
+def missing(folders: Path) -> list[str]:
+    return [*folder_words(folders), "--data.train", str(folders / "nowhere")]
+
+
+def empty(folders: Path) -> list[str]:
+    for file in (folders / "val").rglob("*.png"):
+        file.unlink()
+    return folder_words(folders)
+
+
+def other_classes(folders: Path) -> list[str]:
+    shutil.move(folders / "val" / "disc-dots", folders / "val" / "zebra")
+    return folder_words(folders)
+
+
+def unwritable(folders: Path) -> list[str]:
+    (folders / "file").write_text("")
+    return ["--run.storage", str(folders / "file")]
+
+
+MISTAKES = [
+    pytest.param(missing, "nowhere", id="missing data"),
+    pytest.param(empty, "val", id="empty data"),
+    pytest.param(other_classes, "zebra", id="splits whose classes differ"),
+    pytest.param(unwritable, "cannot be written", id="unwritable storage"),
+    pytest.param(lambda f: ["--optim.batch", "15", "--scaling.num_workers", "2"], "15 does not split", id="batch"),
+    pytest.param(lambda f: ["--model.net", "resnext"], "model.net: Input should be", id="unknown net"),
+    pytest.param(lambda f: ["--model.dept", "8"], "perhaps you meant --model.depth", id="unknown key"),
+    pytest.param(
+        lambda f: ["--scaling.num_workers", "2", "--scaling.use_gpu", "true"],
+        "do not fit on the cluster",
+        id="too many GPUs",
+        marks=pytest.mark.ray,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mistake", "complaint"), MISTAKES)
+def test_mistakes_are_named_before_workers_start(
+    tmp_path: Path, folders: Path, run_job: Run, mistake: Callable, complaint: str
+) -> None:
+    done = run_job("pretrain", *SMALL, "--run.storage", str(tmp_path / "runs"), *mistake(folders))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step" not in done.stdout
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA, reason="RAYBONE_TEST_DATA names no folder of real images")
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_real_images_of_both_formats_train(tmp_path: Path, run_job: Run, kind: str) -> None:
+    places = {
+        "webdataset": ("imagenette128/imagenette128-train-*.tar", "imagenette128/imagenette128-val-*.tar"),
+        "parquet": ("cifar10/train-*.parquet", "cifar10/test-*.parquet"),
+    }[kind]
+    train, val = (f"{DATA}/{place}" for place in places)
+    words = ["--data.source", kind, "--data.train", train, "--data.val", val, "--data.cache", str(tmp_path / "cache")]
+    done = run_job("pretrain", *SMALL, *words, "--run.storage", str(tmp_path / "runs"), "--name", kind)
+    assert done.returncode == 0, done.stderr
+    about = load(tmp_path / "runs" / kind / "artifact")[2]
+    assert about["provenance"]["metrics"]["val_images"] == {"webdataset": 3925, "parquet": 10000}[kind]

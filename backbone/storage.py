@@ -38,5 +38,6 @@ def is_local(url: str | Path) -> bool:
 
 
 def join(url: str | Path, *parts: str) -> str:
-    """Append path components to a local path or URL."""
-    return "/".join([str(url).rstrip("/"), *parts])
+    """Append path components to a local path or URL, before the URL's query (`s3://b/k?region=...`) if it has one."""
+    place, mark, query = str(url).partition("?") if "://" in str(url) else (str(url), "", "")
+    return "/".join([place.rstrip("/"), *parts]) + mark + query

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
@@ -39,7 +41,7 @@ def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[st
     Raises:
         UserError: the cluster lacks what is asked for, a node does not see the storage, or a worker found a mistake of
             the user's.
-        RuntimeError: workers failed more often than `max_failures`.
+        ray.train.TrainingFailedError: workers failed more often than `max_failures`.
     """
     display = Display(payload["url"])
     try:
@@ -142,6 +144,8 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)  # workers of a node see all its GPUs; Ray chooses one but does not set it
     queue, payload = config["queue"], config["payload"]
     fs, path = filesystem(payload["url"])
     if not fs.exists(join(path, "run.json")):  # the driver wrote it

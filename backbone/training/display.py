@@ -27,11 +27,9 @@ class Display:
             return
         self._to_tensorboard(record)
         if record["kind"] == "evaluation":
-            self.say(
-                f"step {record['step']}/{record['total']}  validation: error {record['val_error']:.2f} %  "
-                f"top-5 {record['val_top5_error']:.2f} %  loss {record['val_loss']:.3f}  "
-                f"({record['val_images']:.0f} images in {record['val_seconds']:.1f} s)"
-            )
+            metrics = {name.removeprefix("val_"): value for name, value in record.items() if name.startswith("val_")}
+            facts = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "seconds")
+            self.say(f"step {record['step']}/{record['total']}  validation: {facts}  ({metrics['seconds']:.1f} s)")
             return
         if self._began is None:
             self._began = (time.monotonic(), record["step"])

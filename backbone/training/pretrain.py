@@ -1,7 +1,7 @@
 """Pretraining: what the job prepares on the driver, what every worker runs, what comes out."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,8 +52,10 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
     return train, val
 
 
-def prepare(recipe: Recipe) -> dict[str, Any]:
+def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Check everything that can be checked before workers start; returns what `pretrain` needs, picklable.
+
+    `say` is told what takes long.
 
     Raises:
         UserError: bad data, an impossible net or split, storage that cannot be used, another run under this name.
@@ -63,7 +65,7 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
     recipe = open_run(recipe, {"train": train.fingerprint, "val": val.fingerprint}, state_bytes)
-    inputs = input_convention(recipe, train)
+    inputs = input_convention(recipe, train, say)
     return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "url": run_url(recipe)}
 
 
@@ -203,7 +205,7 @@ class Classification:
         return normal.contiguous(memory_format=torch.channels_last) if self.recipe.compute.channels_last else normal
 
 
-def input_convention(recipe: Recipe, train: Source) -> InputConvention:
+def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) -> InputConvention:
     """What the net's input will be; statistics of the data are taken once a run and kept in its folder."""
     data = recipe.data
     inputs = InputConvention(size=data.size, crop_pct=data.crop_pct)
@@ -212,6 +214,7 @@ def input_convention(recipe: Recipe, train: Source) -> InputConvention:
     fs, path = filesystem(run_url(recipe))
     place = join(path, "statistics.safetensors")
     if not fs.exists(place):
+        say(f"taking mean and deviation over {min(len(train), STATISTICS_IMAGES):,} training images")
         fs.pipe_file(place, save_tensors(statistics(train, data)))
     found = load_tensors(fs.cat_file(place))
     mean_image, std = found["mean_image"], tuple(found["std"].tolist())

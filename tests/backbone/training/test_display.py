@@ -1,0 +1,79 @@
+"""Plain lines, a bar on a terminal, TensorBoard files that a reader reads, curves as a picture."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from backbone.training.curves import draw_curves
+from backbone.training.display import Display
+
+RECORDS = [
+    {"kind": "log", "step": s, "total": 40, "epoch": s / 20, "loss": 3 - s / 20, "error": 90.0 - s, "lr": 0.1,
+     "images_per_second": 100.0, "data_wait": 0.25}
+    for s in (10, 20)
+] + [
+    {"kind": "evaluation", "step": 20, "total": 40, "val_error": 70.0, "val_loss": 2.0, "val_seconds": 1.5}
+]  # fmt: skip
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """The scalars in TensorBoard files: records of length, checksum, event, checksum."""
+    found = {}
+    for file in folder.glob("events.*"):
+        data = file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            data = data[16 + size :]
+    return found
+
+
+def test_lines_and_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    display = Display(str(tmp_path))
+    for record in RECORDS:
+        display.show(record)
+    display.show({"kind": "say", "text": "hello"})
+    display.close()
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("epoch 0.50  step 10/40  loss 2.500  error 80.0 %  100 img/s")
+    assert "eta" in out[1]
+    assert out[2].startswith("step 20/40  validation: error 70  loss 2")
+    assert out[3] == "hello"
+    found = scalars(tmp_path / "tensorboard")
+    assert found["train/loss", 10] == pytest.approx(2.5)
+    assert found["val/error", 20] == pytest.approx(70)
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    display = Display(str(tmp_path))
+    for record in RECORDS:
+        display.show(record)
+    display.close()
+    captured = capsys.readouterr()
+    assert "20/40" in captured.err
+    assert "error 70.0 %" in captured.err
+    assert "validation: error 70" in captured.out
+
+
+def test_tensorboard_of_a_remote_run_is_uploaded() -> None:
+    from backbone.storage import filesystem
+
+    display = Display("memory://boards/run")
+    for record in RECORDS:
+        display.show(record)
+    display.close()
+    fs, path = filesystem("memory://boards/run/tensorboard")
+    assert any("events" in name for name in fs.ls(path, detail=False))
+
+
+def test_curves_are_drawn() -> None:
+    history = [{k: v for k, v in r.items() if k not in ("kind", "total")} for r in RECORDS]
+    pictures = [np.asarray(Image.open(io.BytesIO(draw_curves(h, "title", 70.0)))) for h in (history, history[:1])]
+    assert pictures[0].shape[0] > 300
+    assert not np.array_equal(*pictures)  # another history, another picture

@@ -54,7 +54,7 @@ def run_job() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(
             [sys.executable, f"jobs/{job}.py", *map(str, words)],
             cwd=ROOT,
-            env={**os.environ, **env},
+            env={**os.environ, "RAY_ADDRESS": "local", **env},  # a cluster of its own, not one that happens to run here
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -86,6 +86,6 @@ def ray_cluster() -> Iterator[Any]:
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     yield ray
     ray.shutdown()

@@ -44,7 +44,10 @@ def open_run(recipe: Recipe, fingerprints: dict[str, str], num_bytes: int) -> Re
     url = run_url(recipe)
     fs, path = filesystem(url)
     record = join(path, "run.json")
-    old = json.loads(fs.cat_file(record)) if fs.exists(record) else None
+    try:
+        old = json.loads(fs.cat_file(record)) if fs.exists(record) else None
+    except ValueError as error:
+        raise UserError(f"{url}/run.json is damaged ({error}); restore it or take another --name") from error
     if not recipe.optim.micro_batch:
         micro_batch = old["identity"]["optim.micro_batch"] if old else first_micro_batch(recipe)
         optim = recipe.optim.model_copy(update={"micro_batch": micro_batch})

@@ -54,7 +54,8 @@ def test_the_readmes_main_command(tmp_path: Path) -> None:
     command = next(line for line in block.splitlines() if "jobs/pretrain.py" in line)
     words = [sys.executable, *command.split()[1:], "--run.storage", str(tmp_path)]
     began = time.monotonic()
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=570)
+    env = {**os.environ, "RAY_ADDRESS": "local"}  # the tests' own cluster is running
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 worker(s) on cpu" in done.stdout
     accuracy = float(re.search(r"accuracy\s+([\d.]+) % top-1", done.stdout).group(1))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
 
+from backbone.data.options import Augment
 from backbone.data.stream import mix
-from backbone.training.recipe import Augment
 
 # Covariance of RGB over ImageNet on the 0..1 scale, as in fb.resnet.torch. Columns of the second are eigenvectors.
 PCA_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbone.data.augment import Draws, evaluation_view, training_view
+from backbone.data.options import Data
 from backbone.data.sources import Source
 from backbone.data.stream import MicroBatches, Stream, mix
 from backbone.errors import BadImage
-from backbone.training.recipe import Data
 
 
 class Batch(TypedDict):

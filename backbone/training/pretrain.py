@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.loader import TrainSet, ValSet, train_loader, val_loader
+from backbone.data.options import Data
 from backbone.data.sources import Source, check_splits, open_source
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
@@ -26,7 +27,7 @@ from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import draw_curves
 from backbone.training.precise_bn import precise_bn
-from backbone.training.recipe import Data, Recipe, recipe_hash
+from backbone.training.recipe import Recipe, recipe_hash
 from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import World

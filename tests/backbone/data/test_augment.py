@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 from backbone.data import augment
 from backbone.data.augment import Draws, blend, evaluation_view, training_view
+from backbone.data.options import Augment
 from backbone.data.stream import mix
-from backbone.training.recipe import Augment
 
 FILL = (11, 22, 33)
 

@@ -11,10 +11,10 @@ import torch
 
 from backbone.data.augment import evaluation_view
 from backbone.data.loader import Batch, TrainSet, ValSet, train_loader, val_loader
+from backbone.data.options import Augment, Data
 from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage
-from backbone.training.recipe import Augment, Data
 
 FILL = (120, 110, 100)
 SOURCE = SyntheticSource(0, 22, 36)

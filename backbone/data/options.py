@@ -1,0 +1,107 @@
+"""The `data:` section of a recipe. Imports nothing slow."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from backbone.options import Strict
+
+
+class Augment(Strict):
+    """How training images are varied. Every draw is keyed by (seed, epoch, sample), see `backbone.data.augment`."""
+
+    kind: Literal["paper", "modern", "cifar", "none"] = "modern"
+    """paper: shorter side drawn from a range, random crop, flip (section 3.4). modern: random resized crop, flip.
+    cifar: pad 4, random crop, flip (section 4.2). none: the evaluation view."""
+
+    shorter_side: tuple[int, int] = (256, 480)
+    """paper: range of the shorter side before the crop, pixels, both ends included."""
+
+    pca: float = Field(0.0, ge=0)
+    """paper: standard deviation of AlexNet's PCA colour shift. 0.1 is the usual value; 0 is off."""
+
+    area: tuple[float, float] = (0.08, 1.0)
+    """modern: range of the crop's share of the image area."""
+
+    policy: Literal["none", "trivial", "rand"] = "none"
+    """modern: TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
+
+    mixup: float = Field(0.0, ge=0)
+    """modern: alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""
+
+    cutmix: float = Field(0.0, ge=0)
+    """modern: the same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Augment":
+        readers = {"shorter_side": "paper", "pca": "paper"}
+        readers |= dict.fromkeys(("area", "policy", "mixup", "cutmix"), "modern")
+        for field, kind in readers.items():
+            if self.kind != kind and getattr(self, field) != Augment.model_fields[field].default:
+                raise ValueError(f"{field} is read by augment kind {kind}, not by {self.kind}")
+        if not 0 < self.shorter_side[0] <= self.shorter_side[1]:
+            raise ValueError(f"shorter_side {list(self.shorter_side)}: give [smaller, larger] in pixels")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area {list(self.area)}: give [smaller, larger] between 0 and 1")
+        return self
+
+
+class Data(Strict):
+    """Where images come from and what the net sees of them."""
+
+    source: Literal["synthetic", "imagefolder", "webdataset", "parquet"] = "synthetic"
+    """synthetic: rendered scenes, no download. imagefolder: class folders. webdataset: tar shards with .jpg and .cls.
+    parquet: the Hugging Face layout, image or img struct and label."""
+
+    train: str = ""
+    """Training images: directory, glob or brace pattern; local or a URL (s3://, gs://, ...)."""
+
+    val: str = ""
+    """Validation images, likewise."""
+
+    cache: str = ""
+    """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
+
+    train_images: int = Field(20_000, ge=1)
+    """synthetic: how many training images exist."""
+
+    val_images: int = Field(2_000, ge=1)
+    """synthetic: how many validation images exist."""
+
+    size: int = Field(224, ge=16)
+    """Side of the square the net is trained on and judged at, pixels."""
+
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
+
+    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
+    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
+    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
+
+    augment: Augment = Augment()
+
+    workers: int = Field(4, ge=0)
+    """Loader processes for each training worker. 0: load in the training process."""
+
+    on_bad: Literal["stop", "skip"] = "stop"
+    """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
+
+    max_bad: int = Field(10, ge=0)
+    """With on_bad skip: stop after so many different bad images all the same."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Data":
+        if self.source != "synthetic":
+            for field in ("train", "val"):
+                if not getattr(self, field):
+                    raise ValueError(f"{field} is empty: source {self.source} needs the location of its images")
+            for field in ("train_images", "val_images"):
+                if getattr(self, field) != Data.model_fields[field].default:
+                    raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
+        elif self.train or self.val or self.cache:
+            raise ValueError("train, val and cache are not read by source synthetic; name the source of these images")
+        if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
+            raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
+        if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
+            raise ValueError("max_bad is read with on_bad skip only")
+        return self

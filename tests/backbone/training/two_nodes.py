@@ -1,5 +1,6 @@
 """Run by test_cluster.py in a process of its own: a cluster of two nodes on this host, one of which dies mid-run."""
 
+import copy
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from backbone.cli import validate
 from backbone.training.cluster import DEFAULTS, launch
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.recipe import Recipe
+from tests.conftest import TINY
 
 os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os.environ}
 
@@ -23,24 +25,9 @@ from ray.cluster_utils import Cluster
 
 
 def recipe(storage: str, name: str, **scaling: object) -> Recipe:
-    tree = {
-        "name": name,
-        "model": {"net": "cifar_resnet", "depth": 8, "shortcut": "A"},
-        "data": {
-            "train_images": 160,
-            "val_images": 50,
-            "size": 32,
-            "crop_pct": 1.0,
-            "workers": 0,
-            "augment": {"kind": "cifar"},
-        },
-        "optim": {"batch": 16, "micro_batch": 8, "lr": 0.05, "lr_batch": 16},
-        "schedule": {"kind": "cosine", "unit": "iterations", "total": 150},
-        "compute": {"precision": "fp32"},
-        "scaling": {"num_workers": 0, **scaling},
-        "run": {"storage": storage, "log_every": 5, "checkpoint_every": 5, "precise_bn": 64},
-    }
-    return validate(Recipe, tree, "two_nodes")
+    changes = {"name": name, "run.storage": storage, "optim.micro_batch": 8, "schedule.total": 150}
+    changes |= {"run.checkpoint_every": 5, **{f"scaling.{field}": value for field, value in scaling.items()}}
+    return validate(Recipe, copy.deepcopy(TINY), "two_nodes", changes)
 
 
 def main(storage: str) -> None:

@@ -6,6 +6,7 @@ counts a checkpoint only once its controller has polled, and cannot go on when o
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -114,10 +115,33 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
 
     if ray.is_initialized():
         return ray, False
-    context = ray.init(log_to_driver=False, logging_level="warning")
+    from ray._private.utils import read_ray_address
+    from ray.exceptions import AuthenticationError
+
+    address = os.environ.get("RAY_ADDRESS") or read_ray_address()
+    if not os.environ.get("RAY_ADDRESS") and address and not _answers(address):
+        # A cluster that did not end by `ray stop` leaves its address behind; Ray would wait for it for ever.
+        say(f"the Ray cluster last started here, {address}, is gone; starting another")
+        address = "local"
+    try:
+        context = ray.init(address, log_to_driver=False, logging_level="warning")
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at {address} wants a token that is not yours: copy its ~/.ray/auth_token here, or "
+            "start a cluster for this run alone with RAY_ADDRESS=local"
+        ) from error
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
     return ray, True
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_resources(scaling: Scaling) -> None:

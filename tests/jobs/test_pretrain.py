@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +131,34 @@ def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, f
     bad = load(tmp_path / "runs" / "skips" / "artifact")[2]["provenance"]["bad_images"]
     assert len(bad) == 1
     assert name in next(iter(bad))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_gone_or_a_strangers_does_not_hold_it_up(tmp_path: Path, run_job: Run) -> None:
+    """Ray finds the last cluster of a machine by a file; what crashed leaves it behind."""
+    with tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True) as folder, socket.socket() as other:
+        recorded = Path(folder, "ray", "ray_current_cluster")
+        recorded.parent.mkdir()
+        words = [
+            *SYNTHETIC,
+            "--run.storage",
+            str(tmp_path / "runs"),
+            "--schedule.total",
+            "2",
+            "--scaling.num_workers",
+            "1",
+        ]
+        env = {"RAY_TMPDIR": folder, "HOME": str(tmp_path), "RAY_ADDRESS": ""}
+        other.bind(("127.0.0.1", 0))
+        recorded.write_text(f"127.0.0.1:{other.getsockname()[1]}")
+        other.listen()
+        refused = run_job("pretrain", *words, **env)  # somebody answers there, and this user has no token
+        assert refused.returncode == 2
+        assert "wants a token that is not yours" in refused.stderr
+        other.close()
+        done = run_job("pretrain", *words, **env)
+        assert done.returncode == 0, done.stderr
+        assert "is gone; starting another" in done.stdout
 
 
 def missing(folders: Path) -> list[str]:

@@ -1,10 +1,12 @@
 """`ray start --head` and `ray job submit`, with token authentication, as the README says."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # The entrypoint's `python` is found on the PATH of the process that started the cluster.
     env |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PATH": f"{BIN}:{env['PATH']}"}
+    env["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb")  # short, for sockets; and no trace of this cluster in /tmp/ray
     subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     ports = {"port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}
     words = [f"--{name}={port}" for name, port in ports.items()]
@@ -44,6 +47,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"http://127.0.0.1:{dashboard}", env
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+    shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
 
 
 def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     assert "succeeded" in done.stdout
     load(tmp_path / "runs" / "submitted" / "artifact")
 
-    packages = list(Path("/tmp/ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
+    packages = list(Path(env["RAY_TMPDIR"], "ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
     uploaded = max(packages, key=lambda path: path.stat().st_mtime)
     assert uploaded.is_dir()
     files = [file for file in uploaded.rglob("*") if file.is_file()]

@@ -59,11 +59,14 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     queue: Any = None
     try:
         check_resources(scaling)
-        queue = Queue(actor_options={"num_cpus": 0})
+        # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
         listener.start()
         elastic = 0 < scaling.min_workers < scaling.num_workers

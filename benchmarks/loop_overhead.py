@@ -22,7 +22,7 @@ from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
 from backbone.training.cluster import launch
-from backbone.training.recipe import Compute, Optim, Recipe, Run, Scaling, Schedule
+from backbone.training.recipe import Compute, PretrainOptim, PretrainRun, Recipe, Scaling, Schedule
 from backbone.training.state import Store
 from backbone.training.world import World
 
@@ -66,8 +66,10 @@ class Prepared:
             self.seconds.append((now(self.device) - began) / self.steps)
             self.between()
 
-    def names(self, positions: range) -> list[str]:
-        return [str(position) for position in positions]
+    max_bad = 0
+
+    def blame(self, position: int) -> str:
+        return f"sample {position}"
 
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
         return {"error": 0.0, "top5_error": 0.0, "loss": 0.0, "images": 0.0}
@@ -84,10 +86,10 @@ def make_recipe(net: NetOptions, batch: int, steps: int, turns: int, precision: 
     """`turns` timed turns after one of warm-up, and a step more, which ends the last turn."""
     return Recipe(
         model=net,
-        optim=Optim(batch=batch, micro_batch=batch, lr=0.001, lr_batch=0),
+        optim=PretrainOptim(batch=batch, micro_batch=batch, lr=0.001, lr_batch=0),
         schedule=Schedule(kind="constant", unit="iterations", total=steps * (turns + 1) + 1),
         compute=Compute.model_validate({"precision": precision, "channels_last": channels_last}),
-        run=Run(log_every=steps),
+        run=PretrainRun(log_every=steps),
     )
 
 

@@ -33,7 +33,13 @@ class Display:
             return
         if self._began is None:
             self._began = (time.monotonic(), record["step"])
-        facts = f"loss {record['loss']:.3f}  error {record['error']:.1f} %  {record['images_per_second']:.0f} img/s"
+        facts = f"loss {record['loss']:.3f}"
+        if "error" in record:
+            facts += f"  error {record['error']:.1f} %"
+        else:
+            parts = {name: value for name, value in record.items() if name.startswith("loss_")}
+            facts += " (" + ", ".join(f"{name[5:]} {value:.2f}" for name, value in parts.items()) + ")" if parts else ""
+        facts += f"  {record['images_per_second']:.0f} img/s"
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm(total=record["total"], initial=record["step"], unit="step", dynamic_ncols=True)

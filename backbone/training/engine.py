@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
-from backbone.training.recipe import Compute, Optim, Recipe
+from backbone.training.recipe import Compute, Optim, TrainingRecipe
 from backbone.training.state import Checkpointer, Progress, Store
 from backbone.training.world import World
 
@@ -47,8 +47,13 @@ class Task(Protocol):
         """This rank's batches; each a dict with at least `position` (of its first sample) and `bad` (names)."""
         ...
 
-    def names(self, positions: range) -> list[str]:
-        """The samples at these positions, for error messages."""
+    @property
+    def max_bad(self) -> int:
+        """Unreadable images that may be passed over before the run stops."""
+        ...
+
+    def blame(self, position: int) -> str:
+        """What to look at where the loss of the sample at this position is not finite."""
         ...
 
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
@@ -56,7 +61,7 @@ class Task(Protocol):
         ...
 
 
-def train(task: Task, recipe: Recipe, world: World, store: Store, report: Report) -> tuple[nn.Module, Progress]:
+def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report: Report) -> tuple[nn.Module, Progress]:
     """Train to the end of the recipe's schedule, from the newest checkpoint in `store` if there is one.
 
     Returns the model to judge and export (the moving average where the recipe keeps one) and the progress. All ranks
@@ -96,9 +101,10 @@ def train(task: Task, recipe: Recipe, world: World, store: Store, report: Report
             record = meter.record(progress, task)  # also the finite check: nothing broken is ever saved
             record |= {"step": progress.step, "epoch": progress.step * steps.batch / steps.num_samples, "lr": lr}
             if progress.step % recipe.run.log_every == 0:
-                progress.events = schedule.after_log(recipe.schedule, progress.events, progress.step, record["error"])
+                train_error = record.get("error", math.nan)
+                progress.events = schedule.after_log(recipe.schedule, progress.events, progress.step, train_error)
             progress.history.append(record)
-            _check_bad(progress, recipe)
+            _check_bad(progress, task.max_bad)
             if world.is_first:
                 report({"kind": "log", "total": steps.total, **record})
         if evaluates:
@@ -249,8 +255,9 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
 
     PyTorch keeps the learning rate outside the velocity, Caffe inside: they differ for some steps after a drop.
     """
-    norms = {id(p) for m in model.modules() if not isinstance(m, nn.Conv2d | nn.Linear) for p in m.parameters(False)}
-    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    convolution = nn.Conv2d | nn.ConvTranspose2d
+    norms = {id(p) for m in model.modules() if not isinstance(m, convolution | nn.Linear) for p in m.parameters(False)}
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, convolution)}
 
     def decays(name: str, parameter: nn.Parameter) -> bool:
         if optim.decay == "conv":
@@ -308,17 +315,17 @@ class Meter:
     def record(self, progress: Progress, task: Task) -> dict[str, float]:
         """Means over all ranks since the last record, speed, and a new window. All ranks call it."""
         first = int(self.world.min(self._first_broken.clone()))
-        if first != self._nowhere:
-            step, name = first // self.batch, task.names(range(first, first + 1))[0]
-            raise FloatingPointError(
-                f"loss is not finite at step {step}, sample {name} (position {first}); lower optim.lr, warm up, or "
-                "look at the sample. The newest checkpoint is from before"
-            )
         seconds = time.perf_counter() - self._began  # after the reduction above, which waited for the device
         names = sorted(self._sums)
         mine = [*(self._sums[name] for name in names), self._sums["loss"].new_tensor(self._steps_samples)]
         mine.append(self._sums["loss"].new_tensor(self._waited))
         *sums, samples, waited = self.world.sum(torch.stack(mine)).tolist()
+        if first != self._nowhere:
+            terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
+            raise FloatingPointError(
+                f"{terms or 'loss'} is not finite at step {first // self.batch}, {task.blame(first)} (position "
+                f"{first}); lower optim.lr, warm up, or look at the sample. The newest checkpoint is from before"
+            )
         record = {name: total / samples for name, total in zip(names, sums, strict=True)}
         record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
         for name in {name for names in self.world.gather(self._bad) for name in names}:
@@ -327,9 +334,9 @@ class Meter:
         return {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}
 
 
-def _check_bad(progress: Progress, recipe: Recipe) -> None:
-    if len(progress.bad) > recipe.data.max_bad:
+def _check_bad(progress: Progress, max_bad: int) -> None:
+    if len(progress.bad) > max_bad:
         raise UserError(
-            f"{len(progress.bad)} unreadable images, more than data.max_bad {recipe.data.max_bad}: "
+            f"{len(progress.bad)} unreadable images, more than data.max_bad {max_bad}: "
             + "; ".join(list(progress.bad)[:5])
         )

@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, Any
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
-    recipe = open_run(recipe, {"train": train.fingerprint, "val": val.fingerprint}, state_bytes)
+    recipe = open_run(recipe, {"train data": train.fingerprint, "val data": val.fingerprint}, state_bytes)
     inputs = input_convention(recipe, train, say)
     return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "url": run_url(recipe)}
 
@@ -135,6 +135,7 @@ class Classification:
         torch.manual_seed(self.recipe.seed)  # the same first weights on every rank
         self.model = build(self.recipe.model, len(self.train_source.classes))
         self.num_samples = len(self.train_source)
+        self.max_bad = self.recipe.data.max_bad
         red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
         self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, (red, green, blue))
         self.val = ValSet(self.val_source, self.recipe.data)
@@ -163,9 +164,9 @@ class Classification:
         """This rank's training batches."""
         return train_loader(self.train, micro_batches, self._pin)
 
-    def names(self, positions: range) -> list[str]:
-        """File names of the samples at these positions."""
-        return [self.train_source.name(self.train.stream[position][1]) for position in positions]
+    def blame(self, position: int) -> str:
+        """File name of the sample at this position."""
+        return f"sample {self.train_source.name(self.train.stream[position][1])}"
 
     def plain_batches(self, step: int, num_images: int) -> Iterator[Tensor]:
         """This rank's share of the next `num_images` of the stream, normalised, without colour shift and blending."""

@@ -1,8 +1,12 @@
-"""The recipe: everything a pretraining run is, typed and strict. Imports nothing slow: errors come at once."""
+"""The recipe: everything a training run is, typed and strict. Imports nothing slow: errors come at once.
+
+`TrainingRecipe` is what every run has; `Recipe` adds what pretraining needs, `detection.recipe.Finetune` what detectors
+need.
+"""
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,8 +37,6 @@ class Optim(Strict):
     decay: Literal["all", "conv", "no_norm_bias"] = "all"
     """What weight decay reaches: every parameter, weights of convolutions alone, or all but norms and biases."""
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-
     clip: float = Field(0.0, ge=0)
     """Largest norm of the whole gradient. 0 is off."""
 
@@ -57,6 +59,12 @@ class Optim(Strict):
     def peak_lr(self) -> float:
         """The learning rate after scaling to the batch."""
         return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
+
+
+class PretrainOptim(Optim):
+    """What pretraining adds."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class Schedule(Strict):
@@ -164,62 +172,105 @@ class Run(Strict):
     export: Literal["last", "best"] = "last"
     """Which weights become the artifact."""
 
+
+class PretrainRun(Run):
+    """What pretraining adds."""
+
     precise_bn: int = Field(8192, ge=0)
     """Images over which batch statistics are computed exactly at the end, as the paper's released nets. 0: keep the
     moving averages."""
 
 
-class Recipe(Strict):
-    """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
+class TrainingRecipe(Strict):
+    """What every training run has."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ()
+    """Fields that say where something lies or how it is read, which its fingerprint stands for."""
 
     name: str = Field("", pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")
     """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
 
     seed: int = Field(0, ge=0)
-    model: NetOptions = NetOptions()
-    data: Data = Data()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     compute: Compute = Compute()
     scaling: Scaling = Scaling()
     run: Run = Run()
 
+    @property
+    def run_name(self) -> str:
+        """`name`, or one derived from the recipe alone, so that submitting the recipe again finds its run."""
+        return self.name or f"{self.title}-{recipe_hash(self)[:8]}"
+
+    @property
+    def title(self) -> str:
+        """What people call what is trained."""
+        raise NotImplementedError
+
+    @property
+    def equal_shares(self) -> bool:
+        """Whether all workers must hold equally many micro-batches: synchronised statistics are a collective."""
+        raise NotImplementedError
+
+    def check_micro_batch(self, unit: int) -> None:
+        """ValueError where micro-batches of this size are not possible."""
+
     @model_validator(mode="after")
-    def _possible(self) -> "Recipe":
-        unit = self.optim.micro_batch
-        if self.model.bn_group and unit and unit % self.model.bn_group:
-            raise ValueError(f"model.bn_group {self.model.bn_group} does not divide optim.micro_batch {unit}")
-        if (self.data.augment.mixup or self.data.augment.cutmix) and (unit or self.optim.batch) % 2:
-            raise ValueError("mixup and cutmix mix pairs: optim.micro_batch must be even")
+    def _possible(self) -> "TrainingRecipe":
+        self.check_micro_batch(self.optim.micro_batch or self.optim.batch)
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
         return self
 
+
+class Recipe(TrainingRecipe):
+    """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ("data.train", "data.val", "data.cache", "data.workers")
+
+    model: NetOptions = NetOptions()
+    data: Data = Data()
+    optim: PretrainOptim = PretrainOptim()
+    run: PretrainRun = PretrainRun()
+
     @property
-    def run_name(self) -> str:
-        """`name`, or one derived from the recipe alone, so that submitting the recipe again finds its run."""
-        return self.name or f"{self.model.name}-{recipe_hash(self)[:8]}"
+    def title(self) -> str:
+        """See `TrainingRecipe.title`."""
+        return self.model.name
+
+    @property
+    def equal_shares(self) -> bool:
+        """See `TrainingRecipe.equal_shares`."""
+        return self.model.norm == "sync"
+
+    def check_micro_batch(self, unit: int) -> None:
+        """See `TrainingRecipe.check_micro_batch`."""
+        group = self.model.bn_group
+        if group and unit % group:
+            raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
+        if (self.data.augment.mixup or self.data.augment.cutmix) and unit % 2:
+            raise ValueError(f"mixup and cutmix mix pairs: optim.micro_batch {unit} must be even")
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     """The part of a recipe that decides what is learned, as flat `section.field: value`.
 
-    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights) and where the data
-    lies, which the data fingerprint stands for.
+    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights) and `PLACES`.
     """
-    sections = recipe.model_dump(mode="json", exclude={"name": True, "scaling": True, "run": True})
-    for field in ("train", "val", "cache", "workers"):
-        del sections["data"][field]
-    sections["run"] = {"precise_bn": recipe.run.precise_bn, "export": recipe.run.export}
+    sections = recipe.model_dump(mode="json", exclude={"name", "scaling", "run"})
+    run = recipe.run.model_dump(mode="json")
+    # What a kind of training adds to `Run` changes its weights.
+    sections["run"] = {field: value for field, value in run.items() if field not in Run.model_fields}
+    sections["run"]["export"] = run["export"]
     if recipe.schedule.hold_lr or recipe.schedule.kind == "plateau":  # these read the run's own measurements
         for field in ("log_every", "eval_every", "checkpoint_every"):
-            sections["run"][field] = getattr(recipe.run, field)
+            sections["run"][field] = run[field]
     elif recipe.run.export == "best":  # of the weights that were evaluated
-        sections["run"]["eval_every"] = recipe.run.eval_every
-    return dict(_flatten(sections))
+        sections["run"]["eval_every"] = run["eval_every"]
+    return {field: value for field, value in _flatten(sections) if field not in recipe.PLACES}
 
 
-def recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: TrainingRecipe) -> str:
     """SHA-256 of `identity`, hexadecimal."""
     return hashlib.sha256(json.dumps(identity(recipe), sort_keys=True).encode()).hexdigest()
 

@@ -5,16 +5,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, is_local, join
-from backbone.training.recipe import Recipe, identity, recipe_hash
+from backbone.training.recipe import TrainingRecipe, identity, recipe_hash
+
+R = TypeVar("R", bound=TrainingRecipe)
 
 
-def run_url(recipe: Recipe) -> str:
+def run_url(recipe: TrainingRecipe) -> str:
     """Absolute place of the recipe's run.
 
     Raises:
@@ -32,10 +34,11 @@ def run_url(recipe: Recipe) -> str:
     return join(storage, recipe.run_name)
 
 
-def open_run(recipe: Recipe, fingerprints: dict[str, str], num_bytes: int) -> Recipe:
+def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
     """Create the run's folder, or check that this recipe may go on in it; returns the recipe with its micro-batch.
 
-    `fingerprints` identify the data; `num_bytes` is the size of one checkpoint, by which free space is judged.
+    `fingerprints` identify what the run is given, such as {"train data": ...}; `num_bytes` is the size of one
+    checkpoint, by which free space is judged.
 
     Raises:
         UserError: the storage cannot be written or is too full, the batch does not split over the workers, or another
@@ -65,7 +68,7 @@ def open_run(recipe: Recipe, fingerprints: dict[str, str], num_bytes: int) -> Re
     return recipe
 
 
-def first_micro_batch(recipe: Recipe) -> int:
+def first_micro_batch(recipe: TrainingRecipe) -> int:
     """The share of the batch of each of the most workers the recipe asks for; UserError where it does not split."""
     batch, workers = recipe.optim.batch, max(1, recipe.scaling.num_workers)
     if batch % workers:
@@ -77,7 +80,7 @@ def first_micro_batch(recipe: Recipe) -> int:
     return batch // workers
 
 
-def check_split(recipe: Recipe) -> None:
+def check_split(recipe: TrainingRecipe) -> None:
     """UserError unless micro-batch x accumulation x workers equals the batch (elastic ranges may deal unevenly)."""
     optim, scaling = recipe.optim, recipe.scaling
     units, workers = optim.batch // optim.micro_batch, max(1, scaling.num_workers)
@@ -88,13 +91,12 @@ def check_split(recipe: Recipe) -> None:
             f"optim.batch {optim.batch} is {units} micro-batches of {optim.micro_batch}, which do not split over "
             f"scaling.num_workers {workers}: take one of {sizes} workers, or a smaller optim.micro_batch for a new run"
         )
-    if scaling.min_workers and recipe.model.norm == "sync":
-        raise UserError("model.norm sync needs equal shares: an elastic range (scaling.min_workers) may deal unevenly")
-    group = recipe.model.bn_group
-    if group and optim.micro_batch % group:
-        raise UserError(f"model.bn_group {group} does not divide the micro-batch of {optim.micro_batch}")
-    if (recipe.data.augment.mixup or recipe.data.augment.cutmix) and optim.micro_batch % 2:
-        raise UserError(f"mixup and cutmix mix pairs: the micro-batch of {optim.micro_batch} is odd")
+    if scaling.min_workers and recipe.equal_shares:
+        raise UserError("norm sync needs equal shares: an elastic range (scaling.min_workers) may deal unevenly")
+    try:
+        recipe.check_micro_batch(optim.micro_batch)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_same(url: str, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -104,9 +106,9 @@ def _check_same(url: str, old: dict[str, Any], new: dict[str, Any]) -> None:
         if before != new["identity"].get(field)
     ]
     lines += [
-        f"  {split} data: other images or labels (fingerprint {before[:12]}, now {new['data'][split][:12]})"
-        for split, before in old["data"].items()
-        if before != new["data"][split]
+        f"  {what}: another one (fingerprint {before[:12]}, now {new['data'].get(what, 'none')[:12]})"
+        for what, before in old["data"].items()
+        if before != new["data"].get(what)
     ]
     if lines:
         raise UserError(

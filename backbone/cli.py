@@ -32,7 +32,7 @@ def parse(model: type[T], argv: list[str], flags: dict[str, str] | None = None) 
         overrides, file, given, wants_help = _read(model, argv, flags)
         tree = read_yaml(file) if file else {}
         if wants_help:
-            _help(model, validate(model, tree, file) if file else model(), flags)
+            _help(model, validate(model, tree, file) if file else None, flags)
         return validate(model, tree, file, overrides), given
     except UserError as error:
         fail(error)
@@ -134,9 +134,9 @@ def _read(
             file = values[0]
         elif word == "--config":
             faults.append(f"command line: --config: name one recipe file, not {len(values)}")
-        elif not word.startswith("--") or name not in known:
+        elif not word.startswith("--") or not _is_field(name, known):
             faults.append(f"command line: {word}: unknown option{_suggestion(name, [*known, *flags], '--')}")
-        elif get_origin(known[name]) is tuple:
+        elif get_origin(known.get(name)) is tuple:
             overrides[name] = values
         elif len(values) > 1:
             faults.append(f"command line: {word}: takes one value, not {' '.join(values)}")
@@ -147,19 +147,26 @@ def _read(
     return overrides, file, given, wants_help
 
 
+def _is_field(name: str, known: dict[str, Any]) -> bool:
+    """True for a field, and for anything below a field that is a dict."""
+    return name in known or any(
+        get_origin(kind) is dict and name.startswith(f"{field}.") for field, kind in known.items()
+    )
+
+
 def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, known, 1, 0.6)
     near = near or [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
     return f"; perhaps you meant {prefix}{near[0]}" if near else ""
 
 
-def _help(model: type[BaseModel], default: BaseModel, flags: dict[str, str]) -> NoReturn:
+def _help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str]) -> NoReturn:
     switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
     text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
     tyro.cli(
         model,
         args=["--help"],
-        default=default,
+        **({"default": default} if default else {}),
         description=text,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),

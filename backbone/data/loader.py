@@ -105,19 +105,20 @@ class ValSet(Dataset):
 
 def train_loader(train_set: TrainSet, batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
     """All micro-batches of one rank to the end of the run; one set of loader processes serves every epoch."""
-    return _loader(train_set, train_set.options.workers, pin_memory, batch_sampler=batches)
+    return make_loader(train_set, train_set.options.workers, pin_memory, batch_sampler=batches)
 
 
 def val_loader(val_set: ValSet, ids: range, batch: int, pin_memory: bool = False) -> DataLoader:
     """The evaluation views of `ids` in order; may be iterated again and again."""
-    return _loader(val_set, val_set.options.workers, pin_memory, sampler=ids, batch_size=batch)
+    return make_loader(val_set, val_set.options.workers, pin_memory, sampler=ids, batch_size=batch)
 
 
-def _loader(data: Dataset, workers: int, pin_memory: bool, **how: Any) -> DataLoader:
+def make_loader(data: Dataset, workers: int, pin_memory: bool, **how: Any) -> DataLoader:
+    """A DataLoader of a set that gives whole batches; `how` says in which order (sampler, batch_sampler...)."""
     if workers:
         # forkserver: forking a process that runs Ray's or torch's threads can deadlock. Its server imports once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["backbone.data.loader"])
+        context.set_forkserver_preload([type(data).__module__])
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
         _one_thread()

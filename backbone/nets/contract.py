@@ -18,6 +18,22 @@ class Stage:
     stride: int
 
 
+@dataclass(frozen=True)
+class RegionHead:
+    """What reads one region of C4 instead of a whole image; `to_map`, then `to_vector`, each run in order.
+
+    Residual and plain nets: C5, then the average pool. VGG: no map; fc6 and fc7, which stand in for the whole map.
+    """
+
+    to_map: tuple[nn.Module, ...]
+    to_vector: tuple[nn.Module, ...]
+    features: int
+    """Length of the vector."""
+
+    size: int | None
+    """Cells a side that a region must have; None: any."""
+
+
 class Backbone(nn.Module):
     """A net that gives its stage maps and its class scores.
 
@@ -29,13 +45,38 @@ class Backbone(nn.Module):
     num_classes: int
     stages: dict[str, Stage]
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images [N, 3, H, W] to one map a stage, keyed and ordered like `stages`."""
+    def forward(self, x: Tensor, through: str | None = None) -> dict[str, Tensor]:
+        """Map images [N, 3, H, W] to one map a stage, keyed and ordered like `stages`; none beyond stage `through`."""
+        maps = {}
+        for name, modules in self.parts().items():
+            x = run(modules, x)
+            if name in self.stages:
+                maps[name] = x
+            if name == through:
+                break
+        return maps
+
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """The net up to its last map: `stem`, then one part a stage, each with the modules to run in order.
+
+        A part reads what the one before it gives. The modules are the net's own, so what is done to them is done to it.
+        """
+        raise NotImplementedError
+
+    def region_head(self) -> RegionHead:
+        """What reads regions of C4, of the net's own modules. A net without C5 has none (KeyError)."""
         raise NotImplementedError
 
     def classify(self, x: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, num_classes]: one `forward`, then the head on its last stage."""
         raise NotImplementedError
+
+
+def run(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+    """One module after the other."""
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def scaled(channels: int, width: float) -> int:

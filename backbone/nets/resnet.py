@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad, relu
 
-from backbone.nets.contract import Backbone, Stage, scaled
+from backbone.nets.contract import Backbone, RegionHead, Stage, scaled
 from backbone.nets.norm import make_norm
 from backbone.options import NetOptions
 
@@ -123,6 +123,7 @@ class ResNet(Backbone):
         self.options, self.num_classes, self.stages = options, num_classes, {}
         self.conv1 = conv(3, inputs, 3) if cifar else conv(3, inputs, 7, 2)
         self.bn1 = norm(inputs)
+        self.relu = nn.ReLU(inplace=True)
         # As torchvision. The paper's Caffe nets pool without padding and round up: same size, windows one px off.
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, 2, padding=1)
         for i, count in enumerate(units):
@@ -137,16 +138,19 @@ class ResNet(Backbone):
         self.fc = nn.Linear(inputs, num_classes)
         self._init_weights()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.forward`."""
-        x = self.maxpool(relu(self.bn1(self.conv1(x)), inplace=True))
-        maps = {}
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """See `Backbone.parts`. With pre-activation the closing norm and ReLU end the last part."""
+        parts: dict[str, tuple[nn.Module, ...]] = {"stem": (self.conv1, self.bn1, self.relu, self.maxpool)}
         for i, name in enumerate(self.stages):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-            maps[name] = x
+            parts[name] = (self.get_submodule(f"layer{i + 1}"),)
         if self.options.preact:
-            maps[name] = relu(self.norm(x), inplace=True)
-        return maps
+            parts[name] = (*parts[name], self.norm, self.relu)
+        return parts
+
+    def region_head(self) -> RegionHead:
+        """See `Backbone.region_head`. C5 keeps its stride of 2, as in the paper's detectors (section 4, appendix A)."""
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return RegionHead(self.parts()["C5"], pool, self.stages["C5"].channels, size=None)
 
     def classify(self, x: Tensor) -> Tensor:
         """See `Backbone.classify`."""

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from backbone.nets.contract import Backbone, Stage, scaled
+from backbone.nets.contract import Backbone, RegionHead, Stage, scaled
 from backbone.nets.norm import make_norm
 from backbone.options import NetOptions
 
@@ -59,14 +59,18 @@ class VGG(Backbone):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.forward`."""
-        before_pool = []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                before_pool.append(x)
-            x = layer(x)
-        return dict(zip(self.stages, [*before_pool[2:], x], strict=True))
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """See `Backbone.parts`. The stem is conv1_x, pool 1, conv2_x; later parts open with a pool; C5 is pool 5."""
+        layers = list(self.features)
+        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        cuts = [0, *pools[1:], len(layers)]
+        names = ("stem", *self.stages)
+        return {name: tuple(layers[a:b]) for name, a, b in zip(names, cuts[:-1], cuts[1:], strict=True)}
+
+    def region_head(self) -> RegionHead:
+        """See `Backbone.region_head`. Regions of 7x7 cells take the place of pool 5's map of a 224 px image."""
+        layers = list(self.classifier)[:6]
+        return RegionHead((), (nn.Flatten(), *layers), cast(nn.Linear, layers[3]).out_features, size=7)
 
     def classify(self, x: Tensor) -> Tensor:
         """See `Backbone.classify`."""

@@ -33,8 +33,10 @@ DEFAULTS = {
 Worker = Callable[[dict[str, Any], World, Callable[[dict[str, Any]], None]], dict[str, Any]]
 
 
-def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling, label: str = "") -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
+
+    Several may be called at once, from threads; `label` then says in the output whose line it is.
 
     `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0`
     it runs in this process, or in those torchrun started, without Ray.
@@ -44,7 +46,7 @@ def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling) -> dict[st
             the user's.
         ray.train.TrainingFailedError: workers failed more often than `max_failures`.
     """
-    display = Display(payload["url"])
+    display = Display(payload["url"], label)
     try:
         if scaling.num_workers == 0:
             with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
@@ -81,7 +83,7 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
             ),
             run_config=RunConfig(
                 # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
-                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}{label and '-'}{label.replace('/', '-')}",
                 storage_path=join(payload["url"], "ray"),
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
                 callbacks=[_failure_callback(queue)],
@@ -147,13 +149,21 @@ def _answers(address: str) -> bool:
     return True
 
 
+def room(scaling: Scaling) -> int:
+    """How many of the workers that `scaling` describes the cluster's nodes hold, as they are, with nothing on them."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0) // need) for name, need in _bundle(scaling).items()) for node in nodes)
+
+
 def check_resources(scaling: Scaling) -> None:
     """UserError with the numbers where the cluster, as it is, cannot hold the workers; Ray would wait for ever."""
     import ray
 
     bundle = _bundle(scaling)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = sum(min(int(node.get(name, 0) // need) for name, need in bundle.items()) for node in nodes)
+    slots = room(scaling)
     needed = scaling.min_workers or scaling.num_workers
     if slots < needed and not scaling.autoscales:
         has = {name: int(sum(node.get(name, 0) for node in nodes)) for name in bundle}

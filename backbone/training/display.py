@@ -13,8 +13,10 @@ from backbone.storage import filesystem, is_local
 class Display:
     """Shows the records of a run as they come (see `engine.Report`), on the driver."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, label: str = "") -> None:
+        """`label` goes before every line, where several runs share an output; then no bar is drawn."""
         self.url = url
+        self._label = f"[{label}] " if label else ""
         self._bar: tqdm | None = None
         self._writer: Any = None
         self._folder = filesystem(url)[1] + "/tensorboard" if is_local(url) else tempfile.mkdtemp(prefix="raybone-")
@@ -40,7 +42,7 @@ class Display:
             parts = {name: value for name, value in record.items() if name.startswith("loss_")}
             facts += " (" + ", ".join(f"{name[5:]} {value:.2f}" for name, value in parts.items()) + ")" if parts else ""
         facts += f"  {record['images_per_second']:.0f} img/s"
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._label:
             if self._bar is None:
                 self._bar = tqdm(total=record["total"], initial=record["step"], unit="step", dynamic_ncols=True)
             self._bar.n = record["step"]
@@ -57,7 +59,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(self._label + text, file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import torch
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
 from backbone.training import schedule
-from backbone.training.recipe import Recipe
+from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import check_split, first_micro_batch, run_url
 from backbone.training.schedule import Events, learning_rate
 
@@ -59,8 +59,8 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> 
             "checkpoint",
             f"{4 * parameters(net) * (copies - 1) / 2**20:.0f} MiB each, {recipe.run.keep} newest and the best kept",
         ),
-        ("lr", _lr_line(recipe, steps)),
-        ("", _lr_curve(recipe, steps)),
+        ("lr", lr_line(recipe, steps)),
+        ("", lr_curve(recipe, steps)),
     ]
     if scaling.min_workers:
         lines.append(
@@ -69,12 +69,12 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> 
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 
 
-def _rates(recipe: Recipe, steps: schedule.Steps, at: list[int]) -> list[float]:
+def _rates(recipe: TrainingRecipe, steps: schedule.Steps, at: list[int]) -> list[float]:
     events = Events(hold_end=0)  # drawn as if held for no time: how long depends on the run
     return [learning_rate(recipe.schedule, recipe.optim, steps, step, events) for step in at]
 
 
-def _lr_line(recipe: Recipe, steps: schedule.Steps) -> str:
+def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     optim, s = recipe.optim, recipe.schedule
     peak = f"peak {optim.peak_lr:g}"
     if optim.lr_batch and optim.lr_batch != optim.batch:
@@ -91,7 +91,7 @@ def _lr_line(recipe: Recipe, steps: schedule.Steps) -> str:
     return ", ".join(parts)
 
 
-def _lr_curve(recipe: Recipe, steps: schedule.Steps, columns: int = 60) -> str:
+def lr_curve(recipe: TrainingRecipe, steps: schedule.Steps, columns: int = 60) -> str:
     columns = min(columns, steps.total)
     rates = _rates(recipe, steps, [i * steps.total // columns for i in range(columns)])
     return "".join(BARS[min(7, int(rate / max(rates) * 7.999))] for rate in rates)

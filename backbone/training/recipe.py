@@ -62,7 +62,7 @@ class Optim(Strict):
 
 
 class PretrainOptim(Optim):
-    """What pretraining adds."""
+    """SGD with momentum, what surrounds a step, and what classification adds."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
@@ -174,7 +174,7 @@ class Run(Strict):
 
 
 class PretrainRun(Run):
-    """What pretraining adds."""
+    """Where results go, how often, and what becomes of batch statistics."""
 
     precise_bn: int = Field(8192, ge=0)
     """Images over which batch statistics are computed exactly at the end, as the paper's released nets. 0: keep the
@@ -220,6 +220,8 @@ class TrainingRecipe(Strict):
         self.check_micro_batch(self.optim.micro_batch or self.optim.batch)
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        if self.equal_shares and self.scaling.num_workers > 1 and not self.scaling.use_gpu:
+            raise ValueError("norm sync over several workers needs scaling.use_gpu: torch has it for GPUs alone")
         return self
 
 

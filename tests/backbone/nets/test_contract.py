@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.nets import Stage, build
+from backbone.nets.contract import run
 from backbone.options import NetOptions
 
 # A quarter of the channels: what is tested does not depend on them.
@@ -125,3 +126,45 @@ def test_nothing_writes_into_a_map_that_was_handed_out(options: NetOptions) -> N
             for i in range(1, len(names) - options.preact):
                 rerun = net.get_submodule(f"layer{i + 1}")(maps[names[i - 1]])
                 assert torch.equal(maps[names[i]], rerun)
+
+
+@pytest.mark.parametrize("options", ALL, ids=label)
+def test_parts_run_one_after_the_other_are_the_net(options: NetOptions) -> None:
+    net, x = example(options)
+    net.eval()
+    parts = net.parts()
+    assert list(parts) == ["stem", *net.stages]
+    with torch.no_grad():
+        maps, here = net(x), x
+        for name, modules in parts.items():
+            here = run(modules, here.clone())  # a clone, since no part may write into what another handed out
+            assert name == "stem" or torch.equal(here, maps[name])
+        assert list(net(x, through="C3")) == ["C2", "C3"]
+        assert torch.equal(net(x, through="C3")["C3"], maps["C3"])
+    # Every weight is in exactly one part, save those of the head.
+    inside = [id(p) for modules in parts.values() for m in modules for p in m.parameters()]
+    assert len(inside) == len(set(inside))
+    outside = {key.split(".")[0] for key, p in net.named_parameters() if id(p) not in inside}
+    assert outside == {"classifier" if options.net == "vgg" else "fc"}
+
+
+@pytest.mark.parametrize(("net", "width"), [("resnet", 0.25), ("vgg", 0.05)])
+def test_the_region_head_is_what_follows_c4_in_classify(net: Any, width: float) -> None:
+    torch.manual_seed(0)
+    model = build(NetOptions(net=net, depth=18 if net == "resnet" else 11, width=width), 10).eval()
+    head = model.region_head()
+    with torch.no_grad():
+        x = torch.randn(1, 3, 224, 224)
+        maps = model(x)
+        # VGG reads 7x7 cells of a region in place of pool 5's map.
+        vector = run(head.to_vector, run(head.to_map, maps["C4"]) if head.to_map else maps["C5"])
+        logits = (model.fc if net == "resnet" else model.classifier[6])(vector)
+        torch.testing.assert_close(logits, model.classify(x))
+    assert vector.shape == (1, head.features)
+    assert head.size == (7 if net == "vgg" else None)
+
+
+def test_vgg_parts_open_with_their_pools() -> None:
+    parts = build(NetOptions(net="vgg", depth=16, norm="none", width=0.05), 10).parts()
+    kinds = {name: "".join(type(m).__name__[0] for m in modules) for name, modules in parts.items()}
+    assert kinds == {"stem": "CRCRMCRCR", "C2": "MCRCRCR", "C3": "MCRCRCR", "C4": "MCRCRCR", "C5": "M"}

@@ -1,0 +1,94 @@
+"""The data doctor: every fault of a data set at once, where the readers stop at the first."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+from tqdm import tqdm
+
+from backbone.data.decode import decode
+from backbone.data.listing import THREADS
+from backbone.errors import BadImage, UserError
+from backbone.storage import filesystem
+from detection.data.annotated import AS_STORED, EXIF_ORIENTATION, read
+from detection.data.coco import annotations_of
+from detection.data.doctor_coco import examine_coco
+from detection.data.doctor_voc import examine_voc
+from detection.data.findings import Findings, Report, Severity, statistics
+
+File = tuple[str, str, tuple[int, int] | None]  # as in Survey
+Fault = tuple[Severity, str, str, str]  # as Findings.add takes them
+
+MISSING = "restore the file, or take the image and its objects out of the annotations"
+DAMAGED = "put a good copy in its place; data.on_bad skip trains without it"
+WRONG_SIZE = "put the image there that was annotated, or mend width, height and boxes"
+UPRIGHT = "read upright, as their recorded size says"
+STORED = "read as stored, since only so they have the recorded size"
+EITHER = "read upright; look whether boxes were drawn so, and save the image without its EXIF orientation"
+
+
+def examine(kind: str, location: str, annotations: str = "", check_images: bool = True) -> Report:
+    """Look a split over.
+
+    Args:
+        kind: coco or voc.
+        location: coco: folder or URL of images; voc: `folder:split[,folder:split]`.
+        annotations: coco: the JSON; `annotations/instances_<folder>.json` beside the folder by default.
+        check_images: decode every image, too.
+
+    Raises:
+        UserError: unknown kind, or a folder, list or JSON that is not there.
+    """
+    findings = Findings()
+    if kind == "coco":
+        fs, root = filesystem(location)
+        if not fs.isdir(root):
+            raise UserError(f"{location}: no such folder of images")
+        annotations = annotations_of(location, annotations)
+        survey = examine_coco(findings, location, annotations)
+    elif kind == "voc":
+        if annotations:
+            raise UserError(f"annotations {annotations}: Pascal VOC has them in its own folder, leave this out")
+        survey = examine_voc(findings, location)
+    else:
+        raise UserError(f"unknown kind of annotated images {kind}; there are coco and voc")
+    if check_images:
+        _check(findings, survey.files)
+    else:
+        findings.add("note", "images were not opened", "missing and damaged ones go unseen", count=len(survey.files))
+    return Report(kind, location, annotations, findings.sorted(), statistics(survey))
+
+
+def _check(findings: Findings, files: Sequence[File]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for fault in tqdm(pool.map(_fault, files), "images", len(files), leave=False, disable=None):
+            if fault:
+                findings.add(*fault)
+
+
+def _fault(file: File) -> Fault | None:
+    """What is wrong with one image."""
+    root, name, size = file
+    try:
+        data = read(root, name)
+    except FileNotFoundError:
+        return "error", "images whose file is missing", MISSING, name
+    except OSError as error:
+        return "error", "images that cannot be read", DAMAGED, f"{name}: {error.strerror or error}"
+    try:
+        found = decode(data, name).shape[:2]
+    except BadImage as error:
+        return "error", "images that are damaged", DAMAGED, str(error)
+    with Image.open(io.BytesIO(data)) as header:
+        turn = header.getexif().get(EXIF_ORIENTATION, 1)
+    if size and found != size and not (turn in AS_STORED and found == size[::-1]):
+        example = f"{name} is {found[1]}x{found[0]}, recorded {size[1]}x{size[0]}"
+        return "error", "images of another size than recorded", WRONG_SIZE, example
+    if turn == 1 or not size:
+        return None
+    example = f"{name} (orientation {turn})"
+    if turn not in AS_STORED or size[0] == size[1]:
+        return "warning", "images turned by EXIF whose recorded size does not say which way is meant", EITHER, example
+    which = STORED if found != size else UPRIGHT
+    return "note", "images turned by EXIF, " + which, "labels are read so; nothing to do", example

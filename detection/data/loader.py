@@ -1,0 +1,201 @@
+"""Sources, order and augmentation put together into batches: uint8, padded, normalised later, on the device.
+
+Images are padded with zeros here, before they are normalised. Who normalises must then set the padding (what is right
+of and below `sizes`) to zero again, or a net sees a dark border where torchvision's detectors show it the mean colour.
+
+Objects are flat: those of image 0, then those of image 1; `counts` says where to cut, `targets` cuts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from backbone.data.loader import make_loader
+from backbone.data.stream import MicroBatches, mix
+from backbone.errors import BadImage
+from detection.data.augment import View, evaluation_view, training_view
+from detection.data.contract import DetectionSource
+from detection.data.options import DetectionData
+from detection.data.stream import DetectionStream
+
+DIVISOR = 32  # of padded sides: the coarsest stride of a backbone
+
+
+class Batch(TypedDict):
+    """A micro-batch. N images, M objects in all, padded sides H, W."""
+
+    images: Tensor  # uint8 [N, 3, H, W], RGB, zeros right of and below the image
+    sizes: Tensor  # int64 [N, 2], height and width without the padding
+    boxes: Tensor  # float32 [M, 4], x1 y1 x2 y2 in pixels of the padded image
+    labels: Tensor  # int64 [M], 1..number of categories
+    counts: Tensor  # int64 [N], objects of each image; they sum to M
+    masks: Tensor  # uint8 [M, H, W], 0 or 1; [0, H, W] where not asked for
+    position: int  # of the first sample
+    bad: list[str]  # names of images that could not be read, each with the reason
+    dropped: int  # see View.dropped
+
+
+class EvalBatch(TypedDict):
+    """Images to be judged, in order."""
+
+    images: Tensor  # uint8 [N, 3, H, W], as in Batch
+    sizes: Tensor  # int64 [N, 2], likewise
+    originals: Tensor  # int64 [N, 2], height and width of the files: detections are scaled by originals / sizes
+    readable: Tensor  # bool [N]; an unreadable image is black, and gets no detections whatever the net says
+    indices: list[int]  # into the source
+    bad: list[str]  # names of the unreadable ones, each with the reason
+
+
+@dataclass
+class TrainSet(Dataset):
+    """Position -> sample, an index into the source. Asked for whole micro-batches at a time.
+
+    Args:
+        source: annotated images.
+        data: how they are chosen, varied and sized.
+        seed: of the run.
+        batch: samples a step; within it they are dealt by shape.
+        masks: whether to read masks. They are large, so only for who trains on them.
+    """
+
+    source: DetectionSource
+    data: DetectionData
+    seed: int
+    batch: int
+    masks: bool
+    stream: DetectionStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = self.source.sizes
+        self.stream = DetectionStream(self.seed, self.batch, sizes[:, 1] / sizes[:, 0])
+        self._view: Any = None
+
+    def __getitems__(self, positions: range) -> Batch:
+        if self._view is None:  # built where it is used: transforms do not travel to loader processes
+            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
+        views: list[View] = []
+        labels: list[np.ndarray] = []
+        bad: list[str] = []
+        for position in positions:
+            epoch, sample = self.stream[position]
+            image, sample = self._read(sample, bad)
+            objects = self.source.objects(sample, masks=self.masks)
+            view = self._view(image, objects.boxes, objects.masks, mix(self.seed, epoch, sample))
+            views.append(view)
+            labels.append(objects.labels[view.rows])
+        images, sizes = _pad([view.image for view in views])
+        return Batch(
+            images=images,
+            sizes=sizes,
+            boxes=torch.from_numpy(np.concatenate([view.boxes for view in views])),
+            labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+            counts=torch.tensor([len(view.rows) for view in views]),
+            masks=_pad_masks([mask for view in views for mask in view.masks], images),
+            position=positions[0],
+            bad=bad,
+            dropped=sum(view.dropped for view in views),
+        )
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__(range(index, index + 1))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_view": None}
+
+    def _read(self, sample: int, bad: list[str]) -> tuple[np.ndarray, int]:
+        """The image, or with on_bad skip the next readable one: still a function of the position and the data."""
+        for _ in range(self.data.max_bad + 1):
+            try:
+                return self.source.image(sample), sample
+            except BadImage as error:
+                if self.data.on_bad == "stop":
+                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
+                bad.append(str(error))
+                sample = (sample + 1) % len(self.source)
+        raise BadImage(f"more than data.max_bad {self.data.max_bad} unreadable images in a row: {bad[-1]}")
+
+
+@dataclass
+class EvalSet(Dataset):
+    """Index into the source -> evaluation view. An unreadable image keeps its place, so counts stay honest."""
+
+    source: DetectionSource
+    data: DetectionData
+
+    def __getitems__(self, indices: list[int]) -> EvalBatch:
+        shorter, longer = self.data.shorter_side[-1], self.data.longer_side
+        originals = self.source.sizes[indices]
+        images, readable, bad = [], [], []
+        for index, (height, width) in zip(indices, originals.tolist(), strict=True):
+            try:
+                image = self.source.image(index)
+                readable.append(True)
+            except BadImage as error:
+                if self.data.on_bad == "stop":
+                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
+                bad.append(str(error))
+                image = np.zeros((height, width, 3), np.uint8)
+                readable.append(False)
+            images.append(evaluation_view(image, shorter, longer))
+        padded, sizes = _pad(images)
+        return EvalBatch(
+            images=padded,
+            sizes=sizes,
+            originals=torch.from_numpy(originals.astype(np.int64)),
+            readable=torch.tensor(readable),
+            indices=list(indices),
+            bad=bad,
+        )
+
+    def __getitem__(self, index: int) -> EvalBatch:
+        return self.__getitems__([index])
+
+
+def train_loader(train_set: TrainSet, micro_batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
+    """All micro-batches of one rank to the end of the run; one set of loader processes serves every epoch.
+
+    `micro_batches.batch` is the train set's, or shapes would be dealt within other steps than are trained.
+    """
+    assert micro_batches.batch == train_set.batch
+    return make_loader(train_set, train_set.data.workers, pin_memory, batch_sampler=micro_batches)
+
+
+def eval_loader(eval_set: EvalSet, indices: range, batch: int, pin_memory: bool = False) -> DataLoader:
+    """The evaluation views of `indices` in order; may be iterated again and again."""
+    return make_loader(eval_set, eval_set.data.workers, pin_memory, sampler=indices, batch_size=batch)
+
+
+def targets(batch: Batch) -> list[dict[str, Tensor]]:
+    """The objects of each image as torchvision's detectors want them; views into the batch, nothing is copied.
+
+    Returns:
+        N dicts of boxes float32 [K, 4], labels int64 [K] and, where the batch holds masks or no object at all, masks
+        uint8 [K, H, W] with the padded sides; K may be 0.
+    """
+    counts = batch["counts"].tolist()
+    parts = {"boxes": batch["boxes"].split(counts), "labels": batch["labels"].split(counts)}
+    if len(batch["masks"]) == len(batch["boxes"]):
+        parts["masks"] = batch["masks"].split(counts)
+    return [{name: part[i] for name, part in parts.items()} for i in range(len(counts))]
+
+
+def _pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Images uint8 [h, w, 3] as uint8 [N, 3, H, W], and their sizes int64 [N, 2]."""
+    sizes = np.array([image.shape[:2] for image in images], np.int64)
+    height, width = -(-sizes.max(0) // DIVISOR) * DIVISOR
+    padded = np.zeros((len(images), 3, height, width), np.uint8)
+    for image, place in zip(images, padded, strict=True):
+        place[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return torch.from_numpy(padded), torch.from_numpy(sizes)
+
+
+def _pad_masks(masks: list[np.ndarray], images: Tensor) -> Tensor:
+    """Masks uint8 [h, w] as uint8 [M, H, W], padded as the images are."""
+    padded = np.zeros((len(masks), *images.shape[-2:]), np.uint8)
+    for mask, place in zip(masks, padded, strict=True):
+        place[: mask.shape[0], : mask.shape[1]] = mask
+    return torch.from_numpy(padded)

@@ -1,0 +1,73 @@
+"""Segmentations of many objects as flat buffers: polygons, and pycocotools' compressed run lengths."""
+
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from backbone.data.index import Arrays
+
+
+def flatten(polygons: list[list[list[float]]], counts: list[bytes]) -> Arrays:
+    """Segmentations of A objects: lists of polygons (x, y, x, y, ...), or compressed run lengths, or neither.
+
+    `points` float64 and `points_offsets` int64 [polygons + 1]; `polygons_offsets` int64 [A + 1]; `counts` uint8 and
+    `counts_offsets` int64 [A + 1].
+    """
+    rings = [ring for one in polygons for ring in one]
+    lengths = [len(ring) for ring in rings]
+    return {
+        "points": np.fromiter(chain.from_iterable(rings), np.float64, sum(lengths)),
+        "points_offsets": np.cumsum([0, *lengths], dtype=np.int64),
+        "polygons_offsets": np.cumsum([0, *map(len, polygons)], dtype=np.int64),
+        "counts": np.frombuffer(b"".join(counts), np.uint8),
+        "counts_offsets": np.cumsum([0, *map(len, counts)], dtype=np.int64),
+    }
+
+
+def has_mask(arrays: Arrays) -> np.ndarray:
+    """Which objects have a segmentation, bool [A]."""
+    return (np.diff(arrays["polygons_offsets"]) > 0) | (np.diff(arrays["counts_offsets"]) > 0)
+
+
+def encode(arrays: Arrays, j: int, height: int, width: int) -> dict[str, Any] | None:
+    """Object j's segmentation as pycocotools' compressed run lengths; None where it has none."""
+    start, stop = arrays["counts_offsets"][j : j + 2]
+    if stop > start:
+        return {"size": [height, width], "counts": arrays["counts"][start:stop].tobytes()}
+    rings = polygons_of(arrays, j)
+    return rle.merge(rle.frPyObjects(rings, height, width)) if rings else None
+
+
+def run_totals(arrays: Arrays) -> np.ndarray:
+    """How many pixels the run lengths of each object cover, int64 [A]; it must be the image's, or pycocotools gives
+    whatever lay in memory.
+
+    A run is a number of 5-bit digits, the lowest first, bit 5 set on all but the last, bit 4 of the last its sign; from
+    the fourth on it is the difference to the run before the last (pycocotools' maskApi.c, rleToString).
+    """
+    characters = arrays["counts"].astype(np.int64) - 48
+    offsets = arrays["counts_offsets"]
+    lengths = np.diff(offsets)
+    last = (characters & 0x20) == 0
+    last[offsets[1:][lengths > 0] - 1] = True  # a string that breaks off must not run into the next
+    ends = np.flatnonzero(last)
+    begins = np.concatenate([[0], ends + 1])[:-1]
+    digit = np.minimum(np.arange(len(characters)) - np.repeat(begins, ends + 1 - begins), 11)  # 12 would be 60 bits
+    values = np.concatenate([[0], np.cumsum((characters & 0x1F) << (5 * digit))])
+    values = values[ends + 1] - values[begins]
+    values -= np.where(characters[ends] & 0x10, np.int64(1) << (5 * (digit[ends] + 1)), 0)
+    owner = np.repeat(np.arange(len(lengths)), lengths)[begins]
+    runs = np.bincount(owner, minlength=len(lengths))
+    place = np.arange(len(owner)) - (np.cumsum(runs) - runs)[owner]
+    # A run is counted in itself and in every second one after it that is a difference.
+    times = np.where(place == 0, 1, (runs[owner] - 1 - place) // 2 + 1)
+    return np.bincount(owner, values * times, minlength=len(lengths)).astype(np.int64)
+
+
+def polygons_of(arrays: Arrays, j: int) -> list[list[float]]:
+    """Object j's polygons."""
+    first, last = arrays["polygons_offsets"][j : j + 2]
+    offsets = arrays["points_offsets"][first : last + 1]
+    return [arrays["points"][a:b].tolist() for a, b in pairwise(offsets)]

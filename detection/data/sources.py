@@ -1,0 +1,82 @@
+"""Where annotated images come from: the two splits a recipe names, checked against each other."""
+
+from backbone.errors import UserError
+from detection.data.coco import open_coco
+from detection.data.contract import DetectionSource
+from detection.data.options import DetectionData
+from detection.data.synthetic import SyntheticScenes
+from detection.data.voc import categories_of, open_split, open_voc, read_split
+
+KINDS = ("coco", "voc")
+
+
+def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
+    """The images to train on and those to judge by. Both have the same labels.
+
+    `keep_empty` concerns training alone: a detector is judged on images without objects too.
+
+    Raises:
+        UserError: missing, damaged, nothing to train on, or splits whose categories differ.
+    """
+    if data.source == "synthetic":
+        return (
+            SyntheticScenes(data.seed, data.train_images, data.render, data.objects, "train"),
+            open_val(data),
+        )
+    cache = data.cache or None
+    if data.source == "coco":
+        train = open_coco(data.train, data.train_annotations, data.keep_empty, cache)
+        val = open_coco(data.val, data.val_annotations, cache=cache)
+    else:
+        train, val = open_voc(data.train, data.val, data.keep_empty, cache)
+    if not train.num_objects().any():
+        raise UserError(f"{data.train}: no object to train on" + (f"; left out: {train.dropped}" * bool(train.dropped)))
+    check_categories(train, val)
+    return train, val
+
+
+def open_val(data: DetectionData) -> DetectionSource:
+    """The images to judge by, alone.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    if data.source == "synthetic":
+        return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
+    return open_source(data.source, data.val, data.val_annotations, data.cache or None)
+
+
+def open_source(kind: str, location: str, annotations: str = "", cache: str | None = None) -> DetectionSource:
+    """One split alone, as it is judged: images without objects included.
+
+    The labels of Pascal VOC follow from the classes this split has, where they are not VOC's own.
+
+    Raises:
+        UserError: unknown kind, or what is there is not such a data set.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of annotated images {kind}; there are {', '.join(KINDS)}")
+    if kind == "coco":
+        return open_coco(location, annotations, cache=cache)
+    split = read_split(location)
+    return open_split(split, categories_of(split.classes), cache=cache)
+
+
+def check_categories(train: DetectionSource, val: DetectionSource) -> None:
+    """Check that labels mean the same in both splits. Their numbers in the data set may differ.
+
+    Raises:
+        UserError: a category is only in one of them, or the order of their ids differs.
+    """
+    one, two = train.categories.names, val.categories.names
+    if one == two:
+        return
+    only = {"train": sorted(set(one) - set(two)), "val": sorted(set(two) - set(one))}
+    missing = "; ".join(f"only in {split}: {', '.join(names)}" for split, names in only.items() if names)
+    if missing:
+        raise UserError(f"train and val have different categories ({missing}); give both the same in their JSON")
+    first = next(k for k, pair in enumerate(zip(one, two, strict=True)) if pair[0] != pair[1])
+    raise UserError(
+        f"categories in the order of their ids differ: number {first + 1} is {one[first]} in train, but {two[first]} in"
+        " val; give both splits the same ids"
+    )

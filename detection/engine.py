@@ -1,0 +1,219 @@
+"""Fine-tuning: what the job prepares on the driver, what every worker runs, what comes out. The loop is
+`backbone.training.engine`'s; here is its task.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from backbone import artifact as backbones
+from backbone.data.stream import MicroBatches, mix, share
+from backbone.errors import UserError
+from backbone.inputs import InputConvention
+from backbone.nets import Backbone
+from backbone.nets import build as build_backbone
+from backbone.nets.count import macs, parameters
+from backbone.options import NetOptions
+from backbone.storage import filesystem, join
+from backbone.training import engine, schedule
+from backbone.training.recipe import recipe_hash
+from backbone.training.run import open_run, run_url
+from backbone.training.state import Progress, Store
+from backbone.training.world import World
+from detection import artifact, evaluation
+from detection.curves import draw_curves
+from detection.data.contract import DetectionSource
+from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
+from detection.data.sources import open_sources
+from detection.inference import detect, prepared
+from detection.nets import Detector, build, summary
+from detection.recipe import Finetune
+
+
+def load_backbone(url: str, from_scratch: bool, seed: int) -> tuple[Backbone, InputConvention, dict[str, Any]]:
+    """A verified backbone; from scratch: the same net with new weights drawn from `seed`.
+
+    Raises:
+        UserError: it is not a backbone artifact, or not an intact one.
+    """
+    net, inputs, block = backbones.load(url)
+    if from_scratch:
+        torch.manual_seed(mix(seed, 1) >> 1)
+        net = build_backbone(NetOptions.model_validate(block["net"]), net.num_classes)
+    return net, inputs, block
+
+
+def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Check everything that can be checked before workers start; returns what `finetune` needs, picklable.
+
+    `say` is told what takes long.
+
+    Raises:
+        UserError: a backbone that does not verify, bad data, an impossible detector or split, storage that cannot be
+            used, another run under this name.
+    """
+    net, _, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+    train, val = open_sources(recipe.data)
+    detector = _build(recipe, net, train)
+    check_ground_truth(val)
+    dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
+    if dropped:
+        say(f"left out of training: {dropped}")
+    fingerprints = {
+        "backbone": "from scratch" if recipe.from_scratch else block["weights_sha256"],
+        "train data": train.fingerprint,
+        "val data": val.fingerprint,
+    }
+    state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
+    recipe = open_run(recipe, fingerprints, state_bytes)
+    scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if recipe.optim.lr_batch else ""
+    say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
+    say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
+    return {"recipe": recipe.model_dump(mode="json"), "url": run_url(recipe)}
+
+
+def check_ground_truth(source: DetectionSource) -> None:
+    """UserError where there is nothing to judge against: every AP would be undefined."""
+    if not source.num_objects().sum():
+        raise UserError(
+            "data.val: no objects at all, so nothing can be judged; look at the annotations with the doctor"
+        )
+
+
+def finished(url: str) -> dict[str, Any] | None:
+    """The results of a run that already ended; None while it has not."""
+    fs, path = filesystem(url)
+    places = [join(path, "artifact", "config.json"), join(path, "results", "metrics.json")]
+    return json.loads(fs.cat_file(places[1])) if all(fs.exists(place) for place in places) else None
+
+
+def finetune(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+    """What every worker runs: train, judge, and on the first rank write artifact and results.
+
+    Returns the metrics (see `detection.evaluation`), on every rank.
+    """
+    recipe = Finetune.model_validate(payload["recipe"])
+    task = Detection(recipe, *open_sources(recipe.data), world)
+    store = Store(join(payload["url"], "checkpoints"))
+    model, progress = engine.train(task, recipe, world, store, report)
+    if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
+        state = store.load(progress.best_step)
+        model.load_state_dict(state["average"] or state["model"])
+    world.share_buffers(model)
+    assert isinstance(model, Detector)
+    judged = task.judge(model.eval(), world)
+    if world.is_first:
+        write_results(payload["url"], recipe, task, model, progress, judged)
+    return judged.metrics
+
+
+def write_results(
+    url: str,
+    recipe: Finetune,
+    task: "Detection",
+    model: Detector,
+    progress: Progress,
+    judged: evaluation.Judged,
+) -> None:
+    """Results, curves, history, and last the artifact, which marks a finished run."""
+    fs, path = filesystem(url)
+    steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
+    exported = progress.best_step if recipe.run.export == "best" else progress.step
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": recipe_hash(recipe),
+        "backbone": {
+            "net": task.backbone["net"],
+            "weights_sha256": None if recipe.from_scratch else task.backbone["weights_sha256"],
+            "provenance": task.backbone["provenance"],
+        },
+        "cost": {
+            "parameters": parameters(model),
+            "backbone_macs": macs(task.net_on_meta(), recipe.data.shorter_side[-1]),
+        },
+        "data": {"train": task.train.source.fingerprint, "val": task.val.source.fingerprint},
+        "train_images": task.num_samples,
+        "steps": exported,
+        "epochs": exported * steps.batch / steps.num_samples,
+        "workers": task.world.size,
+        "bad_images": progress.bad,
+    }
+    evaluation.write(join(url, "results"), judged, {**provenance, **backbones.environment()})
+    fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
+    fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name))
+    sides = (recipe.data.shorter_side[-1], recipe.data.longer_side)
+    provenance["metrics"] = judged.metrics
+    artifact.save(join(url, "artifact"), model, task.inputs, task.categories, sides, provenance)
+
+
+@dataclass
+class Detection:
+    """The engine's task: images to boxes, classes and masks."""
+
+    recipe: Finetune
+    train_source: DetectionSource
+    val_source: DetectionSource
+    world: World
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        net, self.inputs, self.backbone = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+        self.model = _build(recipe, net, self.train_source)
+        self.categories = self.train_source.categories
+        self.train = TrainSet(self.train_source, recipe.data, recipe.seed, recipe.optim.batch, recipe.detector.masks)
+        self.val = EvalSet(self.val_source, recipe.data)
+        self.num_samples, self.max_bad = len(self.train_source), recipe.data.max_bad
+        self._pin = self.world.device.type == "cuda"
+        mine = share(len(self.val_source), self.world.rank, self.world.size)
+        self._eval_loader = eval_loader(self.val, mine, recipe.eval_batch, self._pin)
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The detector's losses added up. They are means over what was sampled of all images of the micro-batch, so
+        every image of it carries the same."""
+        parts = self.model(
+            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sizes"], targets(cast(Batch, batch))
+        )
+        count = len(batch["images"])
+        total = torch.stack(list(parts.values())).sum()
+        return total.expand(count), {name: value * count for name, value in parts.items()}
+
+    def net_on_meta(self) -> Backbone:
+        """The whole backbone without memory, to count on."""
+        with torch.device("meta"):
+            return build_backbone(NetOptions.model_validate(self.backbone["net"]), len(self.backbone["classes"]))
+
+    def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
+        """This rank's training batches."""
+        return train_loader(self.train, micro_batches, self._pin)
+
+    def blame(self, position: int) -> str:
+        """The images of the micro-batch this position lies in: they share one loss."""
+        unit = self.recipe.optim.micro_batch
+        positions = range(position // unit * unit, (position // unit + 1) * unit)
+        return f"images {', '.join(self.train_source.name(self.train.stream[p][1]) for p in positions)}"
+
+    def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
+        """AP, AP50 and AP75 over all validation images, percent; `error` is 100 - AP."""
+        metrics = self.judge(model, world).metrics
+        found = {}
+        for kind, suffix in (("bbox", ""), ("segm", "_masks")):
+            if kind in metrics:
+                found |= {name + suffix: 100 * metrics[kind][name] for name in ("AP", "AP50", "AP75")}
+        return {"error": 100 - found["AP_masks" if "segm" in metrics else "AP"], **found, "images": metrics["images"]}
+
+    def judge(self, model: nn.Module, world: World) -> evaluation.Judged:
+        """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
+        context = engine.autocast(self.recipe.compute, world.device)
+        mine, bad = detect(model, self.inputs, self._eval_loader, self.val_source, world.device, context)
+        return evaluation.judge(mine, self.val_source, world, bad)
+
+
+def _build(recipe: Finetune, net: Backbone, train: DetectionSource) -> Detector:
+    if recipe.detector.masks and not train.has_masks:
+        raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
+    torch.manual_seed(mix(recipe.seed, 2) >> 1)  # the same first weights of the heads on every rank
+    return build(recipe.detector, net, len(train.categories))

@@ -1,0 +1,280 @@
+"""What is a backbone worth? Pretrains what has to be, puts each backbone into the same detector, and compares.
+
+Every run is an ordinary one of jobs/pretrain.py or jobs/finetune.py under its own name, so that what is finished is
+never done again, and what was interrupted goes on.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from backbone.cli import read_yaml, validate
+from backbone.errors import UserError
+from backbone.options import NetOptions, Strict
+from backbone.storage import filesystem, join
+from backbone.training.recipe import Recipe, Scaling, TrainingRecipe
+from backbone.training.run import run_url
+from detection.recipe import Finetune
+
+
+class Row(Strict):
+    """One backbone to compare. Exactly one of these:"""
+
+    pretrain: str = ""
+    """Recipe of jobs/pretrain.py that makes it."""
+
+    artifact: str = ""
+    """Folder or URL of a backbone artifact."""
+
+    scratch: str = ""
+    """Another row: its net with new weights, never pretrained. Its norms train, whatever the detector's recipe says."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Row":
+        given = [field for field in ("pretrain", "artifact", "scratch") if getattr(self, field)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of pretrain, artifact, scratch, not {len(given)}")
+        return self
+
+
+class Gains(Strict):
+    """Compare backbones in one detector. A YAML file gives the fields (--config FILE), the command line overrides.
+
+    The rows are in the file: `rows: {LABEL: {pretrain: RECIPE}, LABEL: {artifact: URL}, LABEL: {scratch: LABEL}}`. Any
+    field of the recipes named there can be replaced: --pretrain_with.data.train DIR, --finetune_with.optim.lr 0.01.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """The report, and the beginning of its runs' names."""
+
+    rows: dict[str, Row] = Field(default_factory=dict)
+    """Label -> backbone, in the order of the report."""
+
+    baseline: str
+    """Label of the row that the others' gains are over."""
+
+    finetune: str
+    """Recipe of jobs/finetune.py, without a backbone. All rows are trained and judged by it."""
+
+    pretrain_with: dict[str, Any] = Field(default_factory=dict)
+    """Fields that replace those of every row's pretraining recipe: --pretrain_with.data.train /data/imagenet/train."""
+
+    finetune_with: dict[str, Any] = Field(default_factory=dict)
+    """Fields that replace those of the fine-tuning recipe: --finetune_with.data.train /data/coco/train2017."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Each row is fine-tuned once with each. Their spread is reported."""
+
+    storage: str = "runs"
+    """Folder or URL of all runs and of the report, seen by every node."""
+
+    parallel: int = Field(0, ge=0)
+    """Most runs at a time. 0: as many as the cluster has room for."""
+
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples of the validation images."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Gains":
+        for label, row in self.rows.items():
+            if not label.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"row {label!r}: use letters, digits, - _ and . (it becomes part of a run's name)")
+            if row.scratch and (row.scratch not in self.rows or self.rows[row.scratch].scratch):
+                raise ValueError(f"row {label}: scratch {row.scratch!r} is not a row with a pretrained backbone")
+        if self.baseline not in self.rows:
+            raise ValueError(f"baseline {self.baseline!r} is not among the rows {', '.join(self.rows)}")
+        if len(self.rows) < 2:
+            raise ValueError("rows: comparing takes at least two")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
+        return self
+
+
+class Plan(NamedTuple):
+    """All recipes of a comparison, checked."""
+
+    pretrainings: dict[str, Recipe]  # by label
+    finetunings: dict[tuple[str, int], Finetune]  # by label and seed
+
+    @property
+    def scaling(self) -> list[Scaling]:
+        """What all runs ask for."""
+        recipes: list[TrainingRecipe] = [*self.pretrainings.values(), *self.finetunings.values()]
+        return [recipe.scaling for recipe in recipes]
+
+
+def plan(gains: Gains) -> Plan:
+    """The recipes of all runs; UserError for every mistake that can be seen before anything is trained."""
+    pretrainings: dict[str, Recipe] = {}
+    for label, row in gains.rows.items():
+        if row.pretrain:
+            overrides: dict[str, Any] = {"run.storage": gains.storage, "name": f"{gains.name}-{label}"}
+            tree = _laid_over(read_yaml(row.pretrain), gains.pretrain_with)
+            pretrainings[label] = validate(Recipe, tree, row.pretrain, overrides)
+    artifacts = {label: join(run_url(recipe), "artifact") for label, recipe in pretrainings.items()}
+    artifacts |= {label: row.artifact for label, row in gains.rows.items() if row.artifact}
+    tree = _laid_over(read_yaml(gains.finetune), gains.finetune_with)
+    finetunings = {}
+    for label, row in gains.rows.items():
+        for seed in gains.seeds:
+            overrides = {
+                "backbone": artifacts[row.scratch or label],
+                "name": f"{gains.name}-{label}-seed{seed}",
+                "seed": seed,
+                "run.storage": gains.storage,
+            }
+            if row.scratch:
+                overrides |= {"from_scratch": True, "detector.freeze_at": 0}
+                if tree.get("detector", {}).get("norm") == "frozen":
+                    # Statistics that were never taken cannot be frozen.
+                    overrides["detector.norm"] = "trainable"
+            finetunings[label, seed] = validate(Finetune, tree, gains.finetune, overrides)
+    return Plan(pretrainings, finetunings)
+
+
+def _laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` put over `tree`, section by section."""
+    laid = dict(tree)
+    for key, value in changes.items():
+        below = tree.get(key)
+        laid[key] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return laid
+
+
+def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
+    """Train and judge what is not there yet, as much at a time as the cluster holds.
+
+    Raises:
+        UserError: a mistake in a recipe, or a run that failed for one; the others were finished first.
+    """
+    from backbone.training import pretrain as pretraining
+    from backbone.training.cluster import connect, room
+    from detection import engine
+
+    todo = plan(gains)
+    places, leave = 1, None
+    if any(scaling.num_workers for scaling in todo.scaling):
+        ray, started = connect(say)
+        leave = ray.shutdown if started else None
+    try:
+        if any(scaling.num_workers for scaling in todo.scaling):
+            places = min(room(scaling) // max(1, scaling.num_workers) for scaling in todo.scaling)
+        parallel = max(1, min(gains.parallel or places, places))
+        say(
+            f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
+        )
+        first = {label: (pretraining, pretraining.pretrain, recipe) for label, recipe in todo.pretrainings.items()}
+        _all(first, parallel, say)
+        second = {f"{label}/{s}": (engine, engine.finetune, recipe) for (label, s), recipe in todo.finetunings.items()}
+        _all(second, parallel, say)
+    finally:
+        if leave:
+            leave()
+    return todo
+
+
+def _all(runs: dict[str, tuple[Any, Any, Any]], parallel: int, say: Callable[[str], None]) -> None:
+    from backbone.training.cluster import launch
+
+    def one(label: str) -> None:
+        module, worker, recipe = runs[label]
+        payload = module.prepare(recipe, lambda text: say(f"[{label}] {text}"))
+        if module.finished(payload["url"]):
+            say(f"[{label}] {payload['url']} is finished")
+        else:
+            launch(worker, payload, recipe.scaling, label)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = {label: pool.submit(one, label) for label in runs}
+    failed = {label: error for label, future in futures.items() if (error := future.exception())}
+    for label, error in failed.items():
+        if not isinstance(error, UserError | FloatingPointError):
+            raise error
+        say(f"[{label}] failed")
+    if failed:
+        raise UserError("\n".join(f"{label}: {error}" for label, error in failed.items()))
+
+
+def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
+    """Write the report of finished runs into `<storage>/<name>`; returns its folder and its text as Markdown.
+
+    Everything in it comes from the runs' own files. `command` is what makes it again.
+
+    Raises:
+        UserError: a run's results are missing or do not fit together.
+    """
+    from detection.data.sources import open_val
+    from detection.report import summary as report
+
+    rows = []
+    for label in gains.rows:
+        runs = {seed: run_url(todo.finetunings[label, seed]) for seed in gains.seeds}
+        seeds = tuple(report.SeedResult.read(join(url, "results"), seed) for seed, url in runs.items())
+        provenance = seeds[0].metrics["provenance"]
+        backbone, scratch = provenance["backbone"], bool(gains.rows[label].scratch)
+        recipe = todo.finetunings[label, gains.seeds[0]]
+        seconds = [training_seconds(url, recipe.optim.batch) for url in runs.values()]
+        net = NetOptions.model_validate(backbone["net"])
+        trained = backbone["provenance"]
+        rows.append(
+            report.Row(
+                label=label,
+                net=net.name + (f", width {net.width:g}" if net.width != 1 else ""),
+                pretrained=None if scratch else _pretrained_on(trained),
+                params=provenance["cost"]["parameters"],
+                macs=provenance["cost"]["backbone_macs"],
+                train_seconds=sum(seconds) / len(seconds),
+                pretrain={} if scratch else _accuracy(trained.get("metrics", {})),
+                seeds=seeds,
+            )
+        )
+    first = todo.finetunings[gains.baseline, gains.seeds[0]]
+    source = open_val(first.data)
+    metrics = rows[0].seeds[0].metrics
+    made_by = metrics["provenance"]
+    index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
+    folder = join(gains.storage, gains.name)
+    told = report.write(
+        folder,
+        report.Report(
+            title=f"What is a backbone worth? {gains.name}",
+            baseline=gains.baseline,
+            rows=tuple(rows),
+            recipe=first.model_dump(mode="json", exclude={"name", "backbone", "seed", "from_scratch", "run"}),
+            data={
+                "validation": f"{first.data.source} {first.data.val}".strip(),
+                "images": metrics["images"],
+                "training images": made_by["train_images"],
+                "fingerprint": made_by["data"]["val"],
+            },
+            environment={key: made_by[key] for key in ("hardware", "versions", "git", "created")},
+            command=command,
+        ),
+        lambda image_id: source.image(index[image_id]),
+        gains.resamples,
+    )
+    return folder, report.to_markdown(told)
+
+
+def _pretrained_on(provenance: dict[str, Any]) -> str:
+    data = provenance.get("recipe", {}).get("data", {})
+    place = f" {data['train']}" if data.get("train") else ""
+    return f"{data.get('source', 'unknown')}{place}, {provenance.get('train_images', 0):,} images"
+
+
+def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
+    return {"top-1": 1 - metrics["val_error"] / 100} if "val_error" in metrics else {}
+
+
+def training_seconds(url: str, batch: int) -> float:
+    """Time a run spent in training steps, over all its attempts, evaluations and waiting left out."""
+    fs, path = filesystem(url)
+    seconds, before = 0.0, 0
+    for record in json.loads(fs.cat_file(join(path, "history.json"))):
+        if "images_per_second" in record:
+            seconds += (record["step"] - before) * batch / record["images_per_second"]
+            before = record["step"]
+    return seconds

@@ -1,0 +1,159 @@
+"""Detecting: from the loader's batches to detections in the files' own pixels, for training's validation and for
+`jobs/evaluate.py`, which judges a finished detector on any data.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbone.artifact import environment
+from backbone.data.stream import share
+from backbone.errors import UserError
+from backbone.inputs import InputConvention
+from backbone.storage import filesystem, join
+from backbone.training import engine
+from backbone.training.world import World
+from detection import artifact, evaluation
+from detection.data.contract import Categories, DetectionSource
+from detection.data.loader import EvalSet, eval_loader
+from detection.data.options import DetectionData
+from detection.data.sources import open_val
+from detection.detections import Detections, collect, concatenate
+from detection.recipe import Evaluation
+
+
+def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: bool = False) -> Tensor:
+    """What the detector reads: images normalised, and zero where there is none, as torchvision pads."""
+    images, sizes = inputs.normalize(batch["images"]), batch["sizes"]
+    rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]
+    columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]
+    images = images * (rows[:, None, :, None] & columns[:, None, None, :])
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module,
+    inputs: InputConvention,
+    batches: Iterable[Any],
+    source: DetectionSource,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> tuple[Detections, list[str]]:
+    """What the detector, in eval mode, finds in batches of `eval_loader`, and the images that could not be read."""
+    found: list[Detections] = []
+    bad: list[str] = []
+    for batch in batches:
+        on_device = {key: batch[key].to(device, non_blocking=True) for key in ("images", "sizes")}
+        with autocast:
+            outputs = model(prepared(inputs, on_device), on_device["sizes"])
+        pairs = zip(outputs, batch["readable"].tolist(), strict=True)
+        outputs = [{key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs]
+        found.append(collect(outputs, batch["sizes"], batch["originals"], source.image_ids[np.array(batch["indices"])]))
+        bad += batch["bad"]
+    return concatenate(found), bad
+
+
+def prepare(recipe: Evaluation) -> dict[str, Any]:
+    """Check detector and data before workers start; returns what `evaluate` needs, picklable.
+
+    Raises:
+        UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
+    """
+    loaded = artifact.load(recipe.detector)
+    trained_on = loaded.block["provenance"]["recipe"]["data"]
+    if "data" in recipe.model_fields_set:
+        given = recipe.data.model_dump(mode="json")
+        for field in ("shorter_side", "longer_side"):
+            if field not in recipe.data.model_fields_set:
+                given[field] = trained_on[field]
+    else:
+        given = trained_on
+    data = DetectionData.model_validate(given)
+    source = open_val(data)
+    if not source.num_objects().any():
+        raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
+    relabel(loaded.categories, source.categories)
+    url = recipe.output or join(
+        recipe.detector.rstrip("/").removesuffix("/artifact"), f"results-{source.fingerprint[:8]}"
+    )
+    fs, path = filesystem(url)
+    url = path if "://" not in url else url
+    record = {"detector": recipe.detector, "weights_sha256": loaded.block["weights_sha256"], "data": source.fingerprint}
+    try:
+        fs.makedirs(path, exist_ok=True)
+        fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
+    except OSError as error:
+        raise UserError(f"output {url} cannot be written: {error}") from error
+    recipe = recipe.model_copy(update={"data": data})
+    return {"recipe": recipe.model_dump(mode="json"), "url": url}
+
+
+def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
+    """int64 [K + 1]: the detector's label -> the data's, by name; 0 for classes that the data lack.
+
+    Raises:
+        UserError: the data hold classes that the detector does not know.
+    """
+    unknown = [name for name in theirs.names if name not in mine.names]
+    if unknown:
+        raise UserError(
+            f"data.val holds {len(unknown)} class(es) that the detector was not trained on: {', '.join(unknown[:10])}; "
+            f"it knows {', '.join(mine.names[:20])}{'...' if len(mine.names) > 20 else ''}"
+        )
+    label = {name: k for k, name in enumerate(theirs.names, 1)}
+    return np.array([0, *(label.get(name, 0) for name in mine.names)])
+
+
+def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+    """What every worker runs: detect in its share of the images; the first one scores and writes the results.
+
+    Returns the metrics, on every rank.
+    """
+    recipe = Evaluation.model_validate(payload["recipe"])
+    loaded = artifact.load(recipe.detector)
+    source = open_val(recipe.data)
+    model = loaded.detector.to(world.device).eval()
+    mine = share(len(source), world.rank, world.size)
+    batches = eval_loader(EvalSet(source, recipe.data), mine, recipe.batch, world.device.type == "cuda")
+    context = engine.autocast(recipe.compute, world.device)
+    batches = shown(batches, len(mine), recipe.batch, world, report)
+    found, bad = detect(model, loaded.inputs, batches, source, world.device, context)
+    labels = relabel(loaded.categories, source.categories)[found.labels]
+    kept = labels > 0
+    masks = None if found.masks is None else [mask for mask, keep in zip(found.masks, kept, strict=True) if keep]
+    found = replace(
+        found,
+        image_ids=found.image_ids[kept],
+        labels=labels[kept],
+        boxes=found.boxes[kept],
+        scores=found.scores[kept],
+        masks=masks,
+    )
+    judged = evaluation.judge(found, source, world, bad, recipe.fast)
+    if world.is_first:
+        provenance = {
+            "detector": {"url": recipe.detector, "weights_sha256": loaded.block["weights_sha256"]},
+            "detector_provenance": {k: v for k, v in loaded.block["provenance"].items() if k != "metrics"},
+            "evaluation": recipe.model_dump(mode="json"),
+            "data": {"val": source.fingerprint},
+            "workers": world.size,
+        }
+        evaluation.write(payload["url"], judged, provenance | environment())
+    return judged.metrics
+
+
+def shown(batches: Iterable[Any], count: int, size: int, world: World, report: engine.Report) -> Iterable[Any]:
+    """`batches`, with a line from the first rank at every tenth of the way."""
+    done, tenth = 0, -1
+    for batch in batches:
+        yield batch
+        done += len(batch["indices"])
+        if world.is_first and done * 10 // count > tenth:
+            tenth = done * 10 // count
+            report({"kind": "say", "text": f"{done * world.size:,} of about {count * world.size:,} images"})

@@ -1,0 +1,76 @@
+"""What of a backbone stays as it is while a detector is trained: norms and first parts."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
+
+from backbone.errors import UserError
+from backbone.nets import Backbone
+from backbone.nets.norm import GroupedBatchNorm2d
+from detection.options import DetectorOptions
+
+NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
+
+# By the backbone's model.norm: what detector.norm may be, and what to do where it is something else.
+ALLOWED = {
+    "batch": (("frozen", "trainable", "sync"), "for group, pretrain the backbone with model.norm group"),
+    "sync": (("frozen", "trainable", "sync"), "for group, pretrain the backbone with model.norm group"),
+    "frozen": (("frozen",), "for another one, pretrain the backbone with model.norm batch"),
+    "group": (("group",), "its group norm has no statistics to fix or share; to keep it fixed, raise freeze_at"),
+    "none": (("frozen", "trainable"), "it has no norms at all, so that both mean the same"),
+}
+
+
+def check(options: DetectorOptions, net: Backbone) -> None:
+    """Refuse what the backbone cannot do.
+
+    Raises:
+        UserError: `norm` does not fit the backbone's, or `freeze_at` counts more parts than it has.
+    """
+    allowed, fix = ALLOWED[net.options.norm]
+    if options.norm not in allowed:
+        raise UserError(
+            f"detector.norm {options.norm}: {net.options.name} with model.norm {net.options.norm} takes "
+            f"{' or '.join(allowed)}; {fix}"
+        )
+    parts = list(net.parts())
+    if options.freeze_at > len(parts):
+        raise UserError(
+            f"detector.freeze_at {options.freeze_at}: {net.options.name} has {len(parts)} parts "
+            f"({', '.join(parts)}); give {len(parts)} or less"
+        )
+
+
+def apply(options: DetectorOptions, net: Backbone) -> None:
+    """Exchange the norms of `net` and fix its first parts, in place; keys stay, less the counters of frozen norms.
+
+    In fixed parts batch norms are always frozen: training must not move their statistics either.
+    """
+    fixed = [module for part in list(net.parts().values())[: options.freeze_at] for module in part]
+    inside = {id(m) for module in fixed for m in module.modules()}
+    for name, module in list(net.named_modules()):
+        if isinstance(module, _BatchNorm):
+            net.set_submodule(name, _exchange(module, "frozen" if id(module) in inside else options.norm))
+    for module in fixed:
+        module.requires_grad_(False)
+
+
+def count_norms(net: nn.Module) -> tuple[int, int]:
+    """How many norms are (fixed, trained)."""
+    norms = [m for m in net.modules() if isinstance(m, NORMS)]
+    trained = sum(any(p.requires_grad for p in m.parameters()) for m in norms)
+    return len(norms) - trained, trained
+
+
+def _exchange(norm: _BatchNorm, policy: str) -> nn.Module:
+    if policy == "sync":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    if policy == "frozen":
+        new: nn.Module = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    elif isinstance(norm, GroupedBatchNorm2d):
+        # bn_group divides the device batch of pretraining; as in a backbone artifact, plain batch norm is what stays.
+        new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    else:
+        return norm
+    new.to(norm.weight).load_state_dict(norm.state_dict())
+    return new.train(norm.training)

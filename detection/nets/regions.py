@@ -1,0 +1,88 @@
+"""Kind c4: regions cut from C4, and the part of the net that runs on each of them."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.ops import RoIAlign, RoIPool
+
+from backbone.nets import Backbone
+from backbone.nets.contract import run
+
+
+class RegionPool(nn.Module):
+    """Cut regions out of C4: maps, each image's boxes [R, 4] in input pixels -> [sum of R, channels, size, size]."""
+
+    def __init__(self, size: int, pooling: str, stride: int) -> None:
+        super().__init__()
+        # As in MultiScaleRoIAlign: two samples a bin and axis, and not `aligned`.
+        self.pool = RoIAlign(size, 1 / stride, 2) if pooling == "align" else RoIPool(size, 1 / stride)
+
+    def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        return self.pool(maps["C4"], boxes)
+
+
+class RegionHead(nn.Module):
+    """A backbone's `region_head` as torchvision's `box_head`: regions -> vectors [R, features]."""
+
+    def __init__(self, net: Backbone) -> None:
+        super().__init__()
+        # In a tuple, so that its weights are not registered here too: they are the detector's `backbone.body`.
+        self._net = (net,)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.to_vector(self.to_map(regions))
+
+    def to_map(self, regions: Tensor) -> Tensor:
+        """Regions of C4 -> their maps of C5."""
+        return run(self._net[0].region_head().to_map, regions)
+
+    def to_vector(self, maps: Tensor) -> Tensor:
+        """Maps of C5 -> vectors."""
+        return run(self._net[0].region_head().to_vector, maps)
+
+
+class SharedMaskHeads(RoIHeads):
+    """RoIHeads whose mask predictor reads the C5 maps of the box branch (arXiv:1703.06870, figure 4 left).
+
+    RoIHeads would pool the positive regions again and run C5 on them a second time. With norms that train this would
+    count them twice in the statistics, and a batch without positive regions would make those NaN.
+    """
+
+    mask_predictor: nn.Module
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """See torchvision's RoIHeads; masks are [D, 1, S, S], with S twice the side of a region's C5 map."""
+        if self.training and targets is not None:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        # Without a mask_roi_pool of its own RoIHeads does the boxes only, and refuses training without targets.
+        found, _ = super().forward(features, proposals, image_shapes)
+        maps = self.box_head.to_map(self.box_roi_pool(features, [f["boxes"] for f in found], image_shapes))
+        masks = maskrcnn_inference(self.mask_predictor(maps), [f["labels"] for f in found])
+        return [{**f, "masks": m} for f, m in zip(found, masks, strict=True)], {}
+
+    def _losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
+        maps = self.box_head.to_map(self.box_roi_pool(features, proposals, image_shapes))
+        scores, regression = self.box_predictor(self.box_head.to_vector(maps))
+        loss_classifier, loss_box_reg = fastrcnn_loss(scores, regression, labels, deltas)
+        positive = [row > 0 for row in labels]
+        loss_mask = maskrcnn_loss(
+            self.mask_predictor(maps[torch.cat(positive)]),
+            [p[keep] for p, keep in zip(proposals, positive, strict=True)],
+            [t["masks"] for t in targets],
+            [t["labels"] for t in targets],
+            [m[keep] for m, keep in zip(matched, positive, strict=True)],
+        )
+        return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}

@@ -1,0 +1,109 @@
+"""Every option of a detector. Imports neither torch nor anything slow.
+
+The same model is the `detector:` section of a recipe, what `detection.nets.build` reads, and what a detector artifact
+records. Defaults are torchvision's Faster R-CNN FPN; the paper's values are in the paper's recipes.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from backbone.options import Strict
+
+
+class Rpn(Strict):
+    """The region proposal network (arXiv:1506.01497). Boxes are compared in pixels of the net's input."""
+
+    batch: int = Field(256, ge=1)
+    """Anchors an image whose loss is taken."""
+
+    fg_fraction: float = Field(0.5, gt=0, le=1)
+    """At most this part of them positive."""
+
+    fg_iou: float = Field(0.7, gt=0, le=1)
+    bg_iou: float = Field(0.3, ge=0, lt=1)
+
+    pre_nms_train: int = Field(2000, ge=1)
+    """Best anchors that go into NMS, on each level."""
+
+    pre_nms_test: int = Field(1000, ge=1)
+    post_nms_train: int = Field(2000, ge=1)
+    """Proposals that come out of it, over all levels."""
+
+    post_nms_test: int = Field(1000, ge=1)
+    nms: float = Field(0.7, gt=0, le=1)
+
+
+class Roi(Strict):
+    """What is done for each region (arXiv:1504.08083)."""
+
+    size: int = Field(0, ge=0)
+    """Side of the pooled region. 0: 7, and 14 where C5 then halves it to 7, which is c4 on residual nets."""
+
+    pooling: Literal["align", "max"] = "align"
+    """align: RoIAlign (arXiv:1703.06870), two samples a bin and axis. max: the RoI pooling of 2015, for c4 alone."""
+
+    canonical: float = Field(224.0, gt=0)
+    """fpn: side of the box, pixels, that is pooled from the level of stride 16 (arXiv:1612.03144, eq. 1)."""
+
+    batch: int = Field(512, ge=1)
+    """Proposals an image whose loss is taken."""
+
+    fg_fraction: float = Field(0.25, gt=0, le=1)
+    fg_iou: float = Field(0.5, gt=0, le=1)
+    bg_iou: float = Field(0.5, ge=0, le=1)
+
+    score: float = Field(0.05, ge=0, lt=1)
+    """Detections below are dropped."""
+
+    nms: float = Field(0.5, gt=0, le=1)
+    detections: int = Field(100, ge=1)
+    """Most detections an image."""
+
+
+class DetectorOptions(Strict):
+    """A Faster R-CNN, or with masks a Mask R-CNN, on any backbone."""
+
+    norm: Literal["frozen", "trainable", "sync", "group"]
+    """What becomes of the backbone's norms, and nothing is assumed. frozen: fixed statistics and affine, as in the
+    paper. trainable: batch norm goes on as in pretraining. sync: over all workers. group: the backbone has that."""
+
+    freeze_at: int = Field(ge=0, le=5)
+    """Parts of the backbone that do not train, from the image up: 0 none, 1 the stem, 2 also C2, ... 5 also C5."""
+
+    kind: Literal["c4", "fpn"] = "fpn"
+    """c4: RPN and regions on C4, C5 (VGG: fc6 and fc7) for each region, the paper's. fpn: a feature pyramid."""
+
+    masks: bool = False
+    """Mask R-CNN (arXiv:1703.06870)."""
+
+    channels: int = Field(256, ge=1)
+    """fpn: channels of the pyramid and of the mask branch."""
+
+    hidden: int = Field(1024, ge=1)
+    """fpn: width of the two layers of the box head."""
+
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    """Sides of square anchors, pixels. fpn: one a level, P2 to P6. c4: all of them on C4."""
+
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width."""
+
+    rpn: Rpn = Rpn()
+    roi: Roi = Roi()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "DetectorOptions":
+        if not self.anchor_sizes or not self.anchor_ratios or min(*self.anchor_sizes, *self.anchor_ratios, 1) <= 0:
+            raise ValueError("anchor_sizes and anchor_ratios must be positive numbers, at least one of each")
+        if self.kind == "c4":
+            for field in ("channels", "hidden"):
+                if getattr(self, field) != DetectorOptions.model_fields[field].default:
+                    raise ValueError(f"{field} is read by kind fpn, not by c4")
+            if self.roi.canonical != 224:
+                raise ValueError("roi.canonical is read by kind fpn, not by c4")
+        elif self.roi.pooling == "max":
+            raise ValueError("roi.pooling max is for kind c4; a pyramid is pooled with align")
+        if self.rpn.bg_iou > self.rpn.fg_iou or self.roi.bg_iou > self.roi.fg_iou:
+            raise ValueError("bg_iou must not be above fg_iou")
+        return self

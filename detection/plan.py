@@ -1,0 +1,62 @@
+"""What a recipe will do, before it does it: `--dry-run`."""
+
+from backbone.nets.count import parameters
+from backbone.training import schedule
+from backbone.training.plan import lr_curve, lr_line
+from backbone.training.run import check_split, first_micro_batch, run_url
+from detection.data.sources import open_sources
+from detection.engine import check_ground_truth, load_backbone
+from detection.nets import build, summary
+from detection.recipe import Finetune
+
+
+def describe(recipe: Finetune) -> str:
+    """The plan of a run as text.
+
+    Raises:
+        UserError: as `detection.engine.prepare`, but for the storage.
+    """
+    net, inputs, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+    train, val = open_sources(recipe.data)
+    check_ground_truth(val)
+    micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})
+    check_split(recipe)
+    detector = build(recipe.detector, net, len(train.categories))
+    steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
+    workers = max(1, recipe.scaling.num_workers)
+    accumulation = recipe.optim.batch / micro_batch / workers
+    classes = len(train.categories)
+    metrics = block["provenance"].get("metrics", {})
+    worth = f", {100 - metrics['val_error']:.1f} % top-1" if "val_error" in metrics else ""
+    weights = "new weights" if recipe.from_scratch else f"weights {block['weights_sha256'][:12]}{worth}"
+    data = recipe.data
+    side = (
+        " or ".join(map(str, data.shorter_side))
+        if len(data.shorter_side) < 4
+        else (f"{min(data.shorter_side)} to {max(data.shorter_side)}")
+    )
+    lines = [
+        ("run", run_url(recipe)),
+        ("backbone", f"{net.options.name} of {recipe.backbone}: {weights}"),
+        ("inputs", f"{inputs.channel_order}, mean {_short(inputs.mean)}, deviation {_short(inputs.std)}"),
+        ("detector", f"{recipe.title}, {classes} classes: {parameters(detector):,} parameters"),
+        ("policy", summary(detector)),
+        ("images", f"{len(train):,} training with {train.num_objects().sum():,} objects, {len(val):,} validation"),
+        ("size", f"shorter side {side}, longer side up to {data.longer_side} pixels"),
+        (
+            "steps",
+            f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
+        ),
+        (
+            "batch",
+            f"{recipe.optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)",
+        ),
+        ("lr", lr_line(recipe, steps)),
+        ("", lr_curve(recipe, steps)),
+    ]
+    return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

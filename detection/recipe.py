@@ -1,0 +1,85 @@
+"""The recipe of a detector: typed and strict. Imports nothing slow: errors come at once."""
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from backbone.options import Strict
+from backbone.training.recipe import Compute, Optim, Scaling, TrainingRecipe
+from detection.data.options import DetectionData
+from detection.options import DetectorOptions
+
+
+class Finetune(TrainingRecipe):
+    """Put a backbone into a detector and train it. A YAML file gives the fields (--config FILE), the command line
+    overrides them."""
+
+    PLACES: ClassVar[tuple[str, ...]] = (
+        "backbone",
+        "eval_batch",
+        *(f"data.{field}" for field in ("train", "val", "train_annotations", "val_annotations", "cache", "workers")),
+    )
+
+    backbone: str
+    """Backbone artifact: a folder or URL. It is verified, and gives the net, its weights and its input convention."""
+
+    from_scratch: bool = False
+    """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
+
+    detector: DetectorOptions
+    data: DetectionData = DetectionData()
+    optim: Optim = Optim(batch=16, lr=0.02, lr_batch=16)
+
+    eval_batch: int = Field(1, ge=1)
+    """Images evaluated at once. Images of one batch are padded to the largest, which moves AP in the fourth digit."""
+
+    @property
+    def title(self) -> str:
+        """See `TrainingRecipe.title`."""
+        return f"{'mask' if self.detector.masks else 'faster'}-rcnn-{self.detector.kind}"
+
+    @property
+    def equal_shares(self) -> bool:
+        """See `TrainingRecipe.equal_shares`."""
+        return self.detector.norm == "sync"
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Finetune":
+        if self.data.source != "synthetic" and not self.data.train:
+            raise ValueError(f"data.train is empty: source {self.data.source} needs the location of its images")
+        if self.compute.compile:
+            raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
+        if self.schedule.hold_lr:
+            raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
+        if self.from_scratch and (self.detector.norm == "frozen" or self.detector.freeze_at):
+            raise ValueError(
+                "from_scratch: what is random must train; set detector.norm trainable (or sync, group) and freeze_at 0"
+            )
+        if self.detector.masks and self.data.source == "voc":
+            raise ValueError("detector.masks: Pascal VOC's boxes come without masks; use source coco or synthetic")
+        return self
+
+
+class Evaluation(Strict):
+    """Judge a detector. The command line gives the fields, or a YAML file (--config FILE).
+
+    Data that are not given are those it was trained with.
+    """
+
+    detector: str
+    """Detector artifact: a folder or URL. It is verified."""
+
+    data: DetectionData = DetectionData()
+    """Only `val` is read. Sizes that are not given are those the detector was trained with."""
+
+    batch: int = Field(1, ge=1)
+    """Images at once, for each worker. Images of one batch are padded to the largest, which moves AP a little."""
+
+    fast: bool = True
+    """Score by faster-coco-eval, whose numbers are the same; false: by pycocotools itself."""
+
+    compute: Compute = Compute(precision="fp32")
+    scaling: Scaling = Scaling(num_workers=0)
+
+    output: str = ""
+    """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact."""

@@ -1,0 +1,191 @@
+"""The page's charts as inline SVG. Colours are CSS classes (`s0`, `s1`, ...), so that they follow light and dark."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from detection.report.wording import interval, percent, quantity, signed
+
+SERIES = 8  # colours in the style sheet
+WIDTH, HALF = 640, 470
+ROW = 34
+LETTER = 7.4  # mean width of a letter at 13 px, to keep labels inside
+
+
+def gains(summary: dict[str, Any]) -> str:
+    """Gain in AP over the baseline with its interval, a dot and whisker a row."""
+    rows = [row for row in summary["rows"] if row["gain"]]
+    spans = [row["gain"]["AP"]["absolute"] for row in rows]
+    values = [0.0] + [100 * v for s in spans for v in (s["value"], s["low"], s["high"]) if v is not None]
+    left, right, top = _margin(rows), WIDTH - 150, 14
+    bottom = top + ROW * len(rows)
+    ticks = _ticks(min(values), max(values))
+    x = _scale(ticks, left, right)
+    parts = [_grid_x(ticks, x, top, bottom, "points of AP over the baseline", sign=True)]
+    parts.append(_line(x(0), top, x(0), bottom, "zero"))
+    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+        y = top + ROW * (i + 0.5)
+        name = _series(summary, row["label"])
+        parts.append(_text(left - 12, y, _short(row["label"], left), "end"))
+        if span["low"] is not None:
+            parts.append(_line(x(100 * span["low"]), y, x(100 * span["high"]), y, f"whisker {name}"))
+        if span["value"] is not None:
+            parts.append(f'<circle class="dot {name}" cx="{x(100 * span["value"]):.1f}" cy="{y:.1f}" r="5.5"/>')
+        parts.append(_text(right + 14, y, interval(span, signed), "start", "value"))
+    told = "; ".join(f"{r['label']} {interval(s, signed)}" for r, s in zip(rows, spans, strict=True))
+    return _svg(bottom + 42, f"Gain in AP over {summary['baseline']}", told, parts)
+
+
+def classes(summary: dict[str, Any]) -> str:
+    """AP of each class: a dot a row of the report, joined by a line, classes the baseline does best on top."""
+    base = next(row for row in summary["rows"] if row["label"] == summary["baseline"])
+    names = [n for n in summary["classes"] if base["per_class"][n]["AP"] is not None]
+    names.sort(key=lambda n: -base["per_class"][n]["AP"])
+    left, right, top = _margin([{"label": n} for n in names]), WIDTH - 24, 8
+    bottom = top + 26 * len(names)
+    got = {n: [row["per_class"][n]["AP"] for row in summary["rows"]] for n in names}
+    ticks = _ticks(0, 100 * max((v for vs in got.values() for v in vs if v is not None), default=1))
+    x = _scale(ticks, left, right)
+    parts = [_grid_x(ticks, x, top, bottom, "AP")]
+    for i, name in enumerate(names):
+        y = top + 26 * (i + 0.5)
+        present = [100 * v for v in got[name] if v is not None]
+        parts.append(_text(left - 12, y, _short(name, left), "end"))
+        parts.append(_line(x(min(present)), y, x(max(present)), y, "join"))
+        for row in sorted(summary["rows"], key=lambda r: r is not base):
+            value = row["per_class"][name]["AP"]
+            if value is not None:
+                title = f"<title>{escape(row['label'])}: {percent(value)}</title>"
+                spot = f'cx="{x(100 * value):.1f}" cy="{y:.1f}" r="5"'
+                parts.append(f'<circle class="dot {_series(summary, row["label"])}" {spot}>{title}</circle>')
+    told = "; ".join(f"{n}: " + ", ".join(percent(v) for v in got[n]) for n in names)
+    order = ", ".join(row["label"] for row in summary["rows"])
+    return _svg(bottom + 42, "AP by class", f"In the order {order}. {told}", parts)
+
+
+def curves(summary: dict[str, Any]) -> str:
+    """Precision over recall at IoU .5, mean over classes and seeds."""
+    left, right, top, bottom = 52, HALF - 16, 12, 300
+    ticks = [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    x, y = _scale(ticks, left, right), _scale(ticks, bottom, top)
+    parts = [_grid_x(ticks, x, top, bottom, "recall, %"), _grid_y(ticks, y, left, right, "precision, %")]
+    for row in summary["rows"]:
+        points = zip(summary["recall"], row["curve"], strict=True)
+        line = " ".join(f"{x(100 * r):.1f},{y(100 * p):.1f}" for r, p in points if p is not None)
+        parts.append(f'<polyline class="curve {_series(summary, row["label"])}" points="{line}"/>')
+    told = "; ".join(f"{row['label']}: AP50 {percent(row['AP50']['value'])}" for row in summary["rows"])
+    return _svg(bottom + 42, "Precision over recall at IoU 0.5", told, parts, HALF)
+
+
+def cost(summary: dict[str, Any]) -> str:
+    """AP with its interval against the backbone's multiply-adds."""
+    rows = [row for row in summary["rows"] if row["AP"]["value"] is not None]
+    left, right, top, bottom = 52, HALF - 16, 12, 300
+    spent = [row["macs"] / 1e9 for row in rows]
+    room = 0.12 * (max(spent, default=1) - min(spent, default=0)) or 0.5 * max(spent, default=1)
+    tx = _ticks(max(0, min(spent, default=0) - room), max(spent, default=1) + room)
+    ends = [100 * v for row in rows for v in row["AP"].values() if v is not None]
+    ty = _ticks(min(ends, default=0), max(ends, default=1))
+    x, y = _scale(tx, left, right), _scale(ty, bottom, top)
+    parts = [_grid_x(tx, x, top, bottom, "multiply-adds of the backbone, billions"), _grid_y(ty, y, left, right, "AP")]
+    spots = {row["label"]: (x(row["macs"] / 1e9), y(100 * row["AP"]["value"])) for row in rows}
+    labels: list[str] = []  # over all the dots
+    taken: list[tuple[float, float, float]] = []
+    for row in sorted(rows, key=lambda r: -r["AP"]["value"]):
+        name, (px, py) = _series(summary, row["label"]), spots[row["label"]]
+        if row["AP"]["low"] is not None:
+            parts.append(_line(px, y(100 * row["AP"]["low"]), px, y(100 * row["AP"]["high"]), f"whisker {name}"))
+        parts.append(f'<circle class="dot {name}" cx="{px:.1f}" cy="{py:.1f}" r="5.5"/>')
+        long = 16 + LETTER * len(row["label"])
+        leftward = px + long > right and px - long > left
+        start, end = (px - long, px) if leftward else (px, px + long)
+        others = [(qx, qx, qy) for label, (qx, qy) in spots.items() if label != row["label"]] + taken
+        place = py
+        while any(start < q2 and q1 < end and abs(place - qy) < 15 for q1, q2, qy in others):
+            place += 3
+        taken.append((start, end, place))
+        side = (px - 12, "end") if leftward else (px + 12, "start")
+        labels.append(_text(side[0], place, _short(row["label"], right - left), side[1]))
+    parts += labels
+    told = "; ".join(f"{row['label']}: {quantity(row['macs'])}, AP {interval(row['AP'])}" for row in rows)
+    return _svg(bottom + 42, "AP against cost", told, parts, HALF)
+
+
+def legend(summary: dict[str, Any]) -> str:
+    """The rows' colours, as HTML."""
+    keys = (f"<li>{key(summary, row['label'])}{escape(row['label'])}</li>" for row in summary["rows"])
+    return f'<ul class="legend">{"".join(keys)}</ul>'
+
+
+def key(summary: dict[str, Any], label: str) -> str:
+    """A spot in a row's colour, as HTML."""
+    return f'<span class="key {_series(summary, label)}"></span>'
+
+
+def _series(summary: dict[str, Any], label: str) -> str:
+    """The baseline is grey, `s0`; the others take colours in order."""
+    others = [row["label"] for row in summary["rows"] if row["label"] != summary["baseline"]]
+    return f"s{others.index(label) % (SERIES - 1) + 1}" if label in others else "s0"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers that span low..high."""
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-3) / 4))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+class _scale:
+    """Data to pixels, so that the first tick is at `start` and the last at `end`."""
+
+    def __init__(self, ticks: Sequence[float], start: float, end: float) -> None:
+        self.low, self.start, self.factor = ticks[0], start, (end - start) / (ticks[-1] - ticks[0])
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) * self.factor
+
+
+def _margin(rows: Sequence[dict[str, Any]]) -> float:
+    longest = max((len(row["label"]) for row in rows), default=0)
+    return min(230.0, max(60.0, longest * LETTER + 24))
+
+
+def _short(label: str, left: float) -> str:
+    room = int((left - 20) / LETTER)
+    return label if len(label) <= room else label[: room - 1] + "…"
+
+
+def _number(value: float, sign: bool = False) -> str:
+    text = f"{value:+g}" if sign and value else f"{value:g}"
+    return text.replace("-", "−")
+
+
+def _grid_x(ticks: Sequence[float], x: _scale, top: float, bottom: float, title: str, sign: bool = False) -> str:
+    lines = "".join(_line(x(t), top, x(t), bottom, "grid") for t in ticks)
+    texts = "".join(_text(x(t), bottom + 14, _number(t, sign), "middle", "tick") for t in ticks)
+    return lines + texts + _text((x(ticks[0]) + x(ticks[-1])) / 2, bottom + 34, title, "middle", "tick")
+
+
+def _grid_y(ticks: Sequence[float], y: _scale, left: float, right: float, title: str) -> str:
+    lines = "".join(_line(left, y(t), right, y(t), "grid") for t in ticks)
+    texts = "".join(_text(left - 8, y(t), _number(t), "end", "tick") for t in ticks)
+    middle = (y(ticks[0]) + y(ticks[-1])) / 2
+    turned = f'<g transform="translate(12 {middle:.1f}) rotate(-90)">{_text(0, 0, title, "middle", "tick")}</g>'
+    return lines + texts + turned
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
+    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, name: str = "label") -> str:
+    # dy, not dominant-baseline: older renderers know it
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(height: float, title: str, description: str, parts: Sequence[str], width: int = WIDTH) -> str:
+    size = f'viewBox="0 0 {width} {height:.0f}" style="min-width:{0.8 * width:.0f}px"'
+    head = f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">'
+    return f"{head}<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"

@@ -1,0 +1,287 @@
+"""The gains report as one HTML page that needs nothing else: no network, no scripts, light or dark, wide or narrow."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from detection.report import charts, paper
+from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
+from detection.report.wording import NONE, headlines, interval, minutes, percent, quantity, signed
+
+MOST_DOTS = 30  # classes; more become a table
+
+Cell = tuple[str, str]
+"""HTML, and its CSS class."""
+
+
+def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
+    """The page for `report.to_json`'s dict. All text in it is escaped; pictures are optional."""
+    first, *others = headlines(summary)
+    more = "".join(f"<li>{_unbroken(line)}</li>" for line in others)
+    notes = sorted(
+        {
+            f"{row['label']}, seed {s['seed']}: {note}"
+            for row in summary["rows"]
+            for s in row["seeds"]
+            for note in s["notes"]
+        }
+    )
+    covers = f"AP in percent. {summary['intervals']['covers']} {summary['intervals']['resamples']} resamples."
+    return Template(files("detection.report").joinpath("page.html").read_text("utf-8")).substitute(
+        title=escape(summary["title"]),
+        headline=f'<p class="lead">{_unbroken(first)}</p><ul class="more">{more}</ul>',
+        notes=f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>' if notes else "",
+        covers=escape(covers),
+        results=_results(summary),
+        masks=_masks(summary),
+        charts=_charts(summary),
+        costs=_costs(summary),
+        classes=_classes(summary),
+        comparable=escape(paper.COMPARABLE),
+        paper=_paper(summary),
+        pictures=_pictures(pictures) if pictures else "",
+        provenance=_provenance(summary),
+    )
+
+
+def _results(summary: dict[str, Any]) -> str:
+    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large", "Gain in AP", "Relative gain", "Seeds, std"]
+    body = []
+    for row in summary["rows"]:
+        line = [_two(interval(row[m])) for m in ("AP", "AP50", "AP75")]
+        line += [(percent(row["sizes"][m]), "") for m in ("APs", "APm", "APl")]
+        gain = row["gain"].get("AP")
+        if not gain:
+            line += [("baseline", "soft"), (NONE, "soft")]
+        else:
+            relative = gain["relative"]
+            line.append(_two(interval(gain["absolute"], signed)))
+            line.append(_two(interval(relative, lambda v: f"{signed(v, 0)}\u00a0%")) if relative else (NONE, ""))
+        spread = row["spread"].get("AP")
+        seeds = str(len(row["seeds"]))
+        if spread:
+            ends = f"{percent(spread['min'])}–{percent(spread['max'])}"
+            seeds = f"{seeds}, {percent(spread['std'])}<small>{ends}</small>"
+        body.append([_name(summary, row), *line, (seeds, "")])
+    return _table(
+        "Boxes. Below each number its 95 % interval; below the seeds' spread its ends.", head, body, _base(summary)
+    )
+
+
+def _masks(summary: dict[str, Any]) -> str:
+    if not any(row["segm"] for row in summary["rows"]):
+        return ""
+    metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    body = [
+        [_name(summary, row), *((percent((row["segm"] or {}).get(m)), "") for m in metrics)] for row in summary["rows"]
+    ]
+    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large"]
+    return _table("Segmentation, masks. Mean over seeds.", head, body, _base(summary))
+
+
+def _charts(summary: dict[str, Any]) -> str:
+    cards = [
+        (
+            "Precision and recall",
+            "At IoU 0.5, mean over classes and seeds.",
+            charts.legend(summary) + _wide(charts.curves(summary)),
+        ),
+        ("AP against cost", "Whiskers are 95 % intervals.", _wide(charts.cost(summary))),
+    ]
+    pair = "".join(
+        f'<div class="card"><h3>{title}</h3><p class="soft">{said}</p>{chart}</div>' for title, said, chart in cards
+    )
+    gain = ""
+    if any(row["gain"] for row in summary["rows"]):
+        said = f"Over {escape(summary['baseline'])}. A whisker that crosses zero shows no difference."
+        chart = _wide(charts.gains(summary))
+        gain = f'<div class="card"><h3>Gain in AP</h3><p class="soft">{said}</p>{chart}</div>'
+    return f'<section aria-label="Charts">{gain}<div class="charts">{pair}</div></section>'
+
+
+def _costs(summary: dict[str, Any]) -> str:
+    head = ["Backbone", "Net", "Pretrained on", "Pretraining, %", "Parameters", "Multiply-adds", "Fine-tuning"]
+    body = []
+    for row in summary["rows"]:
+        told = "<br>".join(f"{escape(name)} {percent(value)}" for name, value in row["pretrain"].items())
+        body.append(
+            [
+                _name(summary, row),
+                (escape(row["net"]), "text"),
+                (escape(row["pretrained"] or "from scratch"), "text"),
+                (told or NONE, ""),
+                (quantity(row["params"]), ""),
+                (quantity(row["macs"]), ""),
+                (minutes(row["train_seconds"]), ""),
+            ]
+        )
+    return _table(
+        "Parameters of the whole detector; multiply-adds of its backbone on one image.", head, body, _base(summary)
+    )
+
+
+def _classes(summary: dict[str, Any]) -> str:
+    parts = []
+    if len(summary["classes"]) <= MOST_DOTS:
+        parts.append(f'<div class="card">{charts.legend(summary)}{_wide(charts.classes(summary))}</div>')
+    head = ["Class", "Objects", *(escape(row["label"]) for row in summary["rows"])]
+    body = []
+    for name in summary["classes"]:
+        values = [(percent(row["per_class"][name]["AP"]), "") for row in summary["rows"]]
+        body.append([(escape(name), ""), (str(summary["rows"][0]["per_class"][name]["objects"]), ""), *values])
+    table = _table("AP of each class, mean over seeds.", head, body)
+    parts.append(f"<details><summary>As a table</summary>{table}</details>" if parts else table)
+    return "".join(parts)
+
+
+def _paper(summary: dict[str, Any]) -> str:
+    head = ["Data", "Metric", "VGG-16", "ResNet-101", "Gain", "Relative gain", "Table"]
+    body = [
+        [
+            (escape(g["data"]), ""),
+            (g["metric"], "text"),
+            (f"{g['vgg16']:.1f}", ""),
+            (f"{g['resnet101']:.1f}", ""),
+            (f"{g['absolute']:+.1f}", ""),
+            (f"{g['relative']:+.0f}\u00a0%", ""),
+            (str(g["table"]), ""),
+        ]
+        for g in summary["paper"]
+    ]
+    return _table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
+
+
+def _pictures(gallery: Gallery) -> str:
+    keys = [("truth", "object"), ("hit", "found"), ("wrong", "wrong"), ("missed", "missed"), ("other", "detection")]
+    legend = "".join(f'<span class="swatch {kind}"></span>{text}' for kind, text in keys)
+    samples = "".join(f'<div class="sample">{_figures(p, f"s{i}")}</div>' for i, p in enumerate(gallery.samples))
+    parts = [
+        '<section aria-labelledby="pictures"><h2 id="pictures">Pictures</h2>',
+        f'<p class="soft">Detections scored {SHOWN} or more, a hit from IoU {HIT}. Colours:{legend}</p>',
+        "<h3>Detections beside ground truth</h3>",
+        '<p class="soft">Spread evenly over the images that have objects; nobody chose them.</p>',
+        f'<div class="samples">{samples}</div>',
+    ]
+    for k, errors in enumerate(gallery.errors):
+        parts.append(_errors(errors, k))
+    return "".join(parts) + "</section>"
+
+
+def _errors(errors: Errors, k: int) -> str:
+    who = f"{escape(errors.label)} (seed {errors.seed})"
+    parts = []
+    for kind, title, said, pictures in (
+        ("w", "surest mistakes", "False detections of the highest score, one an image.", errors.wrong),
+        ("m", "largest misses", "Objects not found, the largest first, one an image.", errors.missed),
+    ):
+        shown = "".join(_figures(p, f"{kind}{k}-{i}") for i, p in enumerate(pictures))
+        body = f'<div class="set">{shown}</div>' if shown else "<p>None.</p>"
+        parts.append(f'<h3>{who}: {title}</h3><p class="soft">{said}</p>{body}')
+    return "".join(parts)
+
+
+def _figures(picture: Picture, key: str) -> str:
+    """A figure a panel; the JPEG is embedded once and used by all."""
+    w, h = picture.width, picture.height
+    figures = []
+    for i, panel in enumerate(picture.panels):
+        where = f"image {picture.image_id}"
+        image = f'<use href="#{key}"/>'
+        if i == 0:
+            image = f'<image id="{key}" width="{w}" height="{h}" href="data:image/jpeg;base64,{picture.jpeg}"/>'
+        marks = []
+        for box in panel.boxes:
+            x, y, bw, bh = box.xywh
+            marks.append(f'<rect class="{box.kind}" x="{x}" y="{y}" width="{bw}" height="{bh}" rx="1.5"/>')
+        for box in panel.boxes:  # names over all boxes, and inside the picture
+            x, y, _, _ = box.xywh
+            at = f'x="{min(x + 3, max(2, w - 7.2 * len(box.text))):.1f}" y="{y - 4 if y > 17 else y + 14:.1f}"'
+            marks.append(f"<text {at}>{escape(box.text)}</text>" if box.text else "")
+        label = escape(f"{where}: {panel.caption}")
+        figures.append(
+            f'<figure><svg class="picture" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">'
+            f"{image}{''.join(marks)}</svg><figcaption>{escape(panel.caption)}{'' if i else f' · {where}'}</figcaption>"
+            "</figure>"
+        )
+    return "".join(figures)
+
+
+def _provenance(summary: dict[str, Any]) -> str:
+    draw = summary["intervals"]
+    facts = summary["data"] | summary["environment"]
+    facts["bootstrap"] = f"{draw['resamples']} resamples, seed {draw['seed']}"
+    listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_plain(v))}</dd>" for k, v in facts.items())
+    head = ["Backbone", "Seed", "AP", "AP50", "AP75", "Results", "Provenance"]
+    body = [
+        [
+            (escape(row["label"]), ""),
+            (str(s["seed"]), ""),
+            *((percent(s[m]), "") for m in ("AP", "AP50", "AP75")),
+            (escape(s["results"]), "text"),
+            (escape("; ".join(f"{k}: {_plain(v)}" for k, v in s["provenance"].items())), "text"),
+        ]
+        for row in summary["rows"]
+        for s in row["seeds"]
+    ]
+    recipe = escape(json.dumps(summary["recipe"], indent=2))
+    return (
+        f"<dl>{listed}</dl><p>To make it again; what is finished is not trained twice:</p>"
+        f"<pre>{escape(summary['command'])}</pre>"
+        f"<details><summary>Detector recipe</summary><pre>{recipe}</pre></details>"
+        f"<details><summary>Every training</summary>{_table('One line a row and seed.', head, body)}</details>"
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _unbroken(line: str) -> str:
+    """Escaped, with intervals that stay on one line."""
+    return escape(line).replace("–", "&#8288;–&#8288;")
+
+
+def _name(summary: dict[str, Any], row: dict[str, Any]) -> Cell:
+    return charts.key(summary, row["label"]) + escape(row["label"]), ""
+
+
+def _two(text: str) -> Cell:
+    """A number, and under it its interval."""
+    value, _, rest = text.partition(" (")
+    return f"{value}<small>{rest.removesuffix(')')}</small>" if rest else value, ""
+
+
+def _base(summary: dict[str, Any]) -> int:
+    return next(i for i, row in enumerate(summary["rows"]) if row["label"] == summary["baseline"])
+
+
+def _table(caption: str, head: Sequence[str], body: Sequence[Sequence[Cell]], base: int | None = None) -> str:
+    """Cells are HTML; the first of a line is its header. Line `base` is tinted."""
+    classes = [name for _, name in body[0]] if body else [""] * len(head)
+    top = "".join(
+        f'<th scope="col"{_class("text" if name == "text" else "")}>{h}</th>'
+        for h, name in zip(head, classes, strict=True)
+    )
+    lines = []
+    for i, (first, *rest) in enumerate(body):
+        cells = "".join(f"<td{_class(name)}>{text}</td>" for text, name in rest)
+        lines.append(f'<tr{_class("base" if i == base else "")}><th scope="row">{first[0]}</th>{cells}</tr>')
+    title = escape(caption)
+    said = f"<caption><span>{title}</span></caption>"
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>{said}'
+        f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
+
+
+def _wide(chart: str) -> str:
+    return f'<div class="scroll" tabindex="0">{chart}</div>'

@@ -1,0 +1,207 @@
+"""The Pascal VOC reader against torchvision's, and its classes, difficult objects, unions and faults."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import VOCDetection
+
+from backbone.errors import BadImage, UserError
+from detection.data.contract import DetectionSource
+from detection.data.sources import open_source
+from detection.data.voc import CLASSES, open_voc
+from tests.detection.data.making import REAL, VOC, make_voc, voc_xml
+
+
+def assert_equals_torchvision(source: DetectionSource, folder: Path, split: str, place: Path) -> None:
+    """Order, pixels, boxes and labels; difficult ones left out. torchvision knows one layout of folders only."""
+    (place / "VOCdevkit").mkdir(parents=True)
+    (place / "VOCdevkit/VOC2007").symlink_to(folder)
+    other = VOCDetection(place, "2007", split)
+    assert len(source) == len(other)
+    for i in range(len(source)):
+        target = other[i][1]["annotation"]
+        objects = source.objects(i)
+        kept = [one for one in target["object"] if one.get("difficult", "0") == "0"]
+        names = [source.categories.names[label - 1] for label in objects.labels]
+        assert names == [one["name"] for one in kept]
+        for box, one in zip(objects.boxes.tolist(), kept, strict=True):
+            x1, y1, x2, y2 = (float(one["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
+            assert box == [max(x1 - 1, 0), max(y1 - 1, 0), x2, y2]  # 1-based and inclusive
+        size = target["size"]
+        assert source.sizes[i].tolist() == [int(size["height"]), int(size["width"])]
+        assert np.abs(source.image(i).astype(int) - np.array(other[i][0])).max() <= 3  # two JPEG decoders
+        assert (
+            source.ground_truth(np.array([i]))["images"][0]["file_name"] == f"JPEGImages/{Path(other.images[i]).name}"
+        )
+
+
+def test_everything_is_as_torchvision_reads_it(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "VOC")
+    source = open_source("voc", f"{root}:trainval")
+    assert_equals_torchvision(source, root, "trainval", tmp_path / "torchvision")
+    assert source.categories.names == CLASSES == tuple(sorted(CLASSES))
+    assert len(source.categories) == 20
+    assert source.categories.ids == tuple(range(1, 21))
+    assert source.image_ids.tolist() == [1, 2, 3]
+    assert source.num_objects().tolist() == [2, 1, 0]
+    assert source.dropped == {"difficult": 1}
+    assert not source.has_masks
+    assert source.objects(2).boxes.shape == (0, 4)
+
+
+def test_difficult_objects_are_ignored_in_scoring(tmp_path: Path) -> None:
+    truth = open_source("voc", f"{make_voc(tmp_path)}:trainval").ground_truth()
+    person = CLASSES.index("person") + 1
+    assert [one for one in truth["annotations"] if one["category_id"] == person] == [
+        {
+            "id": 3,
+            "image_id": 2,
+            "category_id": person,
+            "bbox": [9.0, 9.0, 3.0, 35.0],
+            "area": 105.0,
+            "iscrowd": 1,
+            "ignore": 1,
+            "difficult": 1,
+        }
+    ]
+    assert [one["iscrowd"] for one in truth["annotations"]] == [0, 0, 1, 0]
+    assert json.loads(json.dumps(truth)) == truth
+
+
+def test_a_union_of_splits_and_folders(tmp_path: Path) -> None:
+    """07+12 as the literature has it. One name may stand for two images in two folders."""
+    one = make_voc(tmp_path / "VOC2007")
+    two = make_voc(tmp_path / "VOC2012", {"2008_000003": [("cow", (1, 1, 9, 9), 0)], "000012": []})
+    source = open_source("voc", f"{one}:trainval, {two}:trainval")
+    assert source.image_ids.tolist() == [1, 2, 3, 4, 5]
+    assert source.name(0) == f"{one}/JPEGImages/000012.jpg"
+    assert source.name(3) == f"{two}/JPEGImages/2008_000003.jpg"
+    assert source.name(4) == f"{two}/JPEGImages/000012.jpg"
+    assert source.image(4).shape[:2] == (50, 30)
+    data = pickle.dumps(source)
+    assert len(data) < 1000
+    assert np.array_equal(pickle.loads(data).image(3), source.image(3))
+    with pytest.raises(UserError, match=r"lists images twice; python jobs/doctor.py --source voc"):
+        open_source("voc", f"{one}:trainval,{one}:trainval")
+
+
+def test_labels_agree_where_a_class_is_in_one_split_only(tmp_path: Path) -> None:
+    train = make_voc(tmp_path / "a", {"1": [("RBC", (1, 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)]})
+    val = make_voc(tmp_path / "b", {"2": [("RBC", (1, 1, 9, 9), 0), ("Platelets", (2, 2, 9, 9), 0)]})
+    one, two = open_voc(f"{train}:trainval", f"{val}:trainval")
+    assert one.categories == two.categories
+    assert one.categories.names == ("Platelets", "RBC", "dog")
+    assert (one.objects(0).labels.tolist(), two.objects(0).labels.tolist()) == ([2, 3], [2, 1])
+
+
+def test_keep_empty_concerns_training_alone(tmp_path: Path) -> None:
+    place = f"{make_voc(tmp_path)}:trainval"
+    train, val = open_voc(place, place, keep_empty=False)
+    assert (len(train), len(val)) == (2, 3)
+    assert train.image_ids.tolist() == [1, 2]
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    one, two = (open_source("voc", f"{make_voc(tmp_path / name)}:trainval") for name in "ab")
+    other = open_source("voc", f"{make_voc(tmp_path / 'c', {**VOC, '000007': [('dog', (1, 1, 5, 5), 0)]})}:trainval")
+    assert one.fingerprint == two.fingerprint != other.fingerprint
+
+
+def test_images_of_other_formats(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    for name, suffix in (("000012", ".png"), ("000005", ".JPEG")):
+        with Image.open(root / "JPEGImages" / f"{name}.jpg") as image:
+            image.save(root / "JPEGImages" / f"{name}{suffix}")
+    (root / "JPEGImages/000012.jpg").unlink()
+    (root / "JPEGImages/000007.jpg").unlink()
+    source = open_source("voc", f"{root}:trainval")
+    assert source.name(0).endswith("000012.png")
+    assert source.name(1).endswith("000005.jpg")  # VOC's own goes first
+    assert source.image(0).shape == (40, 60, 3)
+    with pytest.raises(BadImage, match=r"JPEGImages/000007\.jpg: No such file"):
+        source.image(2)
+
+
+def test_numbers_with_fractions_and_boxes_counted_from_zero(tmp_path: Path) -> None:
+    boxes = [(0, 0, 20.5, 10), (5, 5, 4, 9), (5, 5, 5, 5), (61, 3, 90, 9), (50, 3, 90, 9)]
+    root = make_voc(tmp_path, {"1": [("dog", box, 0) for box in boxes]})
+    source = open_source("voc", f"{root}:trainval")
+    assert source.objects(0).boxes.tolist() == [[0, 0, 20.5, 10], [4, 4, 5, 5], [49, 2, 60, 9]]
+    assert source.dropped == {"degenerate boxes": 2}
+
+
+def test_remote_data(tmp_path: Path) -> None:
+    local = open_source("voc", f"{make_voc(tmp_path / 'VOC')}:trainval")
+    fsspec.filesystem("memory").put(str(tmp_path / "VOC"), "/voc/VOC", recursive=True)
+    remote = open_source("voc", "memory://voc/VOC:trainval")
+    assert remote.fingerprint == local.fingerprint
+    assert np.array_equal(remote.image(0), local.image(0))
+
+
+@pytest.mark.parametrize("location", ["VOC2007", ":trainval", "VOC2007:", "s3://bucket/VOC2007", ""])
+def test_locations_that_are_none(location: str) -> None:
+    with pytest.raises(UserError, match="folder:split"):
+        open_source("voc", location)
+
+
+def test_lists_that_are_none(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "VOC")
+    lists = root / "ImageSets/Main"
+    with pytest.raises(UserError, match=r"Main/test\.txt: No such file.*there are trainval"):
+        open_source("voc", f"{root}:test")
+    with pytest.raises(UserError, match="a folder of Pascal VOC holds ImageSets/Main, Annotations and JPEGImages"):
+        open_source("voc", f"{tmp_path}:test")
+    (lists / "dog_trainval.txt").write_text("000012  1\n000005 -1\n000007  0\n")
+    with pytest.raises(UserError, match=r"dog_trainval\.txt: says for one class.*such as trainval"):
+        open_source("voc", f"{root}:dog_trainval")
+    (lists / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"empty\.txt: lists no images"):
+        open_source("voc", f"{root}:empty")
+    (lists / "trainval.txt").write_text("000012 \r\n\n000005\r\n")
+    assert len(open_source("voc", f"{root}:trainval")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text[:-20], "damaged XML"),
+        (lambda text: "", "damaged XML"),
+        (lambda text: text.replace("<xmax>", "<xmaks>").replace("</xmax>", "</xmaks>"), "bndbox/xmax is missing"),
+        (lambda text: text.replace("<ymin>5", "<ymin>five").replace("<ymin>6", "<ymin>six"), "bndbox/ymin is 'six'"),
+        (lambda text: text.replace("<width>60</width>", ""), "size/width is missing"),
+        (lambda text: text.replace("<width>60", "<width>0"), "size/width and size/height are 0 and 40"),
+        (lambda text: text.replace("<width>60", "<width>inf"), "infinity"),
+        (lambda text: text.replace("<name>dog</name>", ""), "an object has no name"),
+        (lambda text: '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + text.replace("dog", "&x;"), "XML"),
+    ],
+)
+def test_damaged_annotations_are_named(tmp_path: Path, change: Callable[[str], str], says: str) -> None:
+    root = make_voc(tmp_path)
+    file = root / "Annotations/000012.xml"
+    file.write_text(change(voc_xml("000012", (40, 60), VOC["000012"])))
+    with pytest.raises(UserError, match=says) as caught:
+        open_source("voc", f"{root}:trainval")
+    assert str(caught.value).startswith(str(file))
+    assert "python jobs/doctor.py --source voc" in str(caught.value)
+
+
+def test_missing_annotations_are_named(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    (root / "Annotations/000005.xml").unlink()
+    with pytest.raises(UserError, match=r"Annotations/000005\.xml: No such file"):
+        open_source("voc", f"{root}:trainval")
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL, reason="RAYBONE_TEST_DATA, the folder of real data, is not set")
+def test_real_voc(tmp_path: Path) -> None:
+    root = Path(REAL) / "bccd"
+    source = open_source("voc", f"{root}:test")
+    assert_equals_torchvision(source, root, "test", tmp_path)
+    assert source.categories.names == ("Platelets", "RBC", "WBC")

@@ -1,0 +1,330 @@
+"""The report against the results it is made of: numbers, page, pictures."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbone.errors import UserError
+from detection.report import charts, page
+from detection.report.pictures import BUDGET, Judged, gallery
+from detection.report.summary import Report, Row, SeedResult, to_json, to_markdown, write
+from detection.report.wording import headlines, minutes, quantity, signed
+from tests.detection.report import simulated
+
+NAMES = ["cat", "<b>dog</b>", "bus"]
+EVIL = "ResNet-18 <script>alert(1)</script> | & more"
+VOID = {"meta", "br", "link", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps tags, and text by the innermost tags around it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.table = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "table" in self.open:
+            self.table += f" {data}"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def pixels(image_id: int) -> np.ndarray:
+    return np.random.default_rng(image_id).integers(0, 256, (simulated.SIDE, simulated.SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Report:
+    folder = tmp_path_factory.mktemp("results")
+    truth = simulated.ground_truth(50, NAMES)
+
+    def row(label: str, pretrained: str | None, skill: float, seeds: int, macs: float) -> Row:
+        results = []
+        for seed in range(seeds):
+            place = folder / f"{skill}-{seed}"
+            simulated.write_results(place, truth, simulated.detections(truth, skill, seed=int(1000 * skill) + seed))
+            results.append(SeedResult.read(str(place), seed))
+        pretrain = {"top-1": 0.871} if pretrained else {}
+        return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results))
+
+    return Report(
+        title="Gains <on> scenes",
+        baseline="plain-18",
+        rows=(
+            row(EVIL, "imagenette128", 0.8, 2, 9.6e9),
+            row("plain-18", "imagenette128", 0.4, 2, 9.4e9),
+            row("from scratch", None, 0.38, 1, 9.6e9),
+        ),
+        recipe={"detector": {"kind": "fpn", "freeze_at": 2}},
+        data={"source": "synthetic", "images": 50, "fingerprint": "9f2c"},
+        environment={"hardware": "2 cores", "torch": "2.15", "git": "5f3758a"},
+        command="python jobs/gains.py --config a.yaml --name '<x>'",
+    )
+
+
+@pytest.fixture(scope="module")
+def summary(report: Report) -> dict[str, Any]:
+    return to_json(report, resamples=100)
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [v for k, one in value.items() for v in (k, *leaves(one))]
+    return [v for one in value for v in leaves(one)] if isinstance(value, list) else [value]
+
+
+def sayable(summary: dict[str, Any]) -> set[str]:
+    """Every number that may be said: those of the JSON, as rounded for people, and those in its texts."""
+    said = set()
+    rows = [{k: v for k, v in row.items() if k != "curve"} for row in summary["rows"]]
+    for leaf in leaves(summary | {"rows": rows, "recall": []}):
+        if isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
+            forms = (f"{abs(100 * leaf):.1f}", f"{abs(100 * leaf):.0f}", f"{leaf:.1f}", f"{leaf:.0f}", str(leaf))
+            said |= {*forms, quantity(leaf).split()[0], minutes(leaf).split()[0]}
+        elif isinstance(leaf, str):
+            said |= set(re.findall(r"\d+(?:\.\d+)?", leaf))
+    return said
+
+
+def test_json_holds_pycocotools_numbers(report: Report, summary: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    for row, told in zip(report.rows, summary["rows"], strict=True):
+        own = [s.metrics["bbox"] for s in row.seeds]
+        for metric in ("AP", "AP50", "AP75"):
+            assert told[metric]["value"] == pytest.approx(np.mean([b[metric] for b in own]), abs=1e-12)
+            assert told[metric]["low"] <= told[metric]["value"] <= told[metric]["high"]
+        assert told["sizes"]["APl"] == pytest.approx(np.mean([b["APl"] for b in own]))
+        assert told["per_class"]["bus"]["AP"] == pytest.approx(np.mean([b["per_class"]["bus"]["AP"] for b in own]))
+        assert np.mean(told["curve"]) == pytest.approx(told["AP50"]["value"], abs=1e-12)
+    best, base, scratch = summary["rows"]
+    gain = best["gain"]["AP"]
+    assert gain["absolute"]["value"] == pytest.approx(best["AP"]["value"] - base["AP"]["value"])
+    assert gain["relative"]["value"] == pytest.approx(best["AP"]["value"] / base["AP"]["value"] - 1)
+    assert base["gain"] == {}
+    assert set(best["spread"]) == {"AP", "AP50", "AP75"}
+    assert scratch["spread"] == {}
+
+
+def test_headline_says_gain_and_says_no_difference(summary: dict[str, Any]) -> None:
+    first, second, last = headlines(summary)
+    best, base, scratch = summary["rows"]
+    assert first.startswith(f"{EVIL}: AP {100 * best['AP']['value']:.1f} (")
+    assert "no difference" not in first
+    assert f"relative {100 * best['gain']['AP']['relative']['value']:+.0f}\u00a0%" in first
+    assert scratch["gain"]["AP"]["absolute"]["includes_zero"]
+    assert "no difference shown" in second
+    assert last == f"plain-18: AP {100 * base['AP']['value']:.1f} ({100 * base['AP']['low']:.1f}–" + (
+        f"{100 * base['AP']['high']:.1f}), the baseline."
+    )
+
+
+def test_markdown_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any]) -> None:
+    text = to_markdown(summary)
+    allowed = sayable(summary) | {"95"} | set(re.findall(r"\d+", "AP50 AP75"))
+    assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= allowed
+    for row in summary["rows"]:
+        line = next(x for x in text.splitlines() if x.startswith("| " + row["label"].split(" <")[0]))
+        for told in (row["AP"], row["gain"].get("AP", {}).get("absolute", row["AP"])):
+            for value in told.values():
+                if not isinstance(value, bool):
+                    assert f"{abs(100 * value):.1f}" in line
+    assert "<script>" not in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    for gain in ("| 21.2 | 27.2 | +6.0 | +28\u00a0% |", "| 73.2 | 76.4 | +3.2 |"):
+        assert gain in text
+
+
+def test_page_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any]) -> None:
+    html = page.to_html(summary)
+    parsed = Page(html)
+    assert set(re.findall(r"\d+(?:\.\d+)?", parsed.table)) <= sayable(summary) | {"95", "50", "75", "1512.03385"}
+    for row in summary["rows"]:
+        for value in row["AP"].values():
+            assert f"{100 * value:.1f}" in parsed.table
+    changed = json.loads(json.dumps(summary))
+    changed["rows"][0]["AP"]["value"] = 0.7777
+    assert "77.8" not in parsed.table
+    assert "77.8" in Page(page.to_html(changed)).table
+
+
+def test_page_loads_nothing_and_escapes_everything(report: Report, tmp_path: Path) -> None:
+    write(str(tmp_path / "out"), report, pixels, resamples=20)
+    html = (tmp_path / "out/report.html").read_text()
+    assert len(html) < 3_000_000
+    parsed = Page(html)
+    assert not {"script", "link", "iframe", "object", "b"} & {tag for tag, _ in parsed.tags}
+    for tag, attrs in parsed.tags:
+        for name in ("src", "href", "srcset", "data"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("data:image/jpeg;base64,", "#")), (tag, name)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+    assert "&lt;b&gt;dog&lt;/b&gt;" in html
+    # accessible: all pictures are named, all headers scoped, all references resolve, no id twice
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in parsed.all("svg"))
+    assert all(th.get("scope") in ("col", "row") for th in parsed.all("th"))
+    ids = [attrs["id"] for _, attrs in parsed.tags if attrs.get("id")]
+    assert len(set(ids)) == len(ids)
+    assert {use["href"] for use in parsed.all("use")} <= {f"#{i}" for i in ids}
+    assert len(parsed.all("use")) == 12  # six samples, shown for two rows beside the ground truth
+    saved = json.loads((tmp_path / "out/report.json").read_text())
+    assert to_markdown(saved) == (tmp_path / "out/report.md").read_text()
+
+
+def test_gains_chart_is_to_scale(summary: dict[str, Any]) -> None:
+    parsed = Page(charts.gains(summary))
+    spans = [row["gain"]["AP"]["absolute"] for row in summary["rows"] if row["gain"]]
+    zero = next(float(x["x1"] or 0) for x in parsed.all("line") if x["class"] == "zero")
+    whiskers = [x for x in parsed.all("line") if (x["class"] or "").startswith("whisker")]
+    unit = (float(parsed.all("circle")[0]["cx"] or 0) - zero) / spans[0]["value"]
+    assert unit > 0
+    for span, dot, whisker in zip(spans, parsed.all("circle"), whiskers, strict=True):
+        drawn = [float(v or 0) for v in (dot["cx"], whisker["x1"], whisker["x2"])]
+        assert drawn == pytest.approx([zero + unit * span[k] for k in ("value", "low", "high")], abs=0.5)
+
+
+def test_many_classes_become_a_table(summary: dict[str, Any]) -> None:
+    many = json.loads(json.dumps(summary))
+    many["classes"] = [f"class {i}" for i in range(31)]
+    for row in many["rows"]:
+        row["per_class"] = {name: {"AP": 0.5, "AP50": 0.5, "objects": 1} for name in many["classes"]}
+    few, lots = page.to_html(summary), page.to_html(many)
+    assert "AP by class" in few
+    assert "AP by class" not in lots
+    assert "class 30" in Page(lots).table
+
+
+def test_masks_have_a_table_where_there_are_masks(summary: dict[str, Any]) -> None:
+    masked = json.loads(json.dumps(summary))
+    masked["rows"][0]["segm"] = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 0.4321)
+    for say in (to_markdown, page.to_html):
+        assert say(masked).count("43.2") > say(summary).count("43.2")
+
+
+def test_pictures_tell_hits_from_errors() -> None:
+    def annotation(i: int, image: int, category: int, box: list[float], crowd: int = 0) -> dict[str, Any]:
+        return {"id": i, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
+
+    def detection(image: int, category: int, box: list[float], score: float) -> dict[str, Any]:
+        return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+    truth = {
+        "images": [{"id": i, "width": 640, "height": 480} for i in range(1, 7)],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [
+            annotation(1, 1, 4, [100, 100, 200, 100]),
+            annotation(2, 2, 4, [100, 100, 200, 100]),
+            annotation(3, 3, 4, [100, 100, 200, 100]),
+            annotation(4, 4, 4, [0, 0, 640, 480], crowd=1),
+            annotation(5, 5, 9, [0, 0, 320, 480]),
+        ],
+    }
+    found = [
+        detection(1, 4, [100, 100, 200, 100], 0.9),
+        detection(1, 4, [100, 100, 200, 95], 0.8),
+        detection(2, 9, [100, 100, 200, 90], 0.95),
+        detection(3, 4, [250, 100, 200, 100], 0.7),
+        detection(4, 4, [50, 50, 60, 60], 0.99),
+        detection(6, 9, [600, 440, 40, 40], 0.6),
+        detection(5, 9, [0, 0, 320, 480], 0.29),
+    ]
+    drawn = gallery(truth, [Judged("row", found, 3)], lambda i: np.full((480, 640, 3), i, np.uint8))
+    (errors,) = drawn.errors
+    assert [p.panels[0].caption for p in errors.wrong] == [
+        "dog 0.95: is cat, IoU 0.90",
+        "cat 0.80: found twice, IoU 0.95",
+        "cat 0.70: badly placed, IoU 0.14",
+        "dog 0.60: nothing is there",
+    ]
+    assert [p.panels[0].caption for p in errors.missed] == [
+        "dog, 50 % of the image: nothing found there",
+        "cat, 7 % of the image: nearest: dog 0.95, IoU 0.90",
+        "cat, 7 % of the image: nearest: cat 0.70, IoU 0.14",
+    ]
+    assert [p.image_id for p in drawn.samples] == [1, 2, 3, 5]
+    assert [p.caption for p in drawn.samples[0].panels] == ["Ground truth: 1 object", "row: 1 of 1 found, 1 wrong"]
+    (box,) = drawn.samples[0].panels[0].boxes
+    assert box.xywh == (50, 50, 100, 50)  # halved with the picture
+    for picture in (*drawn.samples, *errors.wrong, *errors.missed):
+        jpeg = Image.open(io.BytesIO(base64.b64decode(picture.jpeg)))
+        assert max(picture.width, picture.height) == 320
+        assert jpeg.width / jpeg.height == picture.width / picture.height
+        assert jpeg.width <= picture.width  # what is smaller is kept, and enlarged by the page
+        assert abs(int(np.asarray(jpeg).mean()) - picture.image_id) <= 1
+
+
+def test_pictures_keep_to_their_budget(monkeypatch) -> None:
+    truth = simulated.ground_truth(30, NAMES)
+    rows = [Judged("a", simulated.detections(truth, 0.3), 0)]
+    sizes = []
+    for budget in (BUDGET, 600_000):
+        monkeypatch.setattr("detection.report.pictures.BUDGET", budget)
+        drawn = gallery(truth, rows, pixels)
+        shown = [*drawn.samples, *drawn.errors[0].wrong, *drawn.errors[0].missed]
+        sizes.append(sum(len(p.jpeg) for p in shown))
+    assert sizes[1] <= 600_000 < sizes[0] <= BUDGET
+
+
+def test_one_row_and_no_detections(report: Report) -> None:
+    (alone,) = [row for row in report.rows if row.label == report.baseline]
+    told = to_json(dataclasses.replace(report, rows=(alone,)), resamples=10)
+    assert headlines(told)[0].endswith("the baseline.")
+    assert "Gain in AP</h3>" not in page.to_html(told)
+    result = alone.seeds[0]
+    rows = {name: getattr(result.matches, name)[:0] for name in ("image", "label", "score", "tp", "ignored", "iou")}
+    metrics = json.loads(json.dumps(result.metrics))
+    metrics["bbox"]["AP"] = 0.0
+    metrics["notes"] = ["no detections: AP is 0"]
+    silent = SeedResult(0, metrics, dataclasses.replace(result.matches, **rows), result.results)
+    nothing = dataclasses.replace(alone, label="nothing", seeds=(silent,))
+    told = to_json(dataclasses.replace(report, rows=(nothing, alone), baseline="nothing"), resamples=10)
+    assert told["rows"][1]["gain"]["AP"]["relative"] is None
+    assert "no detections: AP is 0" in page.to_html(told)
+
+
+def test_what_does_not_belong_together_is_refused(report: Report, tmp_path: Path) -> None:
+    row = report.rows[1]
+    with pytest.raises(UserError, match="share a label"):
+        to_json(dataclasses.replace(report, rows=(row, row)))
+    metrics = {**row.seeds[0].metrics, "bbox": {**row.seeds[0].metrics["bbox"], "AP": 0.99}}
+    liar = dataclasses.replace(row, seeds=(dataclasses.replace(row.seeds[0], metrics=metrics),))
+    with pytest.raises(UserError, match=r"says AP 0\.9900"):
+        to_json(dataclasses.replace(report, rows=(liar,)), resamples=5)
+    with pytest.raises(UserError, match=r"metrics\.json"):
+        SeedResult.read(str(tmp_path), 0)
+
+
+def test_numbers_are_said_plainly() -> None:
+    assert [signed(v) for v in (0.041, -0.041, 0.0001, -0.0001, None)] == ["+4.1", "−4.1", "±0.0", "±0.0", "–"]
+    assert [quantity(v) for v in (28_400_000, 1.814e9, 999, 136_900_000)] == ["28.4 M", "1.81 G", "999", "137 M"]
+    assert [minutes(v) for v in (42, 340, 9000)] == ["42 s", "6 min", "2.5 h"]

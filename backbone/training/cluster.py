@@ -83,7 +83,7 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
             ),
             run_config=RunConfig(
                 # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
-                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}{label and '-'}{label.replace('/', '-')}",
+                name=f"{payload['url'].rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
                 storage_path=join(payload["url"], "ray"),
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
                 callbacks=[_failure_callback(queue)],

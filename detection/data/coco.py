@@ -47,7 +47,7 @@ def open_coco(
     index, state = index_path("coco", key, cache)
     if not is_fresh(index, state):
         try:
-            with _no_collection():
+            with no_collection():
                 arrays = tabulate_coco(read_json(path))
         except Malformed as error:
             raise UserError(f"{path}: {error}; all its faults: {doctor('coco', location, annotations)}") from error
@@ -67,7 +67,7 @@ def annotations_of(location: str, annotations: str = "") -> str:
 
 
 @contextmanager
-def _no_collection() -> Generator[None]:
+def no_collection() -> Generator[None]:
     """Python's collector would go through millions of young objects again and again: COCO took thrice the time."""
     was = gc.isenabled()
     gc.disable()

@@ -39,9 +39,7 @@ def test_another_recipe_under_the_name_is_refused(tiny: Make, change: dict, comp
 
 def test_other_data_under_the_name_is_refused(tiny: Make) -> None:
     open_run(tiny(), DATA, 1)
-    with pytest.raises(
-        UserError, match=r"train: another one \(fingerprint ffffffffffff, now aaaaaaaaaaaa"
-    ):
+    with pytest.raises(UserError, match=r"train: another one \(fingerprint ffffffffffff, now aaaaaaaaaaaa"):
         open_run(tiny(), {**DATA, "train": "a" * 64}, 1)
 
 

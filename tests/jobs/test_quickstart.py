@@ -1,0 +1,58 @@
+"""The README's main command, as it stands there: from rendered scenes to the report."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backbone.artifact import load
+from backbone.data.synthetic import SyntheticSource
+from tests.conftest import ROOT
+
+
+@pytest.mark.timeout(900)
+def test_the_readmes_main_command(tmp_path: Path) -> None:
+    """Shortcuts and pretraining are worth what their intervals say, and a second call trains nothing again."""
+    block = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    command = next(line for line in block.splitlines() if "jobs/gains.py" in line)
+    words = [sys.executable, *command.split()[1:], "--storage", str(tmp_path)]
+    env = {**os.environ, "RAY_ADDRESS": "local"}  # the tests' own cluster is running
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=840)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[residual] 1 worker(s) on cpu" in done.stdout
+
+    report = json.loads((tmp_path / "quickstart/report.json").read_text())
+    rows = {row["label"]: row for row in report["rows"]}
+    assert list(rows) == ["plain", "residual", "from-scratch"]
+    residual, scratch = rows["residual"], rows["from-scratch"]
+    assert residual["AP"]["low"] > scratch["AP"]["high"]  # pretraining
+    assert residual["gain"]["AP"]["absolute"]["low"] > 0  # shortcuts
+    for label, row in rows.items():
+        folder = tmp_path / f"quickstart-{label}-seed0"
+        metrics = json.loads((folder / "results/metrics.json").read_text())
+        assert row["AP"]["value"] == pytest.approx(metrics["bbox"]["AP"], abs=1e-9)
+        assert (folder / "artifact/model.safetensors").stat().st_size > 0
+        assert f"{100 * row['AP']['value']:.1f}" in done.stdout
+    page = (tmp_path / "quickstart/report.html").read_text()
+    assert page.count("<svg") > 3
+    assert "data:image/jpeg" in page
+
+    net, inputs, about = load(tmp_path / "quickstart-residual/artifact")
+    source = SyntheticSource(0, 256, inputs.size, "val")
+    images = torch.from_numpy(np.stack([source.image(i) for i in range(256)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        right = (net.classify(inputs.normalize(images)).argmax(1).numpy() == source.labels[:256]).mean()
+    accuracy = 100 - about["provenance"]["metrics"]["val_error"]
+    assert accuracy > 60  # chance is 8.3 %
+    assert abs(100 * right - accuracy) < 10  # on a part of the same images
+
+    again = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is finished") == 5
+    assert json.loads((tmp_path / "quickstart/report.json").read_text())["rows"] == report["rows"]

@@ -19,18 +19,16 @@ from benchmarks.results import parser, write
 from detection.engine import finetune, prepare
 from detection.recipe import Finetune
 
+C4 = {"kind": "c4"}
+FPN = {"kind": "fpn", "channels": 128, "hidden": 512}
 KINDS: dict[str, dict[str, Any]] = {
-    "Faster R-CNN C4": {"kind": "c4", "anchor_sizes": [16, 32, 64, 128, 256]},
-    "Faster R-CNN FPN": {"kind": "fpn", "channels": 128, "hidden": 512, "anchor_sizes": [16, 32, 64, 128, 256]},
-    "Mask R-CNN C4": {"kind": "c4", "anchor_sizes": [16, 32, 64, 128, 256], "masks": True},
-    "Mask R-CNN FPN": {
-        "kind": "fpn",
-        "channels": 128,
-        "hidden": 512,
-        "anchor_sizes": [16, 32, 64, 128, 256],
-        "masks": True,
-    },
+    "Faster R-CNN C4": {**C4, "roi": {"size": 7}},
+    "Faster R-CNN FPN": FPN,
+    "Mask R-CNN C4": {**C4, "masks": True},
+    "Mask R-CNN FPN": {**FPN, "masks": True},
 }
+# Few regions, so that minutes on one core are enough.
+FEW = {"rpn": {"batch": 64, "post_nms_train": 200, "post_nms_test": 200}, "roi": {"batch": 32}}
 SMALLEST = 20  # pixels: the square root of an object's area, at the image's own size
 
 
@@ -75,7 +73,14 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
     tree = {
         "name": name.lower().replace(" ", "-"),
         "backbone": args.backbone,
-        "detector": {"norm": "frozen", "freeze_at": 1, "roi": {"batch": 128}, **KINDS[name]},
+        "detector": {
+            **KINDS[name],
+            "norm": "frozen",
+            "freeze_at": 1,
+            "anchor_sizes": [16, 32, 64, 128, 256],
+            "rpn": FEW["rpn"],
+            "roi": FEW["roi"] | KINDS[name].get("roi", {}),
+        },
         "data": {"source": "coco", **place, "shorter_side": [args.side], "longer_side": 2 * args.side, "workers": 0},
         "optim": {"batch": 4, "lr": 0.02, "lr_batch": 4, "clip": 10.0},
         "schedule": {"kind": "cosine", "unit": "iterations", "total": args.steps, "warmup": 50},

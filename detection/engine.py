@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone import artifact as backbones
+from backbone.data.index import digest
 from backbone.data.stream import MicroBatches, mix, share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
@@ -56,15 +57,17 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> dict[str, A
         UserError: a backbone that does not verify, bad data, an impossible detector or split, storage that cannot be
             used, another run under this name.
     """
-    net, _, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+    net, inputs, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
     train, val = open_sources(recipe.data)
-    detector = _build(recipe, net, train)
+    detector = build_detector(recipe, net, train)
     check_ground_truth(val)
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")
+    convention = inputs.channel_order, inputs.mean, inputs.std
     fingerprints = {
-        "backbone": "from scratch" if recipe.from_scratch else block["weights_sha256"],
+        # From scratch the weights do not matter, but net and input convention do.
+        "backbone": digest(block["net"], *convention) if recipe.from_scratch else block["weights_sha256"],
         "train data": train.fingerprint,
         "val data": val.fingerprint,
     }
@@ -162,7 +165,7 @@ class Detection:
     def __post_init__(self) -> None:
         recipe = self.recipe
         net, self.inputs, self.backbone = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
-        self.model = _build(recipe, net, self.train_source)
+        self.model = build_detector(recipe, net, self.train_source)
         self.categories = self.train_source.categories
         self.train = TrainSet(self.train_source, recipe.data, recipe.seed, recipe.optim.batch, recipe.detector.masks)
         self.val = EvalSet(self.val_source, recipe.data)
@@ -212,8 +215,13 @@ class Detection:
         return evaluation.judge(mine, self.val_source, world, bad)
 
 
-def _build(recipe: Finetune, net: Backbone, train: DetectionSource) -> Detector:
+def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> Detector:
+    """The recipe's detector for the classes of `train`, the same first weights of its heads on every rank.
+
+    Raises:
+        UserError: it does not fit the net, or wants masks that the annotations lack.
+    """
     if recipe.detector.masks and not train.has_masks:
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
-    torch.manual_seed(mix(recipe.seed, 2) >> 1)  # the same first weights of the heads on every rank
+    torch.manual_seed(mix(recipe.seed, 2) >> 1)
     return build(recipe.detector, net, len(train.categories))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.artifact import environment
+from backbone.cli import validate
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
@@ -20,7 +21,7 @@ from backbone.training import engine
 from backbone.training.world import World
 from detection import artifact, evaluation
 from detection.data.contract import Categories, DetectionSource
-from detection.data.loader import EvalSet, eval_loader
+from detection.data.loader import DIVISOR, EvalSet, eval_loader
 from detection.data.options import DetectionData
 from detection.data.sources import open_val
 from detection.detections import Detections, collect, concatenate
@@ -45,13 +46,24 @@ def detect(
     device: torch.device,
     autocast: torch.autocast,
 ) -> tuple[Detections, list[str]]:
-    """What the detector, in eval mode, finds in batches of `eval_loader`, and the images that could not be read."""
+    """What the detector, in eval mode, finds in batches of `eval_loader`, and the images that could not be read.
+
+    Images go through it together where they have the same padded sides of their own. Padding to the largest of a batch
+    would let what is found depend on the batch, and with images as small as 64 pixels halve AP.
+    """
     found: list[Detections] = []
     bad: list[str] = []
     for batch in batches:
         on_device = {key: batch[key].to(device, non_blocking=True) for key in ("images", "sizes")}
-        with autocast:
-            outputs = model(prepared(inputs, on_device), on_device["sizes"])
+        outputs: list[dict[str, Tensor]] = [{} for _ in batch["indices"]]
+        padded = (-(-batch["sizes"] // DIVISOR) * DIVISOR).tolist()
+        for height, width in sorted(set(map(tuple, padded))):
+            rows = [row for row, sides in enumerate(padded) if sides == [height, width]]
+            part = {"images": on_device["images"][rows, :, :height, :width], "sizes": on_device["sizes"][rows]}
+            with autocast:
+                found_here = model(prepared(inputs, part), part["sizes"])
+            for row, output in zip(rows, found_here, strict=True):
+                outputs[row] = output
         pairs = zip(outputs, batch["readable"].tolist(), strict=True)
         outputs = [{key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs]
         found.append(collect(outputs, batch["sizes"], batch["originals"], source.image_ids[np.array(batch["indices"])]))
@@ -66,15 +78,7 @@ def prepare(recipe: Evaluation) -> dict[str, Any]:
         UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
     """
     loaded = artifact.load(recipe.detector)
-    trained_on = loaded.block["provenance"]["recipe"]["data"]
-    if "data" in recipe.model_fields_set:
-        given = recipe.data.model_dump(mode="json")
-        for field in ("shorter_side", "longer_side"):
-            if field not in recipe.data.model_fields_set:
-                given[field] = trained_on[field]
-    else:
-        given = trained_on
-    data = DetectionData.model_validate(given)
+    data = validate(DetectionData, _data(recipe, loaded), "data, with what the detector was trained with")
     source = open_val(data)
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
@@ -92,6 +96,15 @@ def prepare(recipe: Evaluation) -> dict[str, Any]:
         raise UserError(f"output {url} cannot be written: {error}") from error
     recipe = recipe.model_copy(update={"data": data})
     return {"recipe": recipe.model_dump(mode="json"), "url": url}
+
+
+def _data(recipe: Evaluation, loaded: artifact.Loaded) -> dict[str, Any]:
+    """The data as given, and where it does not say as trained with: with another source only the sizes."""
+    trained_on = loaded.block["provenance"]["recipe"]["data"]
+    given = recipe.data.model_dump(mode="json", exclude_unset=True)
+    if "source" in given:
+        trained_on = {field: trained_on[field] for field in ("shorter_side", "longer_side")}
+    return trained_on | given
 
 
 def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
@@ -119,22 +132,15 @@ def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> di
     loaded = artifact.load(recipe.detector)
     source = open_val(recipe.data)
     model = loaded.detector.to(world.device).eval()
+    if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
+        model.to(memory_format=torch.channels_last)
     mine = share(len(source), world.rank, world.size)
     batches = eval_loader(EvalSet(source, recipe.data), mine, recipe.batch, world.device.type == "cuda")
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(batches, len(mine), recipe.batch, world, report)
     found, bad = detect(model, loaded.inputs, batches, source, world.device, context)
     labels = relabel(loaded.categories, source.categories)[found.labels]
-    kept = labels > 0
-    masks = None if found.masks is None else [mask for mask, keep in zip(found.masks, kept, strict=True) if keep]
-    found = replace(
-        found,
-        image_ids=found.image_ids[kept],
-        labels=labels[kept],
-        boxes=found.boxes[kept],
-        scores=found.scores[kept],
-        masks=masks,
-    )
+    found = replace(found, labels=labels).select(labels > 0)
     judged = evaluation.judge(found, source, world, bad, recipe.fast)
     if world.is_first:
         provenance = {

@@ -5,8 +5,8 @@ from backbone.training import schedule
 from backbone.training.plan import lr_curve, lr_line
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.sources import open_sources
-from detection.engine import check_ground_truth, load_backbone
-from detection.nets import build, summary
+from detection.engine import build_detector, check_ground_truth, load_backbone
+from detection.nets import summary
 from detection.recipe import Finetune
 
 
@@ -22,7 +22,7 @@ def describe(recipe: Finetune) -> str:
     micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})
     check_split(recipe)
-    detector = build(recipe.detector, net, len(train.categories))
+    detector = build_detector(recipe, net, train)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
     workers = max(1, recipe.scaling.num_workers)
     accumulation = recipe.optim.batch / micro_batch / workers

@@ -31,7 +31,7 @@ class Finetune(TrainingRecipe):
     optim: Optim = Optim(batch=16, lr=0.02, lr_batch=16)
 
     eval_batch: int = Field(1, ge=1)
-    """Images evaluated at once. Images of one batch are padded to the largest, which moves AP in the fourth digit."""
+    """Images read at once for evaluation; those of like shape go through the detector together. AP stays the same."""
 
     @property
     def title(self) -> str:
@@ -73,7 +73,7 @@ class Evaluation(Strict):
     """Only `val` is read. Sizes that are not given are those the detector was trained with."""
 
     batch: int = Field(1, ge=1)
-    """Images at once, for each worker. Images of one batch are padded to the largest, which moves AP a little."""
+    """Images read at once by each worker; those of like shape go through the detector together. AP stays the same."""
 
     fast: bool = True
     """Score by faster-coco-eval, whose numbers are the same; false: by pycocotools itself."""
@@ -83,3 +83,11 @@ class Evaluation(Strict):
 
     output: str = ""
     """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Evaluation":
+        if self.compute.compile:
+            raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
+        if self.compute.precision == "fp16" and not self.scaling.use_gpu:
+            raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        return self

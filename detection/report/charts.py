@@ -18,7 +18,7 @@ def gains(summary: dict[str, Any]) -> str:
     rows = [row for row in summary["rows"] if row["gain"]]
     spans = [row["gain"]["AP"]["absolute"] for row in rows]
     values = [0.0] + [100 * v for s in spans for v in (s["value"], s["low"], s["high"]) if v is not None]
-    left, right, top = _margin(rows), WIDTH - 150, 14
+    left, right, top = _margin(rows), WIDTH - 190, 14
     bottom = top + ROW * len(rows)
     ticks = _ticks(min(values), max(values))
     x = _scale(ticks, left, right)
@@ -81,12 +81,10 @@ def curves(summary: dict[str, Any]) -> str:
 def cost(summary: dict[str, Any]) -> str:
     """AP with its interval against the backbone's multiply-adds."""
     rows = [row for row in summary["rows"] if row["AP"]["value"] is not None]
-    left, right, top, bottom = 52, HALF - 16, 12, 300
-    spent = [row["macs"] / 1e9 for row in rows]
-    room = 0.12 * (max(spent, default=1) - min(spent, default=0)) or 0.5 * max(spent, default=1)
-    tx = _ticks(max(0, min(spent, default=0) - room), max(spent, default=1) + room)
+    left, right, top, bottom = 52, HALF - 24, 12, 300
+    tx = _ticks(0, 1.1 * max((row["macs"] / 1e9 for row in rows), default=1))
     ends = [100 * v for row in rows for v in row["AP"].values() if v is not None]
-    ty = _ticks(min(ends, default=0), max(ends, default=1))
+    ty = _ticks(0, max(ends, default=1))
     x, y = _scale(tx, left, right), _scale(ty, bottom, top)
     parts = [_grid_x(tx, x, top, bottom, "multiply-adds of the backbone, billions"), _grid_y(ty, y, left, right, "AP")]
     spots = {row["label"]: (x(row["macs"] / 1e9), y(100 * row["AP"]["value"])) for row in rows}

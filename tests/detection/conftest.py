@@ -12,7 +12,6 @@ import torch
 
 from backbone import artifact
 from backbone.cli import validate
-from backbone.data.synthetic import CLASSES
 from backbone.inputs import InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
@@ -51,6 +50,7 @@ SMALL: dict[str, Any] = {
     "run": {"log_every": 4, "checkpoint_every": 3, "eval_every": 2},
 }
 SIZES = (64, 80, 96, 112)
+NAMES, COLOURS = ("blue", "red", "green"), ((30, 60, 220), (220, 40, 30), (20, 200, 60))
 
 
 def write_backbone(url: Path, seed: int = 0, **net: Any) -> str:
@@ -63,40 +63,39 @@ def write_backbone(url: Path, seed: int = 0, **net: Any) -> str:
     return str(url)
 
 
-def write_scenes(root: Path, split: str, count: int, first: int = 0, ids: tuple[int, ...] = (7, 3, 20)) -> Path:
-    """Rendered scenes of four sizes as a COCO data set of three classes, their shapes; returns the folder of images.
+def write_scenes(root: Path, split: str, count: int, ids: tuple[int, ...] = (7, 3, 20)) -> Path:
+    """Rendered scenes of eleven sizes as a COCO data set; returns the folder of images.
 
-    `ids` are the numbers of disc, square and triangle, or of the first of them: objects of others are left out.
+    `ids` are the numbers of the classes blue, red and green, or of the first of them, then without the others' objects.
     """
     folder = root / split
     folder.mkdir(parents=True)
-    shapes = sorted({name.partition("-")[0] for name in CLASSES})[: len(ids)]
     images, annotations = [], []
-    for i in range(first, first + count):
-        size = SIZES[i % len(SIZES)]
-        scenes = SyntheticScenes(0, first + count, size, (1, 2), "train")
-        # PNG inside, whatever the name: what is read is what was rendered.
-        (folder / f"{i}.jpg").write_bytes(cv2.imencode(".png", scenes.image(i)[: size - i % 3 * 8, :, ::-1])[1].tobytes())
-        height = size - i % 3 * 8
-        images.append({"id": 100 - i, "file_name": f"{i}.jpg", "height": height, "width": size})
-        objects = scenes.objects(i)
+    for i in range(count):
+        width = SIZES[i % len(SIZES)]
+        height = width - i % 3 * 8
+        scenes = SyntheticScenes(0, count, width, (1, 2), split)
+        image, objects = scenes.image(i)[:height], scenes.objects(i)
+        images.append({"id": 100 - i, "file_name": f"{i}.jpg", "height": height, "width": width})
         for box, label in zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True):
-            shape = CLASSES[label - 1].partition("-")[0]
-            x, y, x2, y2 = (*box[:3], min(box[3], height))
-            if shape not in shapes or y2 - y < 4:
+            x, y, x2, y2 = map(int, (*box[:3], min(box[3], height)))
+            if label % 3 >= len(ids) or y2 - y < 6:
                 continue
+            image[y:y2, x:x2] = COLOURS[label % 3]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": 100 - i,
-                    "category_id": ids[shapes.index(shape)],
+                    "category_id": ids[label % 3],
                     "bbox": [x, y, x2 - x, y2 - y],
                     "area": (x2 - x) * (y2 - y),
                     "iscrowd": 0,
                     "segmentation": [[x, y, x2, y, x2, y2, x, y2]],
                 }
             )
-    categories = [{"id": id_, "name": name} for id_, name in zip(ids, shapes, strict=True)]
+        # PNG inside, whatever the name: what is read is what was drawn.
+        (folder / f"{i}.jpg").write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
+    categories = [{"id": id_, "name": name} for id_, name in zip(ids, NAMES, strict=False)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations").mkdir(exist_ok=True)
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))

@@ -55,7 +55,7 @@ def main() -> None:
     words.add_argument("--backbone", required=True, help="backbone artifact")
     words.add_argument("--count", type=int, default=16, help="images to learn by heart")
     words.add_argument("--side", type=int, default=256, help="their shorter side, pixels")
-    words.add_argument("--steps", type=int, default=600, help="of 4 images")
+    words.add_argument("--steps", type=int, default=800, help="of 4 images")
     words.add_argument("--only", choices=list(KINDS), nargs="*", default=list(KINDS))
     args = words.parse_args()
     rows = []
@@ -81,7 +81,8 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
             "rpn": FEW["rpn"],
             "roi": FEW["roi"] | KINDS[name].get("roi", {}),
         },
-        "data": {"source": "coco", **place, "shorter_side": [args.side], "longer_side": 2 * args.side, "workers": 0},
+        "data": {"source": "coco", **place, "shorter_side": [args.side], "longer_side": 2 * args.side, "workers": 0}
+        | {"augment": {"flip": 0}},
         "optim": {"batch": 4, "lr": 0.02, "lr_batch": 4, "clip": 10.0},
         "schedule": {"kind": "cosine", "unit": "iterations", "total": args.steps, "warmup": 50},
         "scaling": {"num_workers": 0},

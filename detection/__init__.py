@@ -1,0 +1,26 @@
+"""Detectors on any backbone: fine-tune on a Ray cluster, judge, and say what the backbone is worth.
+
+detector = detection.load("runs/my-detector/artifact")
+detection.detect(detector, photos)  # uint8 RGB arrays [H, W, 3] -> [{"boxes": ..., "labels": ..., "scores": ...}]
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detection.artifact import load as load
+    from detection.inference import detect as detect
+
+__all__ = ["detect", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; --help and error messages do without it.
+    if name == "load":
+        from detection.artifact import load
+
+        return load
+    if name == "detect":
+        from detection.inference import detect
+
+        return detect
+    raise AttributeError(f"module 'detection' has no attribute {name!r}")

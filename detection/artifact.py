@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 
 from backbone.artifact import environment
 from backbone.data.stream import order
@@ -29,6 +30,7 @@ from detection.options import DetectorOptions
 
 FORMAT = 1
 PROBE_SIZE = 128
+PROBE_BOXES = ((3.0, 5.0, 21.0, 30.0), (40.0, 8.0, 77.0, 70.0), (10.0, 50.0, 120.0, 90.0), (0.0, 0.0, 128.0, 128.0))
 PROBE_TOLERANCE = 1e-3  # as that of backbones: other processors differ by some 1e-5
 
 
@@ -144,10 +146,12 @@ def read_config(url: str | Path) -> dict[str, Any]:
         raise UserError(f"{url}: no detector artifact here: config.json is missing") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
-    block = config.get("raybone_detector") if isinstance(config, dict) else None
-    if not isinstance(block, dict):
-        kind = "a backbone artifact: train a detector on it with jobs/finetune.py" if "raybone" in config else "none"
-        raise UserError(f"{url}: not a detector artifact, but {kind}")
+    config = config if isinstance(config, dict) else {}
+    block = config.get("raybone_detector")
+    if not isinstance(block, dict) or not {"weights_sha256", "probe"} <= block.keys():
+        if "raybone" in config:
+            raise UserError(f"{url}: this is a backbone artifact; put it into a detector with jobs/finetune.py first")
+        raise UserError(f"{url}: not a detector artifact: config.json has no such block")
     if block.get("format") != FORMAT:
         raise UserError(f"{url}: artifact format {block.get('format')}; this raybone reads {FORMAT}")
     return config
@@ -155,9 +159,10 @@ def read_config(url: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def probe(detector: Detector, inputs: InputConvention) -> dict[str, float]:
-    """What the detector makes of one fixed image: deviations of its maps and of the RPN's outputs.
+    """What the detector makes of one fixed image: deviations of its maps, of the RPN's anchors and outputs, and of what
+    the region head says of four fixed boxes.
 
-    In eval mode, on CPU, in fp32. Boxes are left out: their number jumps where a score stands at a threshold.
+    In eval mode, on CPU, in fp32. Detections are left out: their number jumps where a score stands at a threshold.
     """
     device, was_training = next(detector.parameters()).device, detector.training
     detector.to("cpu").eval()
@@ -168,5 +173,11 @@ def probe(detector: Detector, inputs: InputConvention) -> dict[str, float]:
     found = {name: values.double().std().item() for name, values in maps.items()}
     for i, (scores, boxes) in enumerate(zip(objectness, deltas, strict=True)):
         found |= {f"objectness{i}": scores.double().std().item(), f"deltas{i}": boxes.double().std().item()}
+    sizes = [(PROBE_SIZE, PROBE_SIZE)]
+    found["anchors"] = detector.rpn.anchor_generator(ImageList(images, sizes), list(maps.values()))[0].std().item()
+    heads = detector.roi_heads
+    regions = heads.box_head(heads.box_roi_pool(maps, [torch.tensor(PROBE_BOXES)], sizes))
+    logits, boxes = heads.box_predictor(regions)
+    found |= {"classes": logits.double().std().item(), "boxes": boxes.double().std().item()}
     detector.to(device).train(was_training)
     return found

@@ -30,7 +30,7 @@ from detection.curves import draw_curves
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.sources import open_sources
-from detection.inference import detect, prepared
+from detection.inference import detect_batches, prepared
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
 
@@ -211,7 +211,9 @@ class Detection:
     def judge(self, model: nn.Module, world: World) -> evaluation.Judged:
         """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
         context = engine.autocast(self.recipe.compute, world.device)
-        mine, bad = detect(model, self.inputs, self._eval_loader, self.val_source, world.device, context)
+        mine, bad = detect_batches(
+            model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
+        )
         return evaluation.judge(mine, self.val_source, world, bad)
 
 

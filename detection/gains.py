@@ -88,6 +88,8 @@ class Gains(Strict):
             raise ValueError(f"baseline {self.baseline!r} is not among the rows {', '.join(self.rows)}")
         if len(self.rows) < 2:
             raise ValueError("rows: comparing takes at least two")
+        if self.pretrain_with and not any(row.pretrain for row in self.rows.values()):
+            raise ValueError("pretrain_with is read by rows with pretrain, and there is none")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
         return self
@@ -144,17 +146,37 @@ def _laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return laid
 
 
+def check(todo: Plan) -> None:
+    """Look at data and given artifacts now, and not when others have been pretrained for hours.
+
+    Raises:
+        UserError: they cannot be read, or the detector does not fit them.
+    """
+    from detection import engine
+    from detection.data.sources import open_sources
+
+    train, val = open_sources(next(iter(todo.finetunings.values())).data)
+    engine.check_ground_truth(val)
+    made = {join(run_url(recipe), "artifact") for recipe in todo.pretrainings.values()}
+    looked_at = {(recipe.backbone, recipe.from_scratch): recipe for recipe in todo.finetunings.values()}
+    for (backbone, from_scratch), recipe in looked_at.items():
+        if backbone not in made:
+            engine.build_detector(recipe, engine.load_backbone(backbone, from_scratch, recipe.seed)[0], train)
+
+
 def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
     """Train and judge what is not there yet, as much at a time as the cluster holds.
 
     Raises:
-        UserError: a mistake in a recipe, or a run that failed for one; the others were finished first.
+        UserError: a mistake in a recipe, data or an artifact; or a run that failed for one, the others being finished
+            first.
     """
     from backbone.training import pretrain as pretraining
     from backbone.training.cluster import connect, room
     from detection import engine
 
     todo = plan(gains)
+    check(todo)
     places, leave = 1, None
     if any(scaling.num_workers for scaling in todo.scaling):
         ray, started = connect(say)

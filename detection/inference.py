@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from backbone.storage import filesystem, join
 from backbone.training import engine
 from backbone.training.world import World
 from detection import artifact, evaluation
-from detection.data.contract import Categories, DetectionSource
-from detection.data.loader import DIVISOR, EvalSet, eval_loader
+from detection.data.augment import evaluation_view
+from detection.data.contract import Categories
+from detection.data.loader import DIVISOR, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
 from detection.data.sources import open_val
 from detection.detections import Detections, collect, concatenate
@@ -38,11 +39,11 @@ def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: b
 
 
 @torch.no_grad()
-def detect(
+def detect_batches(
     model: nn.Module,
     inputs: InputConvention,
     batches: Iterable[Any],
-    source: DetectionSource,
+    image_ids: np.ndarray,
     device: torch.device,
     autocast: torch.autocast,
 ) -> tuple[Detections, list[str]]:
@@ -66,9 +67,30 @@ def detect(
                 outputs[row] = output
         pairs = zip(outputs, batch["readable"].tolist(), strict=True)
         outputs = [{key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs]
-        found.append(collect(outputs, batch["sizes"], batch["originals"], source.image_ids[np.array(batch["indices"])]))
+        found.append(collect(outputs, batch["sizes"], batch["originals"], image_ids[np.array(batch["indices"])]))
         bad += batch["bad"]
     return concatenate(found), bad
+
+
+def detect(loaded: artifact.Loaded, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """What a detector finds in images, uint8 RGB [H, W, 3] of any sizes, on whichever device it is.
+
+    Returns:
+        For each image boxes float32 [D, 4] (x1 y1 x2 y2 in its own pixels), labels int64 [D] from 1 (number k is
+        `loaded.categories.names[k - 1]`), scores float32 [D], best first, and from a Mask R-CNN masks: D compressed
+        RLEs, which `pycocotools.mask.decode` turns into arrays.
+    """
+    device = next(loaded.detector.parameters()).device
+    autocast = torch.autocast(device.type, enabled=False)
+    found = []
+    for image in images:
+        pixels, sizes = pad([evaluation_view(image, loaded.inputs.size, loaded.longer_side)])
+        batch = {"images": pixels, "sizes": sizes, "readable": torch.tensor([True]), "indices": [0], "bad": []}
+        batch["originals"] = torch.tensor([image.shape[:2]])
+        one, _ = detect_batches(loaded.detector.eval(), loaded.inputs, [batch], np.array([0]), device, autocast)
+        masks = {} if one.masks is None else {"masks": one.masks}
+        found.append({"boxes": one.boxes, "labels": one.labels, "scores": one.scores, **masks})
+    return found
 
 
 def prepare(recipe: Evaluation) -> dict[str, Any]:
@@ -138,7 +160,7 @@ def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> di
     batches = eval_loader(EvalSet(source, recipe.data), mine, recipe.batch, world.device.type == "cuda")
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(batches, len(mine), recipe.batch, world, report)
-    found, bad = detect(model, loaded.inputs, batches, source, world.device, context)
+    found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
     labels = relabel(loaded.categories, source.categories)[found.labels]
     found = replace(found, labels=labels).select(labels > 0)
     judged = evaluation.judge(found, source, world, bad, recipe.fast)

@@ -1,6 +1,6 @@
 """Pretrain a backbone, on this machine or on a Ray cluster:
 
-python jobs/pretrain.py --config jobs/recipes/quickstart.yaml
+python jobs/pretrain.py --config jobs/recipes/quickstart/residual.yaml
 ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.storage /shared/runs
 """
 

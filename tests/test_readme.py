@@ -6,15 +6,24 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from backbone.artifact import save
-from backbone.cli import parse
+from backbone.cli import load as load_recipe
+from backbone.cli import parse, read_yaml
 from backbone.inputs import InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training.recipe import Recipe
+from detection.artifact import save as save_detector
+from detection.data.contract import Categories
+from detection.gains import Gains, plan
+from detection.nets import build as build_detector
+from detection.options import DetectorOptions
+from detection.recipe import Evaluation, Finetune
+from jobs.doctor import Doctor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,28 +40,45 @@ def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
     assert tests.splitlines()[1] in (ROOT / ".ci/run").read_text()
 
 
-def test_every_pretraining_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+MODELS = {"pretrain": Recipe, "finetune": Finetune, "evaluate": Evaluation, "gains": Gains, "doctor": Doctor}
+
+
+def commands(job: str) -> list[list[str]]:
+    """The words after `jobs/JOB.py` of every such command."""
+    lines = [line for block in blocks("bash") + blocks("sh") for line in block.splitlines() if f"jobs/{job}.py" in line]
+    return [shlex.split(line.split(f"jobs/{job}.py", 1)[1]) for line in lines]
+
+
+@pytest.mark.parametrize("job", MODELS)
+def test_every_command_is_understood(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    commands = [line for block in blocks("bash") + blocks("sh") for line in block.splitlines() if "pretrain.py" in line]
-    assert len(commands) >= 5
-    for command in commands:
-        words = shlex.split(command.split("jobs/pretrain.py", 1)[1])
-        parse(Recipe, words, {"dry_run": ""})
+    assert commands(job)
+    for words in commands(job):
+        recipe, _ = parse(MODELS[job], words, {"dry_run": ""})
+        if isinstance(recipe, Gains):
+            plan(recipe)  # the recipes it names, with what the command changes in them
 
 
 def test_the_dry_run_of_the_readme(run_job: Callable[..., subprocess.CompletedProcess]) -> None:
-    command = next(line for block in blocks("sh") for line in block.splitlines() if "--dry-run" in line)
-    done = run_job("pretrain", *shlex.split(command.split("jobs/pretrain.py", 1)[1]))
+    words = next(words for words in commands("pretrain") if "--dry-run" in words)
+    done = run_job("pretrain", *words)
     assert done.returncode == 0, done.stderr
-    assert "resnet34, 12 classes" in done.stdout
+    assert "resnet18, 12 classes" in done.stdout
+
+
+def test_its_comparison_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+    todo = plan(load_recipe(Gains, tmp_path / "mine.yaml"))
+    assert len(todo.finetunings) == 9
 
 
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use, in_timm = blocks("python")
-    quickstart = NetOptions(depth=18, width=0.5)
+    use, in_timm, ask = blocks("python")
+    quickstart = NetOptions(depth=34, width=0.25)
     about = {"metrics": {"val_error": 30.0}}
     save(
-        tmp_path / "runs/quickstart/artifact",
+        tmp_path / "runs/quickstart-residual/artifact",
         build(quickstart, 12),
         InputConvention(size=64),
         tuple("abcdefghijkl"),
@@ -64,9 +90,18 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(use, names)
     assert list(names["maps"]) == ["C2", "C3", "C4", "C5"]
     assert names["logits"].shape == (2, 12)
-    assert names["net"].stages["C2"].channels == 32  # as the comment says
+    assert names["net"].stages["C2"].channels == 16  # as the comment says
     exec("import timm\nnet = " + in_timm, names)
     assert names["net"].num_classes == 3
+
+    options = read_yaml(ROOT / "jobs/recipes/quickstart/detector.yaml")["detector"]
+    detector = build_detector(DetectorOptions.model_validate(options), build(quickstart, 12), 12)
+    place = tmp_path / "runs/quickstart-residual-seed0/artifact"
+    save_detector(
+        place, detector, InputConvention(), Categories(tuple("abcdefghijkl"), tuple(range(12))), (128, 128), {}
+    )
+    photos = [np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)]
+    exec(ask, {"photos": photos})
 
 
 def test_files_it_names_exist() -> None:

@@ -87,7 +87,7 @@ class TrainSet(Dataset):
             view = self._view(image, objects.boxes, objects.masks, mix(self.seed, epoch, sample))
             views.append(view)
             labels.append(objects.labels[view.rows])
-        images, sizes = _pad([view.image for view in views])
+        images, sizes = pad([view.image for view in views])
         return Batch(
             images=images,
             sizes=sizes,
@@ -141,7 +141,7 @@ class EvalSet(Dataset):
                 image = np.zeros((height, width, 3), np.uint8)
                 readable.append(False)
             images.append(evaluation_view(image, shorter, longer))
-        padded, sizes = _pad(images)
+        padded, sizes = pad(images)
         return EvalBatch(
             images=padded,
             sizes=sizes,
@@ -183,8 +183,8 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
     return [{name: part[i] for name, part in parts.items()} for i in range(len(counts))]
 
 
-def _pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Images uint8 [h, w, 3] as uint8 [N, 3, H, W], and their sizes int64 [N, 2]."""
+def pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Images uint8 [h, w, 3] as one uint8 [N, 3, H, W] with zeros right and below, and their sizes int64 [N, 2]."""
     sizes = np.array([image.shape[:2] for image in images], np.int64)
     height, width = -(-sizes.max(0) // DIVISOR) * DIVISOR
     padded = np.zeros((len(images), 3, height, width), np.uint8)

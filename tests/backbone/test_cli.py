@@ -43,7 +43,7 @@ def accepted(*words: str) -> Recipe:
 
 def test_nothing_given_is_the_default():
     assert accepted() == Recipe()
-    assert load(Recipe, "jobs/recipes/quickstart.yaml").name == "quickstart"
+    assert load(Recipe, "jobs/recipes/quickstart/residual.yaml").name == "residual"
 
 
 def test_command_line_wins_over_file(recipe_file):
@@ -117,20 +117,20 @@ def test_all_faults_come_at_once_and_say_where_they_are(recipe_file, refused):
     )
     lines = refused("--config", file, "--model.depth", "fifty", "--optim.momentum", "1", "--optim.batch", "-1")
     starts = [
-        "command line: model.depth: ",
-        f"{file}: data.augment.kind: ",
-        f"{file}: data.augment.area.1: ",
-        f"{file}: data.workers: ",
         "command line: optim.batch: ",
         f"{file}: optim.lr: ",
         "command line: optim.momentum: ",
         f"{file}: run: ",
+        "command line: model.depth: ",
+        f"{file}: data.augment.kind: ",
+        f"{file}: data.augment.area.1: ",
+        f"{file}: data.workers: ",
     ]
     assert len(lines) == len(starts)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(f"error: {start}")
-    assert lines[0].endswith("(got 'fifty')")
-    assert lines[4].endswith("(got '-1')")
+    assert lines[0].endswith("(got '-1')")
+    assert lines[4].endswith("(got 'fifty')")
 
 
 def test_a_pair_is_checked_together(recipe_file, refused):

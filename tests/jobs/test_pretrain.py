@@ -13,9 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-import torch
 
 from backbone import load
 from backbone.data.synthetic import CLASSES, SyntheticSource
@@ -47,32 +45,6 @@ def folders(tmp_path: Path) -> Path:
 
 def folder_words(folders: Path) -> list[str]:
     return ["--data.source", "imagefolder", "--data.train", str(folders / "train"), "--data.val", str(folders / "val")]
-
-
-@pytest.mark.ray
-def test_the_readmes_main_command(tmp_path: Path) -> None:
-    """The README's first block, after set-up: two workers through Ray, accuracy far above chance, and the curves."""
-    block = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    command = next(line for line in block.splitlines() if "jobs/pretrain.py" in line)
-    words = [sys.executable, *command.split()[1:], "--run.storage", str(tmp_path)]
-    began = time.monotonic()
-    env = {**os.environ, "RAY_ADDRESS": "local"}  # the tests' own cluster is running
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=570)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 worker(s) on cpu" in done.stdout
-    accuracy = float(re.search(r"accuracy\s+([\d.]+) % top-1", done.stdout).group(1))
-    assert accuracy > 45, done.stdout  # chance is 8.3 %
-    png = cv2.imread(str(tmp_path / "quickstart" / "curves.png"))
-    assert png is not None
-    assert len(np.unique(png.reshape(-1, 3), axis=0)) > 50  # curves were drawn
-    net, inputs, about = load(tmp_path / "quickstart" / "artifact")
-    source = SyntheticSource(0, 256, inputs.size, "val")
-    images = torch.from_numpy(np.stack([source.image(i) for i in range(256)])).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        right = (net.classify(inputs.normalize(images)).argmax(1).numpy() == source.labels[:256]).mean()
-    assert abs(100 * right - accuracy) < 10  # the artifact is worth what the job said, on a part of the same images
-    assert about["provenance"]["metrics"]["val_images"] == 1024
-    print(f"quickstart: {accuracy:.1f} % in {time.monotonic() - began:.0f} s")
 
 
 def test_kill_resume_kill_resume_is_bit_exact(tmp_path: Path, run_job: Run) -> None:

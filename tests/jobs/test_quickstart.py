@@ -38,6 +38,7 @@ def test_the_readmes_main_command(tmp_path: Path) -> None:
         metrics = json.loads((folder / "results/metrics.json").read_text())
         assert row["AP"]["value"] == pytest.approx(metrics["bbox"]["AP"], abs=1e-9)
         assert (folder / "artifact/model.safetensors").stat().st_size > 0
+        assert (folder / "curves.png").stat().st_size > 10_000
         assert f"{100 * row['AP']['value']:.1f}" in done.stdout
     page = (tmp_path / "quickstart/report.html").read_text()
     assert page.count("<svg") > 3

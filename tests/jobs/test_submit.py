@@ -53,7 +53,8 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", "."]
-    job = "python jobs/pretrain.py --config jobs/recipes/quickstart.yaml --name submitted --schedule.total 0.1".split()
+    job = "python jobs/pretrain.py --config jobs/recipes/quickstart/residual.yaml --name submitted".split()
+    job += ["--scaling.num_workers", "2", "--schedule.total", "0.1"]
     job += ["--schedule.warmup", "0", "--data.val_images", "64", "--run.log_every", "4", "--run.precise_bn", "128"]
     done = subprocess.run(
         [*submit, "--", *job, "--run.storage", str(tmp_path / "runs")],

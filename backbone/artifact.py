@@ -155,6 +155,8 @@ def read_config(url: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
     block = config.get("raybone") if isinstance(config, dict) else None
+    if block is None and isinstance(config, dict) and "raybone_detector" in config:
+        raise UserError(f"{url}: this is a detector's artifact; give that of a backbone")
     if not isinstance(block, dict) or "weights_sha256" not in block:
         raise UserError(f"{url}: not a raybone backbone artifact: config.json has no such block")
     if block.get("format") != FORMAT:

@@ -138,6 +138,8 @@ def _read(
             faults.append(f"command line: {word}: unknown option{_suggestion(name, [*known, *flags], '--')}")
         elif get_origin(known.get(name)) is tuple:
             overrides[name] = values
+        elif name not in known:  # below a dict, whose fields have no types here
+            overrides[name] = yaml.safe_load(values[0]) if len(values) == 1 else values or True
         elif len(values) > 1:
             faults.append(f"command line: {word}: takes one value, not {' '.join(values)}")
         else:
@@ -163,10 +165,11 @@ def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
 def _help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str]) -> NoReturn:
     switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
     text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
+    given: dict[str, Any] = {"default": default} if default else {}
     tyro.cli(
         model,
         args=["--help"],
-        **({"default": default} if default else {}),
+        **given,
         description=text,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),

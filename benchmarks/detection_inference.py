@@ -1,8 +1,8 @@
 """An evaluation of a detector: ours against torchvision's own reference, from image files to COCO's numbers.
 
 Faster R-CNN with ResNet-50-FPN and frozen norms, the same weights in both, on the data set of `detection_step.py`, one
-image at a time, in turns in one process. Ours is `inference.detect_batches` and `evaluation.judge`: beside COCO's numbers those
-of VOC, those of each class, and which detection found which object. The reference is `evaluate` with `CocoEvaluator` of
+image at a time, in turns in one process. Ours is `detect_batches` and `judge`: beside COCO's numbers those of
+VOC, those of each class, and which detection found which object. The reference is `evaluate` with `CocoEvaluator` of
 pytorch/vision, references/detection, written anew: pycocotools loads and matches the detections of each batch, and
 accumulates at the end.
 """

@@ -93,8 +93,9 @@ def write_backbone(folder: Path) -> None:
 
 
 def make_recipe(folder: Path, case: str, given: argparse.Namespace, steps: int) -> Finetune:
-    """Turns of `steps` steps on what lies in `folder`: one of warm-up, those that are timed, and a step more, which ends
-    the last. As in torchvision, stem and C2 do not train."""
+    """A turn of warm-up, those that are timed, each of `steps` steps, and a step more, which ends the last. As in
+    torchvision, stem and C2 do not train.
+    """
     precision, channels_last = CASES[case]
     images, annotations = str(folder / "images"), str(folder / "instances.json")
     tree = {
@@ -244,11 +245,11 @@ def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dic
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The command line of both benchmarks of detectors."""
     words = parser(description)
-    words.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    words.add_argument("--side", type=int, default=320, help="shorter side of the detector's input, pixels")
+    words.add_argument("--cases", nargs="+", choices=CASES, default=["fp32", "bf16 channels_last"])
+    words.add_argument("--side", type=int, default=256, help="shorter side of the detector's input, pixels")
     words.add_argument("--batch", type=int, default=2, help="images a step")
-    words.add_argument("--images", type=int, default=64, help="scenes in the data set")
-    words.add_argument("--turns", type=int, default=11, help="turns of each")
+    words.add_argument("--images", type=int, default=32, help="scenes in the data set")
+    words.add_argument("--turns", type=int, default=9, help="turns of each")
     words.add_argument("--workers", type=int, default=0, help="loader processes; 0: load between the steps")
     words.add_argument("--threads", type=int, default=1)
     words.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -274,7 +275,7 @@ def run(worker: Callable[..., Any], folder: Path, recipe: Finetune, given: argpa
 
 def main() -> None:
     words = arguments(__doc__)
-    words.add_argument("--steps", type=int, default=3, help="steps a turn")
+    words.add_argument("--steps", type=int, default=2, help="steps a turn")
     given = words.parse_args()
     rows = []
     with data_and_backbone(given.images) as folder:

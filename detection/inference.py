@@ -105,9 +105,9 @@ def prepare(recipe: Evaluation) -> dict[str, Any]:
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
     relabel(loaded.categories, source.categories)
-    url = recipe.output or join(
-        recipe.detector.rstrip("/").removesuffix("/artifact"), f"results-{source.fingerprint[:8]}"
-    )
+    side = "" if data.shorter_side[-1] == loaded.inputs.size else f"-{data.shorter_side[-1]}"
+    beside = recipe.detector.rstrip("/").removesuffix("/artifact")
+    url = recipe.output or join(beside, f"results-{source.fingerprint[:8]}{side}")
     fs, path = filesystem(url)
     url = path if "://" not in url else url
     record = {"detector": recipe.detector, "weights_sha256": loaded.block["weights_sha256"], "data": source.fingerprint}

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
         elastic = 0 < scaling.min_workers < scaling.num_workers
         trainer = TorchTrainer(
             _on_worker,
-            train_loop_config={"worker": worker, "payload": payload, "queue": queue},
+            train_loop_config={"worker": worker, "payload": payload, "queue": queue, "cwd": str(Path.cwd())},
             scaling_config=ScalingConfig(
                 num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
                 use_gpu=scaling.use_gpu,
@@ -179,6 +180,8 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import get_device
 
+    if Path(config["cwd"]).is_dir():  # Ray Train works in a folder of its own; relative paths are the driver's
+        os.chdir(config["cwd"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     if world.device.type == "cuda":

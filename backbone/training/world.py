@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from backbone.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -52,7 +54,13 @@ class World:
 
 @contextmanager
 def local_world(use_gpu: bool, threads: int) -> Generator[World]:
-    """The world without Ray: this process alone, or the ones torchrun started."""
+    """The world without Ray: this process alone, or the ones torchrun started.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise UserError("scaling.use_gpu: torch sees no GPU on this machine; look at nvidia-smi, or leave it off")
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
     torch.set_num_threads(threads)  # as Ray does for its workers

@@ -105,7 +105,7 @@ def write_scenes(root: Path, split: str, count: int, ids: tuple[int, ...] = (7, 
 def coco(train: Path, val: Path, **fields: Any) -> dict[str, Any]:
     """The `data:` section that reads what `write_scenes` has written."""
     places = {"train": str(train), "val": str(val), "cache": str(train.parent / "cache")}
-    return {"source": "coco", **places, "shorter_side": [64], "longer_side": 96, "workers": 0, **fields}
+    return {"source": "coco", **places, "shorter_side": [64], "longer_side": 96, "workers": 0} | fields
 
 
 def recipe(storage: Path, backbone: str, overrides: dict[str, Any] | None = None) -> Finetune:
@@ -124,3 +124,29 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def small(tmp_path: Path, backbone: str) -> Make:
     """`small({"optim.lr": 0.1}, ...)`: see `recipe`; stored under tmp_path/runs."""
     return lambda overrides=None: recipe(tmp_path / "runs", backbone, overrides)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone: str) -> Path:
+    """A finished run: 80 steps on 24 scenes of several sizes, judged on the same, so that AP is far from 0."""
+    from detection.engine import finetune, prepare
+
+    root = tmp_path_factory.mktemp("trained")
+    images = write_scenes(root / "data", "train", 24)
+    changes = {
+        "data": coco(images, images),
+        "detector.norm": "trainable",
+        "detector.roi.score": 0.05,
+        "detector.channels": 32,
+        "detector.hidden": 64,
+        "optim.lr": 0.05,
+        "optim.micro_batch": 8,
+        "schedule.total": 80,
+        "schedule.warmup": 5,
+        "run.eval_every": 100,
+        "run.checkpoint_every": 0,
+        "run.log_every": 20,
+    }
+    with torch.random.fork_rng():
+        finetune(prepare(recipe(root, backbone, changes), lambda text: None), ALONE, lambda record: None)
+    return root / "small"

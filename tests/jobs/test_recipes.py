@@ -1,16 +1,24 @@
-"""The recipes against the paper's numbers (arXiv:1512.03385, sections 3.4 and 4.2, Tables 1 to 3 and 6)."""
+"""The recipes against the paper's numbers (arXiv:1512.03385, sections 3.4 and 4.2, appendix A, Tables 1 to 3, 6)."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from backbone.cli import load
+from backbone.cli import load, read_yaml, validate
 from backbone.training.plan import describe
 from backbone.training.recipe import Recipe
+from detection.gains import Gains
+from detection.gains import plan as plan_gains
+from detection.recipe import Finetune
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
+
+KINDS = {path: next((k for k in ("rows", "detector") if k in read_yaml(RECIPES / path)), "model") for path in PATHS}
+PRETRAINING, FINETUNING, COMPARISONS = (
+    [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows")
+)
 
 # Table 1, 1e9 multiply-adds. It counts option B of 18 and 34 layers like A, and cuts digits off: 50 layers take 3.86.
 TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
@@ -35,7 +43,11 @@ def recipe(path: str) -> Recipe:
 
 
 def recipes(folder: str) -> dict[str, Recipe]:
-    return {Path(path).stem: recipe(path) for path in PATHS if path.startswith(f"{folder}/")}
+    return {Path(path).stem: recipe(path) for path in PRETRAINING if path.startswith(f"{folder}/")}
+
+
+def detector(path: str) -> Finetune:
+    return validate(Finetune, read_yaml(RECIPES / path), path, {"backbone": "runs/some/artifact"})
 
 
 def plan(recipe: Recipe) -> dict[str, str]:
@@ -52,14 +64,12 @@ def parameters(lines: dict[str, str]) -> int:
 def test_there_is_a_recipe_for_every_net_of_the_paper():
     assert {f"imagenet-paper/{name}.yaml" for name in TABLES_2_AND_3} | {"imagenet-paper/vgg16.yaml"} <= set(PATHS)
     assert {f"cifar10/{family}{depth}.yaml" for family in ("plain", "resnet") for depth in TABLE_6} <= set(PATHS)
-    assert {"quickstart.yaml", "imagenet-modern/resnet50.yaml"} <= set(PATHS)
+    assert {"quickstart/plain.yaml", "quickstart/residual.yaml", "imagenet-modern/resnet50.yaml"} <= set(PATHS)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [path for path in PRETRAINING if not path.startswith("quickstart/")])
 def test_file_name_says_what_the_net_is(path: str):
     options, stem = recipe(path).model, Path(path).stem
-    if stem == "quickstart":
-        stem = "resnet18"
     name, _, shortcut = stem.partition("-")
     assert options.name == (f"cifar_{name}" if path.startswith("cifar10/") else name)
     if shortcut:
@@ -159,9 +169,81 @@ def test_modern_resnet50_is_one_that_others_load():
 
 
 def test_quickstart_plan_fits_a_laptop():
-    found = recipe("quickstart.yaml")
-    lines = plan(found)
-    assert (found.scaling.use_gpu, found.data.source) == (False, "synthetic")
-    assert lines["batch"] == "64 = 32 a micro-batch x 1 accumulated x 2 worker(s)"
+    plain, residual = (recipe(f"quickstart/{name}.yaml") for name in ("plain", "residual"))
+    lines = plan(residual)
+    assert (residual.scaling.use_gpu, residual.data.source) == (False, "synthetic")
+    assert lines["batch"] == "64 = 64 a micro-batch x 1 accumulated x 1 worker(s)"
     gib = re.findall(r"about ([\d.]+) GiB", lines["memory"])[0]
     assert float(gib) < 1
+    # The comparison is of shortcuts alone.
+    model = residual.model.model_copy(update={"shortcut": "none"})
+    assert residual.model_copy(update={"model": model, "name": "plain"}) == plain
+
+
+def test_every_file_is_of_a_kind_and_its_kind_is_found():
+    assert {path: KINDS[path] for path in PATHS if "quickstart" in path} == {
+        "quickstart/detector.yaml": "detector",
+        "quickstart/gains.yaml": "rows",
+        "quickstart/plain.yaml": "model",
+        "quickstart/residual.yaml": "model",
+    }
+    assert len(FINETUNING) >= 7
+    assert len(COMPARISONS) >= 4
+
+
+@pytest.mark.parametrize("path", FINETUNING)
+def test_detectors_are_what_their_file_names_say(path: str):
+    found, stem = detector(path), Path(path).stem
+    assert found.title == ("faster-rcnn-fpn" if stem == "detector" else stem.removesuffix("-3x"))
+    assert not found.from_scratch
+    assert found.name == ("detector" if stem == "detector" else "")
+
+
+@pytest.mark.parametrize("path", COMPARISONS)
+def test_comparisons_plan(path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])  # they name recipes as one does in the repository's root
+    found = load(Gains, RECIPES / path)
+    todo = plan_gains(found)
+    assert set(todo.pretrainings) == {label for label, row in found.rows.items() if row.pretrain}
+    assert len(todo.finetunings) == len(found.rows) * len(found.seeds)
+    assert any(recipe.from_scratch for recipe in todo.finetunings.values())
+
+
+@pytest.mark.parametrize("name", ["coco", "voc"])
+def test_the_papers_detectors_are_trained_as_in_appendix_a(name: str):
+    """And, where that says nothing, as in Faster R-CNN (arXiv:1506.01497)."""
+    found = detector(f"{name}-paper/faster-rcnn-c4.yaml")
+    options, optim, steps = found.detector, found.optim, found.schedule
+    assert (options.kind, options.norm, options.masks) == ("c4", "frozen", False)  # "the BN layers are fixed"
+    assert (options.rpn.post_nms_test, options.rpn.nms) == (300, 0.7)  # "300 proposals"
+    assert (options.rpn.batch, options.rpn.fg_fraction, options.rpn.fg_iou, options.rpn.bg_iou) == (256, 0.5, 0.7, 0.3)
+    assert (options.rpn.pre_nms_train, options.rpn.pre_nms_test, options.rpn.post_nms_train) == (12_000, 6_000, 2_000)
+    assert (options.roi.batch, options.roi.fg_fraction, options.roi.fg_iou) == (128, 0.25, 0.5)
+    assert (options.roi.pooling, options.roi.nms, options.roi.score) == ("max", 0.3, 0.05)
+    assert options.anchor_sizes == ((64, 128, 256, 512) if name == "coco" else (128, 256, 512))
+    assert options.anchor_ratios == (0.5, 1, 2)
+    assert (found.data.source, found.data.shorter_side, found.data.longer_side) == (name, (600,), 1000)
+    augment = found.data.augment
+    assert (augment.flip, augment.crop, augment.colour) == (0.5, 0, 0)
+    assert (optim.momentum, optim.weight_decay, optim.peak_lr) == (0.9, 5e-4, 0.001)
+    assert (optim.batch, optim.ema, optim.clip) == (16 if name == "coco" else 2, 0, 0)
+    assert (steps.kind, steps.unit, steps.gamma, steps.warmup) == ("steps", "iterations", 0.1, 0)
+    if name == "coco":  # "240k iterations with a learning rate of 0.001 and then 80k iterations with 0.0001"
+        assert (steps.total, steps.milestones) == (320_000, (240_000,))
+    else:
+        assert found.data.train.count("trainval") == 2  # 07+12
+        assert found.data.val.endswith("VOC2007:test")
+    assert found.compute.precision == "fp32"
+
+
+@pytest.mark.parametrize("path", [path for path in FINETUNING if path.startswith("coco-modern/")])
+def test_the_detectors_of_today_are_trained_by_the_known_schedules(path: str):
+    """detectron2's 1x and 3x: 90k and 270k steps of 16 images, tenths at two thirds and eight ninths (3x: later)."""
+    found = detector(path)
+    threefold = path.endswith("-3x.yaml")
+    assert (found.optim.batch, found.optim.peak_lr, found.optim.weight_decay) == (16, 0.02, 1e-4)
+    assert found.schedule.total == (270_000 if threefold else 90_000)
+    assert found.schedule.milestones == ((210_000, 250_000) if threefold else (60_000, 80_000))
+    assert (max(found.data.shorter_side), found.data.longer_side) == (800, 1333)
+    assert (found.detector.norm, found.detector.freeze_at) == ("frozen", 2)
+    assert found.detector.masks == ("mask" in path)

@@ -1,0 +1,204 @@
+"""Comparing backbones: the recipes that come of it, the report's numbers, and nothing is ever done twice."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backbone.cli import validate
+from backbone.errors import UserError
+from detection.gains import Gains, check, plan, run, training_seconds, write_report
+from tests.conftest import TINY
+from tests.detection.conftest import SMALL, write_backbone
+
+MakeGains = Callable[..., Gains]
+
+
+@pytest.fixture
+def gains(tmp_path: Path, backbone: str) -> MakeGains:
+    """`gains({"seeds": [1]}, ...)`: a backbone, another, and the first one from scratch; 10 steps each."""
+    other = tmp_path / "other"
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    tree = {
+        "name": "compare",
+        "baseline": "one",
+        "finetune": str(tmp_path / "detector.yaml"),
+        "finetune_with": {"schedule": {"total": 10}, "data": {"val_images": 12}},
+        "rows": {"one": {"artifact": backbone}, "two": {"artifact": str(other)}, "none": {"scratch": "one"}},
+        "storage": str(tmp_path / "runs"),
+        "resamples": 100,
+    }
+
+    def make(overrides: dict[str, Any] | None = None) -> Gains:
+        if not other.exists():
+            write_backbone(other, seed=1)
+        return validate(Gains, tree, "gains", overrides)
+
+    return make
+
+
+def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
+    rows = {"made": {"pretrain": str(tmp_path / "tiny.yaml")}, "given": {"artifact": backbone}}
+    scratch = {"made-scratch": {"scratch": "made"}, "given-scratch": {"scratch": "given"}}
+    changes = {"pretrain_with": {"optim": {"lr": 0.3}}, "finetune_with.optim.lr": "0.07", "seeds": [3, 5]}
+    todo = plan(gains({"rows": {**rows, **scratch}, "baseline": "made", **changes}))
+    assert list(todo.pretrainings) == ["made"]
+    pretraining = todo.pretrainings["made"]
+    assert (pretraining.name, pretraining.optim.lr, pretraining.optim.batch) == ("compare-made", 0.3, 16)
+    assert pretraining.run.storage == str(tmp_path / "runs")
+    assert list(todo.finetunings) == [(label, seed) for label in {**rows, **scratch} for seed in (3, 5)]
+    made = str(tmp_path / "runs" / "compare-made" / "artifact")
+    for (label, seed), one in todo.finetunings.items():
+        assert (one.name, one.seed, one.run.storage) == (f"compare-{label}-seed{seed}", seed, str(tmp_path / "runs"))
+        assert one.backbone == (made if label.startswith("made") else backbone)
+        assert one.from_scratch == ("scratch" in label)
+        assert one.detector.norm == ("trainable" if "scratch" in label else "frozen")
+        assert (one.optim.lr, one.optim.batch, one.schedule.total, one.data.val_images) == (0.07, 8, 10, 12)
+    assert len(todo.scaling) == 1 + 8
+
+
+def test_scratch_rows_train_what_others_keep_fixed(gains: MakeGains) -> None:
+    todo = plan(gains({"finetune_with.detector": {"norm": "trainable", "freeze_at": 2}}))
+    assert (todo.finetunings["one", 0].detector.freeze_at, todo.finetunings["none", 0].detector.freeze_at) == (2, 0)
+
+
+MISTAKES = [
+    pytest.param({"baseline": "three"}, "baseline 'three' is not among the rows one, two, none", id="baseline"),
+    pytest.param({"rows.none.scratch": "three"}, "scratch 'three' is not a row", id="scratch of nothing"),
+    pytest.param({"rows.two": {"scratch": "none"}}, "scratch 'none' is not a row", id="scratch of scratch"),
+    pytest.param({"rows.two": {}}, "exactly one of pretrain, artifact, scratch, not 0", id="empty row"),
+    pytest.param({"rows.two.pretrain": "x"}, "exactly one of pretrain, artifact, scratch, not 2", id="two at once"),
+    pytest.param({"rows.a/b": {"artifact": "x"}}, "it becomes part of a run's name", id="label"),
+    pytest.param({"seeds": [1, 1]}, "at least one, each once", id="seeds"),
+    pytest.param({"seeds": []}, "at least one, each once", id="no seed"),
+    pytest.param({"rows": {"one": {"artifact": "x"}}}, "comparing takes at least two", id="one row"),
+    pytest.param({"pretrain_with": {"seed": 1}}, "pretrain_with is read by rows with pretrain", id="unread"),
+    pytest.param({"finetune_with.optim.rl": 0.1}, r"detector\.yaml: optim\.rl: unknown key; perhaps", id="typo"),
+    pytest.param({"finetune": "nowhere.yaml"}, r"nowhere\.yaml: no such recipe", id="no recipe"),
+    pytest.param({"rows.two.artifact": "/nowhere"}, "/nowhere: no backbone artifact here", id="no artifact"),
+    pytest.param({"finetune_with.detector.anchor_sizes": [8]}, "anchor_sizes has 1 sizes", id="detector"),
+    pytest.param({"resamples": 10}, "resamples", id="resamples"),
+]
+
+
+@pytest.mark.parametrize(("change", "complaint"), MISTAKES)
+def test_mistakes_are_named_before_anything_is_trained(
+    gains: MakeGains, tmp_path: Path, change: dict, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        check(plan(gains(change)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_are_looked_at_before_anything_is_pretrained(gains: MakeGains, tmp_path: Path) -> None:
+    tree = {**SMALL, "data": {"source": "coco", "train": "/nowhere/train", "val": "/nowhere/val"}}
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(tree))
+    rows = {"rows.two": {"pretrain": str(tmp_path / "tiny.yaml")}, "finetune_with": {}}
+    with pytest.raises(UserError, match="/nowhere"):
+        run(gains(rows), lambda text: None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_seconds_are_those_of_steps(tmp_path: Path) -> None:
+    """20 steps at 40 images/s, 10 at 20; logged twice where a checkpoint falls between; evaluations left out."""
+    history = [
+        {"step": 10, "images_per_second": 40.0, "loss": 1.0},
+        {"step": 20, "images_per_second": 40.0, "loss": 1.0},
+        {"step": 20, "val_AP": 3.0, "val_seconds": 500.0},
+        {"step": 25, "images_per_second": 20.0, "loss": 1.0},
+        {"step": 30, "images_per_second": 20.0, "loss": 1.0},
+    ]
+    (tmp_path / "history.json").write_text(json.dumps(history))
+    assert training_seconds(str(tmp_path), 8) == pytest.approx(20 * 8 / 40 + 10 * 8 / 20)
+
+
+def state_of(runs: Path) -> dict[str, tuple[int, str]]:
+    """Time and hash of every artifact's weights."""
+    files = sorted(runs.glob("*/artifact/*"))
+    return {str(f): (f.stat().st_mtime_ns, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files}
+
+
+def assert_reported(storage: Path, labels: list[str], seeds: list[int]) -> dict[str, Any]:
+    """The report's numbers against each run's own metrics.json."""
+    report = json.loads((storage / "compare" / "report.json").read_text())
+    assert [row["label"] for row in report["rows"]] == labels
+    for row in report["rows"]:
+        assert [one["seed"] for one in row["seeds"]] == seeds
+        runs = [storage / f"compare-{row['label']}-seed{seed}" for seed in seeds]
+        own = [json.loads((url / "results" / "metrics.json").read_text())["bbox"] for url in runs]
+        for name in ("AP", "AP50", "AP75"):
+            assert [one[name] for one in row["seeds"]] == [metrics[name] for metrics in own]
+            assert row[name]["value"] == pytest.approx(sum(m[name] for m in own) / len(own), abs=1e-6)
+        config = json.loads((runs[0] / "artifact" / "config.json").read_text())["raybone_detector"]
+        assert row["params"] == config["provenance"]["cost"]["parameters"]
+        assert row["train_seconds"] > 0
+    page = (storage / "compare" / "report.html").read_text()
+    table = (storage / "compare" / "report.md").read_text()
+    assert all(label in page and label in table for label in labels)
+    return report
+
+
+def test_from_backbones_to_the_report_and_again(gains: MakeGains, tmp_path: Path) -> None:
+    """Three rows, two seeds. Called again nothing is trained; a row more trains that one alone."""
+    asked = gains({"seeds": [0, 1]})
+    said: list[str] = []
+    todo = run(asked, said.append)
+    folder, markdown = write_report(asked, todo, "the command")
+    assert folder == str(tmp_path / "runs" / "compare")
+    assert "the command" in (Path(folder) / "report.html").read_text()
+    assert markdown == (Path(folder) / "report.md").read_text()
+    report = assert_reported(tmp_path / "runs", ["one", "two", "none"], [0, 1])
+    assert report["rows"][2]["pretrained"] is None
+    before = state_of(tmp_path / "runs")
+    assert len(before) == 12
+
+    said.clear()
+    write_report(asked, run(asked, said.append), "again")
+    assert state_of(tmp_path / "runs") == before
+    assert sum("is finished" in line for line in said) == 6
+    assert_reported(tmp_path / "runs", ["one", "two", "none"], [0, 1])
+
+    more = gains({"seeds": [0], "rows.three": {"scratch": "two"}})
+    write_report(more, run(more, said.append), "more")
+    after = state_of(tmp_path / "runs")
+    assert {file: after[file] for file in before} == before
+    assert len(after) == len(before) + 2
+    assert_reported(tmp_path / "runs", ["one", "two", "none", "three"], [0])
+
+    with pytest.raises(UserError, match=r"(?s)one/0: .*optim\.lr: the run has 0\.02, this recipe 0\.5") as error:
+        run(gains({"finetune_with.optim": {"lr": 0.5}}), said.append)
+    assert "two/0:" in str(error.value)
+    with pytest.raises(UserError, match="one-seed9/results"):
+        write_report(gains({"seeds": [0, 9]}), plan(gains({"seeds": [0, 9]})), "")
+
+
+def test_what_is_not_pretrained_yet_is_pretrained_first(gains: MakeGains, tmp_path: Path) -> None:
+    rows = {"made": {"pretrain": str(tmp_path / "tiny.yaml")}, "none": {"scratch": "made"}}
+    changes = {"pretrain_with": {"model": {"net": "resnet", "depth": 18, "width": 0.125}, "schedule": {"total": 4}}}
+    changes["pretrain_with"]["model"]["shortcut"] = "B"
+    asked = gains({"rows": rows, "baseline": "none", "finetune_with.schedule.total": 3, **changes})
+    write_report(asked, run(asked, lambda text: None), "")
+    report = assert_reported(tmp_path / "runs", ["made", "none"], [0])
+    config = json.loads((tmp_path / "runs" / "compare-made" / "artifact" / "config.json").read_text())
+    metrics = config["raybone"]["provenance"]["metrics"]
+    assert report["rows"][0]["pretrain"] == {"top-1": pytest.approx(1 - metrics["val_error"] / 100)}
+    assert report["rows"][0]["pretrained"] == "synthetic, 160 images"
+    assert report["rows"][1]["pretrain"] == {}
+
+
+@pytest.mark.ray
+def test_runs_side_by_side_on_a_cluster(gains: MakeGains, tmp_path: Path, ray_cluster: Any) -> None:
+    """Two at a time on four CPUs, each line under its run's name; a mistake in one leaves the other finished."""
+    asked = gains({"finetune_with.scaling": {"num_workers": 1}, "finetune_with.schedule.total": 3, "parallel": 2})
+    asked = asked.model_copy(update={"rows": {k: asked.rows[k] for k in ("one", "two")}})
+    said: list[str] = []
+    todo = run(asked, said.append)
+    assert "0 pretraining and 2 fine-tuning run(s), 2 at a time" in said
+    write_report(asked, todo, "")
+    assert_reported(tmp_path / "runs", ["one", "two"], [0])
+    assert ray_cluster.is_initialized()  # whose cluster it is may go on using it

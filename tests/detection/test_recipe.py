@@ -1,0 +1,72 @@
+"""What a fine-tuning recipe refuses before anything slow is imported, and what its identity is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from backbone.cli import validate
+from backbone.errors import UserError
+from backbone.training.recipe import identity, recipe_hash
+from detection.recipe import Evaluation, Finetune
+from tests.conftest import ROOT
+from tests.detection.conftest import Make
+
+VOC = {"source": "voc", "train": "VOC2007:trainval", "val": "VOC2007:test"}
+
+MISTAKES = [
+    pytest.param({"from_scratch": True}, "from_scratch: what is random must train", id="random norms frozen"),
+    pytest.param({"from_scratch": True, "detector.norm": "group", "detector.freeze_at": 1}, "freeze_at 0", id="stem"),
+    pytest.param({"data": VOC, "detector.masks": True}, "detector.masks: Pascal VOC", id="masks of VOC"),
+    pytest.param({"data": {**VOC, "train": ""}}, "data.train is empty", id="nothing to train on"),
+    pytest.param({"compute.compile": True}, "compute.compile", id="compile"),
+    pytest.param({"schedule.hold_lr": 0.01}, "schedule.hold_lr", id="hold"),
+    pytest.param({"detector.nrom": "frozen"}, "detector.nrom: unknown key; perhaps you meant detector.norm", id="typo"),
+    pytest.param({"detector.roi.size": -1}, "detector.roi.size", id="size"),
+    pytest.param({"optim.batch": 6}, "micro_batch 4 does not divide batch 6", id="batch"),
+    pytest.param({"eval_batch": 0}, "eval_batch", id="empty batches"),
+    pytest.param({"compute.precision": "fp16"}, "fp16 needs scaling.use_gpu", id="fp16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "complaint"), MISTAKES)
+def test_mistakes_are_named(small: Make, change: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        small(change)
+
+
+def test_norm_and_freeze_must_be_given() -> None:
+    """What becomes of the backbone's norms is never assumed."""
+    with pytest.raises(UserError) as error:
+        validate(Finetune, {"backbone": "x", "detector": {}}, "file.yaml")
+    assert "file.yaml: detector.norm: Field required" in str(error.value)
+    assert "file.yaml: detector.freeze_at: Field required" in str(error.value)
+
+
+def test_places_are_no_part_of_a_runs_identity(small: Make) -> None:
+    """Data may move, and so may the backbone, which is identified by its weights."""
+    moved = {"backbone": "elsewhere", "data.workers": 3, "eval_batch": 4, "scaling.num_workers": 2, "name": "another"}
+    assert recipe_hash(small()) == recipe_hash(small(moved))
+    learns = {"seed": 1, "detector.roi.canonical": 64, "data.shorter_side": [32, 64], "optim.lr": 1}
+    hashes = {recipe_hash(small({field: value})) for field, value in learns.items()}
+    assert len(hashes | {recipe_hash(small())}) == 1 + len(learns)
+    assert not {"backbone", "data.workers", "eval_batch"} & identity(small()).keys()
+
+
+def test_titles(small: Make) -> None:
+    assert small().title == "faster-rcnn-fpn"
+    assert small({"detector.masks": True}).title == "mask-rcnn-fpn"
+    assert small({"name": ""}).run_name.startswith("faster-rcnn-fpn-")
+
+
+@pytest.mark.parametrize(("change", "complaint"), [({"compile": True}, "compile"), ({"precision": "fp16"}, "use_gpu")])
+def test_an_evaluation_refuses_what_it_would_not_do(change: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        validate(Evaluation, {"detector": "x", "compute": change}, "file")
+
+
+def test_reading_recipes_imports_nothing_slow() -> None:
+    """Errors and --help come at once."""
+    code = "import sys, detection.recipe, detection.gains; print(*{'torch', 'ray', 'cv2', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -73,14 +73,11 @@ class Scorer:
 
 
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module, loader: DataLoader, truth: COCO, device: torch.device, autocast: torch.autocast
-) -> tuple[np.ndarray, int, float]:
+def evaluate(model: nn.Module, loader: DataLoader, truth: COCO, device: torch.device) -> tuple[np.ndarray, int, float]:
     """The reference's loop: the twelve numbers, how many detections, and the seconds scoring took."""
     scorer, count, seconds = Scorer(truth), 0, 0.0
     for images, targets in loader:
-        with autocast:  # the reference has none: it evaluates in float32
-            outputs = model([image.to(device) for image in images])
+        outputs = model([image.to(device) for image in images])
         outputs = [{name: value.cpu() for name, value in output.items()} for output in outputs]
         began = time.perf_counter()
         scorer.update({target["image_id"].item(): output for target, output in zip(targets, outputs, strict=True)})
@@ -103,11 +100,11 @@ def spread_scores(model: Detector, images: Tensor, sizes: Tensor) -> None:
     vectors = heads.box_head(heads.box_roi_pool(maps, [boxes], shape))
     layer.weight *= 1.5 / layer(vectors).std(0).mean()
     layer.bias -= layer(vectors).mean(0)
-    layer.bias[0] += 4
+    layer.bias[0] += 10
 
 
 def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
-    """Seconds of an evaluation both ways and of scoring in it, turn by turn, and the last turn's AP and detections."""
+    """Seconds of an evaluation both ways and of scoring in it, turn by turn, and how many detections."""
     recipe = Finetune.model_validate(payload["recipe"])
     folder, context = Path(payload["url"]), engine.autocast(recipe.compute, world.device)
     net, inputs, _ = load_backbone(recipe.backbone, False, recipe.seed)
@@ -123,20 +120,21 @@ def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dic
     scenes = Scenes(folder, flip=0)
     reference = DataLoader(scenes, recipe.eval_batch, num_workers=recipe.data.workers, collate_fn=in_tuples)
     taken: dict[str, list[float]] = {"ours": [], "theirs": [], "our scoring": [], "their scoring": []}
-    last: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for _ in range(payload["turns"] + 1):
         began = now(world.device)
         found, bad = detect_batches(ours, inputs, loader, source.image_ids, world.device, context)
         detected = now(world.device)
-        judged = evaluation.judge(found, source, world, bad)
+        evaluation.judge(found, source, world, bad)
         ended = now(world.device)
-        stats, count, scoring = evaluate(theirs, reference, scenes.coco, world.device, context)
+        with context:  # the reference knows none, and evaluates in float32
+            _, count, scoring = evaluate(theirs, reference, scenes.coco, world.device)
         taken["ours"].append(ended - began)
         taken["our scoring"].append(ended - detected)
         taken["theirs"].append(now(world.device) - ended)
         taken["their scoring"].append(scoring)
-        last = {"ours": len(found), "theirs": count, "apart": abs(judged.metrics["bbox"]["AP"] - stats[0])}
-    return {**{name: seconds[1:] for name, seconds in taken.items()}, "last": last}
+        counts = {"ours": len(found), "theirs": count}
+    return {**{name: seconds[1:] for name, seconds in taken.items()}, "detections": counts}
 
 
 def main() -> None:
@@ -157,8 +155,7 @@ def main() -> None:
                     "quartiles": f"{low:.3f} to {high:.3f}",
                     "torchvision's scoring, ms/image": 1e3 * spread(found["their scoring"])[0] / given.images,
                     "our scoring, ms/image": 1e3 * spread(found["our scoring"])[0] / given.images,
-                    "detections": f"{found['last']['theirs']:,} and {found['last']['ours']:,}",
-                    "AP apart by": found["last"]["apart"],
+                    "detections": f"{found['detections']['theirs']:,} and {found['detections']['ours']:,}",
                     "turns": len(ours),
                 }
             )

@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -54,25 +54,27 @@ def detect_batches(
     """
     found: list[Detections] = []
     bad: list[str] = []
-    for batch in batches:
-        on_device = {key: batch[key].to(device, non_blocking=True) for key in ("images", "sizes")}
-        outputs: list[dict[str, Tensor]] = [{} for _ in batch["indices"]]
-        padded = (-(-batch["sizes"] // DIVISOR) * DIVISOR).tolist()
-        for height, width in sorted(set(map(tuple, padded))):
-            rows = [row for row, sides in enumerate(padded) if sides == [height, width]]
-            part = {"images": on_device["images"][rows, :, :height, :width], "sizes": on_device["sizes"][rows]}
-            with autocast:
+    with autocast:  # around all batches: when it ends, it forgets the weights it has cast
+        for batch in batches:
+            on_device = {key: batch[key].to(device, non_blocking=True) for key in ("images", "sizes")}
+            outputs: list[dict[str, Tensor]] = [{} for _ in batch["indices"]]
+            padded = (-(-batch["sizes"] // DIVISOR) * DIVISOR).tolist()
+            for height, width in sorted(set(map(tuple, padded))):
+                rows = [row for row, sides in enumerate(padded) if sides == [height, width]]
+                part = {"images": on_device["images"][rows, :, :height, :width], "sizes": on_device["sizes"][rows]}
                 found_here = model(prepared(inputs, part), part["sizes"])
-            for row, output in zip(rows, found_here, strict=True):
-                outputs[row] = output
-        pairs = zip(outputs, batch["readable"].tolist(), strict=True)
-        outputs = [{key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs]
-        found.append(collect(outputs, batch["sizes"], batch["originals"], image_ids[np.array(batch["indices"])]))
-        bad += batch["bad"]
+                for row, output in zip(rows, found_here, strict=True):
+                    outputs[row] = output
+            pairs = zip(outputs, batch["readable"].tolist(), strict=True)
+            outputs = [
+                {key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs
+            ]
+            found.append(collect(outputs, batch["sizes"], batch["originals"], image_ids[np.array(batch["indices"])]))
+            bad += batch["bad"]
     return concatenate(found), bad
 
 
-def detect(loaded: artifact.Loaded, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[str, Any]]:
     """What a detector finds in images, uint8 RGB [H, W, 3] of any sizes, on whichever device it is.
 
     Returns:

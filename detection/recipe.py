@@ -82,8 +82,8 @@ class Evaluation(Strict):
     scaling: Scaling = Scaling(num_workers=0)
 
     output: str = ""
-    """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact, with the shorter side
-    where it is another than in training."""
+    """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact, followed by the
+    shorter side where it is another than in training."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Evaluation":

@@ -14,12 +14,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+import detection
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.training.cluster import launch
 from detection import artifact, evaluation
 from detection.data.contract import Categories
+from detection.data.options import DetectionData
+from detection.data.sources import open_val
 from detection.inference import evaluate, prepare, prepared, relabel
 from detection.recipe import Evaluation
 from tests.detection.conftest import ALONE, coco, write_scenes
@@ -135,6 +138,19 @@ def test_more_gpus_than_there_are(trained: Path, tmp_path: Path, ray_cluster: An
     recipe = asked(trained, tmp_path / "gpu", scaling={"num_workers": 1, "use_gpu": True})
     with pytest.raises(UserError, match="do not fit on the cluster"):
         launch(evaluate, prepare(recipe), recipe.scaling)
+
+
+def test_a_detector_asked_says_what_its_evaluation_wrote(trained: Path) -> None:
+    loaded = detection.load(trained / "artifact")
+    source = open_val(validate(DetectionData, loaded.block["provenance"]["recipe"]["data"], "data"))
+    written = json.loads((trained / "results" / "detections.json").read_text())
+    for image_id, found in zip(source.image_ids, detection.detect(loaded, map(source.image, range(6))), strict=False):
+        rows = [row for row in written if row["image_id"] == image_id]
+        assert len(found["scores"]) == len(rows)
+        np.testing.assert_allclose(found["scores"], [row["score"] for row in rows], atol=1e-5)
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in rows)]
+        np.testing.assert_allclose(found["boxes"], np.reshape(corners, (-1, 4)), atol=2e-3)
+        assert [loaded.categories.ids[k - 1] for k in found["labels"]] == [row["category_id"] for row in rows]
 
 
 def test_data_with_some_of_the_classes(trained: Path, tmp_path: Path) -> None:

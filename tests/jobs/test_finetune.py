@@ -115,7 +115,7 @@ def no_objects(folder: Path) -> list[str]:
 
 
 MISTAKES = [
-    pytest.param(a_detector, "detector: not a raybone backbone artifact", id="a detector as backbone"),
+    pytest.param(a_detector, "this is a detector's artifact", id="a detector as backbone"),
     pytest.param(lambda folder: ["--backbone", str(folder)], "config.json is missing", id="a folder as backbone"),
     pytest.param(damaged, "model.safetensors: SHA-256 is not the one", id="damaged weights"),
     pytest.param(no_norm, "detector.norm: Field required", id="no norm"),

@@ -57,8 +57,8 @@ def main() -> None:
     words.add_argument("--annotations", type=Path, required=True, help="their instances JSON")
     words.add_argument("--backbone", required=True, help="backbone artifact")
     words.add_argument("--count", type=int, default=16, help="images to learn by heart")
-    words.add_argument("--side", type=int, default=256, help="their shorter side, pixels")
-    words.add_argument("--steps", type=int, default=800, help="of 4 images")
+    words.add_argument("--side", type=int, default=160, help="their shorter side, pixels")
+    words.add_argument("--steps", type=int, default=1200, help="of 4 images")
     words.add_argument("--only", choices=list(KINDS), nargs="*", default=list(KINDS))
     args = words.parse_args()
     rows = []
@@ -80,7 +80,7 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
             **KINDS[name],
             "norm": "frozen",
             "freeze_at": 1,
-            "anchor_sizes": [16, 32, 64, 128, 256],
+            "anchor_sizes": [12, 24, 48, 96, 160],
             "rpn": FEW["rpn"],
             "roi": FEW["roi"] | KINDS[name].get("roi", {}),
         },
@@ -89,7 +89,7 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
         "optim": {"batch": 4, "lr": 0.02, "lr_batch": 4, "clip": 10.0},
         "schedule": {"kind": "cosine", "unit": "iterations", "total": args.steps, "warmup": 50},
         "scaling": {"num_workers": 0},
-        "run": {"storage": folder, "log_every": 50, "eval_every": 1000},
+        "run": {"storage": folder, "log_every": 50, "eval_every": 50},
     }
     recipe = validate(Finetune, tree, name)
     payload = prepare(recipe)

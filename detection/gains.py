@@ -177,12 +177,15 @@ def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
 
     todo = plan(gains)
     check(todo)
+    done = [pretraining.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
+    done += [engine.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
+    on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
     places, leave = 1, None
-    if any(scaling.num_workers for scaling in todo.scaling):
+    if on_ray:
         ray, started = connect(say)
         leave = ray.shutdown if started else None
     try:
-        if any(scaling.num_workers for scaling in todo.scaling):
+        if on_ray:
             places = min(room(scaling) // max(1, scaling.num_workers) for scaling in todo.scaling)
         parallel = max(1, min(gains.parallel or places, places))
         say(

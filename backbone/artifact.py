@@ -26,7 +26,7 @@ from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
 from backbone.options import NetOptions
-from backbone.storage import filesystem, join
+from backbone.storage import filesystem, join, write_folder
 
 FORMAT = 1
 PROBE_SIZE = 64
@@ -87,16 +87,7 @@ def save(
             "provenance": {**provenance, **environment()},
         },
     }
-    fs, path = filesystem(url)
-    try:
-        fs.makedirs(path, exist_ok=True)
-        if fs.exists(join(path, "config.json")):
-            fs.rm(join(path, "config.json"))
-        for name, data in {**extra, "model.safetensors": weights, "config.json": _json(config)}.items():
-            with fs.open(join(path, name), "wb") as file:
-                file.write(data)
-    except OSError as error:
-        raise UserError(f"cannot write artifact {url}: {error}") from error
+    write_folder(url, {**extra, "model.safetensors": weights, "config.json": _json(config)}, "artifact")
     return config
 
 

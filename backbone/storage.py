@@ -41,3 +41,22 @@ def join(url: str | Path, *parts: str) -> str:
     """Append path components to a local path or URL, before the URL's query (`s3://b/k?region=...`) if it has one."""
     place, mark, query = str(url).partition("?") if "://" in str(url) else (str(url), "", "")
     return "/".join([place.rstrip("/"), *parts]) + mark + query
+
+
+def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
+    """Write files into a folder, in their order; the last one marks a complete folder, and is removed first.
+
+    Raises:
+        UserError: the place cannot be written; calls it `what`.
+    """
+    fs, path = filesystem(url)
+    try:
+        fs.makedirs(path, exist_ok=True)
+        mark = join(path, list(files)[-1])
+        if fs.exists(mark):
+            fs.rm(mark)
+        for name, data in files.items():
+            with fs.open(join(path, name), "wb") as file:
+                file.write(data)
+    except OSError as error:
+        raise UserError(f"cannot write {what} {url}: {error}") from error

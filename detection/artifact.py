@@ -23,7 +23,7 @@ from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_backbone
 from backbone.options import NetOptions
-from backbone.storage import filesystem, join
+from backbone.storage import filesystem, join, write_folder
 from detection.data.contract import Categories
 from detection.nets import Detector, build
 from detection.options import DetectorOptions
@@ -77,17 +77,8 @@ def save(
             "provenance": {**provenance, **environment()},
         }
     }
-    fs, path = filesystem(url)
-    try:
-        fs.makedirs(path, exist_ok=True)
-        if fs.exists(join(path, "config.json")):
-            fs.rm(join(path, "config.json"))
-        text = (json.dumps(config, indent=2) + "\n").encode()
-        for name, data in {"model.safetensors": weights, "config.json": text}.items():
-            with fs.open(join(path, name), "wb") as file:
-                file.write(data)
-    except OSError as error:
-        raise UserError(f"cannot write artifact {url}: {error}") from error
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    write_folder(url, {"model.safetensors": weights, "config.json": text}, "artifact")
     return config
 
 

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import UserError
-from backbone.storage import filesystem, join
+from backbone.storage import filesystem, join, write_folder
 from backbone.training.world import World
 from detection.coco_format import check, mended
 from detection.data.contract import Categories, DetectionSource
@@ -193,16 +193,7 @@ def write(url: str | Path, judged: Judged, provenance: dict[str, Any]) -> None:
         "matches.npz": arrays.getvalue(),
         "metrics.json": _json({**judged.metrics, "provenance": provenance}, indent=2),
     }
-    fs, path = filesystem(url)
-    try:
-        fs.makedirs(path, exist_ok=True)
-        if fs.exists(join(path, "metrics.json")):
-            fs.rm(join(path, "metrics.json"))
-        for name, data in files.items():
-            with fs.open(join(path, name), "wb") as file:
-                file.write(data)
-    except OSError as error:
-        raise UserError(f"cannot write results {url}: {error}") from error
+    write_folder(url, files, "results")
 
 
 def read(url: str | Path) -> Judged:

@@ -1,5 +1,6 @@
 """What a detector, an evaluator or an exporter may assume of a net, and all that it may assume."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class RegionHead:
     """Cells a side that a region must have; None: any."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A net that gives its stage maps and its class scores.
 
     `stages` runs from shallow to deep: C2 to C5 at strides 4, 8, 16, 32, or C2 to C4 at strides 1, 2, 4 in the
@@ -56,20 +57,20 @@ class Backbone(nn.Module):
                 break
         return maps
 
+    @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         """The net up to its last map: `stem`, then one part a stage, each with the modules to run in order.
 
         A part reads what the one before it gives. The modules are the net's own, so what is done to them is done to it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def region_head(self) -> RegionHead:
         """What reads regions of C4, of the net's own modules. A net without C5 has none (KeyError)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to logits [N, num_classes]: one `forward`, then the head on its last stage."""
-        raise NotImplementedError
 
 
 def run(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:

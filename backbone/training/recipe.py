@@ -6,6 +6,7 @@ need.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -181,7 +182,7 @@ class PretrainRun(Run):
     moving averages."""
 
 
-class TrainingRecipe(Strict):
+class TrainingRecipe(Strict, ABC):
     """What every training run has."""
 
     PLACES: ClassVar[tuple[str, ...]] = ()
@@ -203,14 +204,14 @@ class TrainingRecipe(Strict):
         return self.name or f"{self.title}-{recipe_hash(self)[:8]}"
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """What people call what is trained."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def equal_shares(self) -> bool:
         """Whether all workers must hold equally many micro-batches: synchronised statistics are a collective."""
-        raise NotImplementedError
 
     def check_micro_batch(self, unit: int) -> None:
         """ValueError where micro-batches of this size are not possible."""

@@ -68,8 +68,9 @@ def test_micro_batches_must_split_over_workers_unless_elastic(tiny: Make) -> Non
     with pytest.raises(UserError, match=r"4 micro-batches of 4.*one of \[1, 2, 4\] workers"):
         open_run(tiny(options), DATA, 1)
     open_run(tiny({**options, "scaling.min_workers": 1}), DATA, 1)
+    on_gpus = {"scaling.min_workers": 1, "scaling.use_gpu": True, "model.norm": "sync"}
     with pytest.raises(UserError, match="norm sync needs equal shares"):
-        open_run(tiny({**options, "scaling.min_workers": 1, "model.norm": "sync"}), DATA, 1)
+        open_run(tiny({**options, **on_gpus}), DATA, 1)
 
 
 def test_storage_that_cannot_be_used(tiny: Make, tmp_path: Path) -> None:

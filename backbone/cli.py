@@ -63,6 +63,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+def laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` put over `tree`, section by section."""
+    laid = dict(tree)
+    for key, value in changes.items():
+        below = tree.get(key)
+        laid[key] = laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return laid
+
+
 def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[str, Any] | None = None) -> T:
     """Check `tree`, with dotted `overrides` on top of it; UserError with one line a fault."""
     tree, overrides = copy.deepcopy(tree), overrides or {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
-from backbone.cli import read_yaml, validate
+from backbone.cli import laid_over, read_yaml, validate
 from backbone.errors import UserError
 from backbone.options import NetOptions, Strict
 from backbone.storage import filesystem, join
@@ -114,11 +114,11 @@ def plan(gains: Gains) -> Plan:
     for label, row in gains.rows.items():
         if row.pretrain:
             overrides: dict[str, Any] = {"run.storage": gains.storage, "name": f"{gains.name}-{label}"}
-            tree = _laid_over(read_yaml(row.pretrain), gains.pretrain_with)
+            tree = laid_over(read_yaml(row.pretrain), gains.pretrain_with)
             pretrainings[label] = validate(Recipe, tree, row.pretrain, overrides)
     artifacts = {label: join(run_url(recipe), "artifact") for label, recipe in pretrainings.items()}
     artifacts |= {label: row.artifact for label, row in gains.rows.items() if row.artifact}
-    tree = _laid_over(read_yaml(gains.finetune), gains.finetune_with)
+    tree = laid_over(read_yaml(gains.finetune), gains.finetune_with)
     finetunings = {}
     for label, row in gains.rows.items():
         for seed in gains.seeds:
@@ -135,15 +135,6 @@ def plan(gains: Gains) -> Plan:
                     overrides["detector.norm"] = "trainable"
             finetunings[label, seed] = validate(Finetune, tree, gains.finetune, overrides)
     return Plan(pretrainings, finetunings)
-
-
-def _laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` put over `tree`, section by section."""
-    laid = dict(tree)
-    for key, value in changes.items():
-        below = tree.get(key)
-        laid[key] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return laid
 
 
 def check(todo: Plan) -> None:
@@ -241,7 +232,7 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
         provenance = seeds[0].metrics["provenance"]
         backbone, scratch = provenance["backbone"], bool(gains.rows[label].scratch)
         recipe = todo.finetunings[label, gains.seeds[0]]
-        seconds = [training_seconds(url, recipe.optim.batch) for url in runs.values()]
+        seconds = [_training_seconds(url, recipe.optim.batch) for url in runs.values()]
         net = NetOptions.model_validate(backbone["net"])
         trained = backbone["provenance"]
         rows.append(
@@ -294,12 +285,8 @@ def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
     return {"top-1": 1 - metrics["val_error"] / 100} if "val_error" in metrics else {}
 
 
-def training_seconds(url: str, batch: int) -> float:
-    """Time a run spent in training steps, over all its attempts, evaluations and waiting left out."""
+def _training_seconds(url: str, batch: int) -> float:
+    from backbone.training.state import training_seconds  # imports torch
+
     fs, path = filesystem(url)
-    seconds, before = 0.0, 0
-    for record in json.loads(fs.cat_file(join(path, "history.json"))):
-        if "images_per_second" in record:
-            seconds += (record["step"] - before) * batch / record["images_per_second"]
-            before = record["step"]
-    return seconds
+    return training_seconds(json.loads(fs.cat_file(join(path, "history.json"))), batch)

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,17 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-Worker = Callable[[dict[str, Any], World, Callable[[dict[str, Any]], None]], dict[str, Any]]
+Report = Callable[[dict[str, Any]], None]
+Worker = Callable[[dict[str, Any], World, Report], dict[str, Any]]
 
 
-def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling, label: str = "") -> dict[str, Any]:
+def launch(
+    worker: Worker, payload: dict[str, Any], scaling: Scaling, label: str = "", watch: Report = lambda record: None
+) -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
 
-    Several may be called at once, from threads; `label` then says in the output whose line it is.
+    Several may be called at once, from threads; `label` then says in the output whose line it is. `watch` is given each
+    record of the run after it was shown.
 
     `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0`
     it runs in this process, or in those torchrun started, without Ray.
@@ -47,12 +52,15 @@ def launch(worker: Worker, payload: dict[str, Any], scaling: Scaling, label: str
             the user's.
         ray.train.TrainingFailedError: workers failed more often than `max_failures`.
     """
-    display = Display(payload["url"], label)
+    display = Display(payload["url"], label, watch)
     try:
         if scaling.num_workers == 0:
             with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
                 return worker(payload, world, display.show if world.is_first else lambda record: None)
         return _launch_on_ray(worker, payload, scaling, display)
+    except BaseException:
+        display.note(traceback.format_exc())
+        raise
     finally:
         display.close()
 

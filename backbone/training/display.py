@@ -1,8 +1,10 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, TensorBoard files."""
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, a log file, TensorBoard files."""
 
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -13,17 +15,29 @@ from backbone.storage import filesystem, is_local
 class Display:
     """Shows the records of a run as they come (see `engine.Report`), on the driver."""
 
-    def __init__(self, url: str, label: str = "") -> None:
-        """`label` goes before every line, where several runs share an output; then no bar is drawn."""
+    def __init__(self, url: str, label: str = "", watch: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+        """`label` goes before every line, where several runs share an output; then no bar is drawn.
+
+        `watch` is given each record too.
+        """
         self.url = url
+        self._watch = watch
         self._label = f"[{label}] " if label else ""
         self._bar: tqdm | None = None
         self._writer: Any = None
-        self._folder = filesystem(url)[1] + "/tensorboard" if is_local(url) else tempfile.mkdtemp(prefix="raybone-")
+        self._folder = filesystem(url)[1] if is_local(url) else tempfile.mkdtemp(prefix="raybone-")
         self._began: tuple[float, int] | None = None
+        if not is_local(url):  # what attempts before this one have written
+            fs, path = filesystem(url)
+            if fs.exists(f"{path}/log.txt"):
+                fs.get_file(f"{path}/log.txt", f"{self._folder}/log.txt")
 
     def show(self, record: dict[str, Any]) -> None:
         """Take one record: a log, an evaluation, or something to say."""
+        self._show(record)
+        self._watch(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
         if record["kind"] == "say":
             self.say(record["text"])
             return
@@ -42,25 +56,31 @@ class Display:
             parts = {name: value for name, value in record.items() if name.startswith("loss_")}
             facts += " (" + ", ".join(f"{name[5:]} {value:.2f}" for name, value in parts.items()) + ")" if parts else ""
         facts += f"  {record['images_per_second']:.0f} img/s"
-        if sys.stderr.isatty() and not self._label:
-            if self._bar is None:
-                self._bar = tqdm(total=record["total"], initial=record["step"], unit="step", dynamic_ncols=True)
-            self._bar.n = record["step"]
-            self._bar.set_postfix_str(f"{facts}  data {record['data_wait']:.0%}")
-        else:
-            began, first = self._began
-            done = record["step"] - first
-            left = (record["total"] - record["step"]) * (time.monotonic() - began) / done if done else None
-            self.say(
-                f"epoch {record['epoch']:.2f}  step {record['step']}/{record['total']}  {facts}  "
-                f"lr {record['lr']:.4g}  data wait {record['data_wait']:.0%}"
-                + (f"  eta {tqdm.format_interval(left)}" if left is not None else "")
-            )
+        began, first = self._began
+        done = record["step"] - first
+        left = (record["total"] - record["step"]) * (time.monotonic() - began) / done if done else None
+        line = f"epoch {record['epoch']:.2f}  step {record['step']}/{record['total']}  {facts}  lr {record['lr']:.4g}"
+        line += f"  data wait {record['data_wait']:.0%}"
+        line += f"  eta {tqdm.format_interval(left)}" if left is not None else ""
+        if not sys.stderr.isatty() or self._label:
+            self.say(line)
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=record["total"], initial=record["step"], unit="step", dynamic_ncols=True)
+        self._bar.n = record["step"]
+        self._bar.set_postfix_str(f"{facts}  data {record['data_wait']:.0%}")
+        self.note(line)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         tqdm.write(self._label + text, file=sys.stdout)
         sys.stdout.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Add to the run's log.txt alone."""
+        with Path(self._folder, "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
         """Finish the bar and the TensorBoard files."""
@@ -68,14 +88,14 @@ class Display:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
-            self._upload()
+        self._upload()
 
     def _to_tensorboard(self, record: dict[str, Any]) -> None:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
             # What an interrupted attempt wrote past the checkpoint that was resumed is dropped.
-            self._writer = SummaryWriter(self._folder, purge_step=record["step"])
+            self._writer = SummaryWriter(f"{self._folder}/tensorboard", purge_step=record["step"])
         split = "train" if record["kind"] == "log" else "val"
         for name, value in record.items():
             if name not in ("kind", "step", "total"):
@@ -87,4 +107,4 @@ class Display:
     def _upload(self) -> None:
         if not is_local(self.url):
             fs, path = filesystem(self.url)
-            fs.put(self._folder + "/", path + "/tensorboard/", recursive=True)
+            fs.put(self._folder + "/", path + "/", recursive=True)

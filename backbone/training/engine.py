@@ -19,7 +19,7 @@ from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
 from backbone.training.recipe import Compute, Optim, TrainingRecipe
-from backbone.training.state import Checkpointer, Progress, Store
+from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 from backbone.training.world import World
 
 Report = Callable[[dict[str, Any]], None]
@@ -115,7 +115,16 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
             if metrics["val_error"] < progress.best:
                 progress.best, progress.best_step = metrics["val_error"], progress.step
             progress.history.append({"step": progress.step, **metrics})
-            report({"kind": "evaluation", "step": progress.step, "total": steps.total, **metrics})
+            report(
+                {
+                    "kind": "evaluation",
+                    "step": progress.step,
+                    "total": steps.total,
+                    "epoch": progress.step * steps.batch / steps.num_samples,
+                    "train_seconds": training_seconds(progress.history, steps.batch),
+                    **metrics,
+                }
+            )
         if saves:
             if world.is_first:
                 latest = {key: value for key, value in progress.history[-1].items() if key.startswith("val_")}

@@ -17,21 +17,26 @@ R = TypeVar("R", bound=TrainingRecipe)
 
 
 def run_url(recipe: TrainingRecipe) -> str:
-    """Absolute place of the recipe's run.
+    """Absolute place of the recipe's run; UserError as `run_place`."""
+    return run_place(recipe.run.storage, recipe.run_name, "run.storage")
+
+
+def run_place(storage: str, name: str, field: str = "storage") -> str:
+    """Absolute place of what is called `name` in a storage.
 
     Raises:
-        UserError: the storage is relative in a submitted job, whose working directory is a copy thrown away after it.
+        UserError: the storage is relative in a submitted job, whose working directory is a copy thrown away after it;
+            calls it `field`.
     """
-    storage = recipe.run.storage
     if "://" not in storage:
         path = Path(storage).expanduser()
         if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise UserError(
-                f"run.storage {storage!r} is relative, and a submitted job runs in a copy of the working directory "
-                "that is thrown away; give an absolute path that all nodes see, or a URL: --run.storage /shared/runs"
+                f"{field} {storage!r} is relative, and a submitted job runs in a copy of the working directory "
+                f"that is thrown away; give an absolute path that all nodes see, or a URL: --{field} /shared/runs"
             )
         storage = str(path.resolve())
-    return join(storage, recipe.run_name)
+    return join(storage, name)
 
 
 def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:

@@ -33,6 +33,11 @@ class Steps:
     batch: int
     num_samples: int
 
+    @property
+    def epochs(self) -> float:
+        """The schedule's length in epochs."""
+        return self.total * self.batch / self.num_samples
+
     def epochs_done(self, step: int) -> int:
         """Whole epochs consumed once `step` steps are done."""
         return step * self.batch // self.num_samples
@@ -66,6 +71,17 @@ def learning_rate(schedule: Schedule, optim: Optim, steps: Steps, step: int, eve
         return optim.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
     lowered = {"steps": steps.milestones, "plateau": events.drops, "constant": ()}[schedule.kind]
     return optim.peak_lr * schedule.gamma ** sum(step >= mark for mark in lowered)
+
+
+def curve(schedule: Schedule, optim: Optim, steps: Steps, points: int = 100) -> list[tuple[float, float]]:
+    """(epoch, learning rate) over the whole schedule, to be joined by lines, drops upright.
+
+    What depends on the run is drawn as if it never happened: a plateau does not drop, a rate is held for no time.
+    """
+    at = {i * steps.total // points for i in range(points)} | {steps.total - 1, max(0, steps.warmup - 1)}
+    at |= {mark - before for mark in steps.milestones for before in (0, 1)}
+    rates = {step: learning_rate(schedule, optim, steps, step, Events(hold_end=0)) for step in sorted(at)}
+    return [(step * steps.batch / steps.num_samples, rate) for step, rate in rates.items()]
 
 
 def after_log(schedule: Schedule, events: Events, step: int, train_error: float) -> Events:

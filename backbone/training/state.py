@@ -54,6 +54,16 @@ class Progress:
         return Progress(**fields)
 
 
+def training_seconds(history: list[dict[str, float]], batch: int) -> float:
+    """Time a run spent in training steps, from its history's speeds; evaluations and waiting left out."""
+    seconds, before = 0.0, 0.0
+    for record in history:
+        if "images_per_second" in record:
+            seconds += (record["step"] - before) * batch / record["images_per_second"]
+            before = record["step"]
+    return seconds
+
+
 class Store:
     """Checkpoints of one run: `<url>/step-00001234/{state.pt, manifest.json}`, local or remote.
 

@@ -11,7 +11,7 @@ import yaml
 
 from backbone.cli import validate
 from backbone.errors import UserError
-from detection.gains import Gains, check, plan, run, training_seconds, write_report
+from detection.gains import Gains, check, plan, run, write_report
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL, write_backbone
 
@@ -102,19 +102,6 @@ def test_data_are_looked_at_before_anything_is_pretrained(gains: MakeGains, tmp_
     with pytest.raises(UserError, match="/nowhere"):
         run(gains(rows), lambda text: None)
     assert not (tmp_path / "runs").exists()
-
-
-def test_training_seconds_are_those_of_steps(tmp_path: Path) -> None:
-    """20 steps at 40 images/s, 10 at 20; logged twice where a checkpoint falls between; evaluations left out."""
-    history = [
-        {"step": 10, "images_per_second": 40.0, "loss": 1.0},
-        {"step": 20, "images_per_second": 40.0, "loss": 1.0},
-        {"step": 20, "val_AP": 3.0, "val_seconds": 500.0},
-        {"step": 25, "images_per_second": 20.0, "loss": 1.0},
-        {"step": 30, "images_per_second": 20.0, "loss": 1.0},
-    ]
-    (tmp_path / "history.json").write_text(json.dumps(history))
-    assert training_seconds(str(tmp_path), 8) == pytest.approx(20 * 8 / 40 + 10 * 8 / 20)
 
 
 def state_of(runs: Path) -> dict[str, tuple[int, str]]:

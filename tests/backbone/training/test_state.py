@@ -9,7 +9,7 @@ import torch
 from backbone.errors import UserError
 from backbone.storage import join
 from backbone.training.schedule import Events
-from backbone.training.state import Checkpointer, Progress, Store
+from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 
 
 def state(value: float) -> dict:
@@ -113,3 +113,15 @@ def test_the_writer_works_on_a_copy(tmp_path: Path) -> None:
     checkpointer.wait()
     found = [Store(str(tmp_path)).load(step)["model"]["conv1.weight"][0, 0].item() for step in (1, 2, 3)]
     assert found == [1, 2, 3]
+
+
+def test_training_seconds_are_those_of_steps() -> None:
+    """20 steps at 40 images/s, 10 at 20; logged twice where a checkpoint falls between; evaluations left out."""
+    history = [
+        {"step": 10, "images_per_second": 40.0, "loss": 1.0},
+        {"step": 20, "images_per_second": 40.0, "loss": 1.0},
+        {"step": 20, "val_AP": 3.0, "val_seconds": 500.0},
+        {"step": 25, "images_per_second": 20.0, "loss": 1.0},
+        {"step": 30, "images_per_second": 20.0, "loss": 1.0},
+    ]
+    assert training_seconds(history, 8) == pytest.approx(20 * 8 / 40 + 10 * 8 / 20)

@@ -1,0 +1,160 @@
+"""What each framework calls the tensors of a residual net. Pure names, no tensors.
+
+Ours are torchvision's: `conv1.weight`, `layer2.0.bn3.running_var`, `layer2.0.downsample.0.weight`, `fc.bias`. timm and
+mmdetection use the same. Others have a function from our name to theirs; the way back is the table of all our names,
+read from right to left, so that the two cannot disagree.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+from backbone.errors import UserError
+from backbone.nets.resnet import UNITS
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+HEAD = ("fc.weight", "fc.bias")
+
+
+@cache
+def ours() -> tuple[str, ...]:
+    """Every name that a tensor of a residual net of 18 to 152 layers with batch norm can have."""
+    names = ["conv1.weight", *(f"bn1.{part}" for part in NORM)]
+    for i in range(4):
+        for unit in range(max(units[i] for units in UNITS.values())):
+            place = f"layer{i + 1}.{unit}"
+            for k in (1, 2, 3):
+                names += [f"{place}.conv{k}.weight", *(f"{place}.bn{k}.{part}" for part in NORM)]
+            names += [f"{place}.downsample.0.weight", *(f"{place}.downsample.1.{part}" for part in NORM)]
+    return (*names, *HEAD)
+
+
+def transformers(name: str) -> str:
+    """transformers' `ResNetForImageClassification`; its backbones have the same names without `resnet.`."""
+    owner, _, part = name.rpartition(".")
+    if owner == "fc":
+        return f"classifier.1.{part}"
+    kind = "convolution" if _is_conv(owner) else "normalization"
+    if not owner.startswith("layer"):
+        return f"resnet.embedder.embedder.{kind}.{part}"
+    layer, unit, leaf = owner.split(".", 2)
+    within = "shortcut" if leaf.startswith("downsample") else f"layer.{int(leaf[-1]) - 1}"
+    return f"resnet.encoder.stages.{int(layer[5:]) - 1}.layers.{unit}.{within}.{kind}.{part}"
+
+
+def transformers_backbone(name: str) -> str:
+    """transformers' `ResNetBackbone` and `ResNetModel`."""
+    return transformers(name).removeprefix("resnet.")
+
+
+def detectron2(name: str) -> str:
+    """detectron2's ResNet, as of `build_resnet_backbone`; its classifier is called `linear`."""
+    owner, _, part = name.rpartition(".")
+    if owner == "fc":
+        return f"linear.{part}"
+    norm = "" if _is_conv(owner) else "norm."
+    if not owner.startswith("layer"):
+        return f"stem.conv1.{norm}{part}"
+    layer, unit, leaf = owner.split(".", 2)
+    within = "shortcut" if leaf.startswith("downsample") else f"conv{leaf[-1]}"
+    return f"res{int(layer[5:]) + 1}.{unit}.{within}.{norm}{part}"
+
+
+def caffe2(name: str) -> str:
+    """Blobs of Detectron's MSRA/R-50.pkl: `res3_0_branch2a_w`, `res3_0_branch2a_bn_s`, `fc1000_w`.
+
+    A norm there is `_s` and `_b` alone, y = s x + b. Statistics, where a file has them, are `_bn_rm` and `_bn_riv`.
+    """
+    owner, _, part = name.rpartition(".")
+    if owner == "fc":
+        return f"fc1000_{'w' if part == 'weight' else 'b'}"
+    stem = not owner.startswith("layer")
+    place = "conv1" if stem else _branch(owner, "_{}_")
+    if _is_conv(owner):
+        return f"{place}_w"
+    norm = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+    return f"{'res_' if stem else ''}{place}_bn_{norm.get(part, part)}"
+
+
+def caffe(name: str, letters: bool = True) -> str:
+    """Blobs of the MSRA caffemodels as LAYER.INDEX: `res3a_branch2a.0`, `bn3a_branch2a.1`, `scale3a_branch2a.0`.
+
+    BatchNorm's blobs are 0 mean, 1 variance, 2 the factor both are to be divided by; Scale's are 0 gamma, 1 beta.
+    `letters` names units a, b, c, ... as the net of 50 layers does, else a, b1, b2, ... as those of 101 and 152 do.
+    """
+    owner, _, part = name.rpartition(".")
+    if owner == "fc":
+        return f"fc1000.{0 if part == 'weight' else 1}"
+    stem = not owner.startswith("layer")
+    place = "conv1" if stem else _branch(owner, "letter" if letters else "number")
+    if _is_conv(owner):
+        return f"{place}.0"
+    place = "_conv1" if stem else place.removeprefix("res")
+    norm = {"weight": "scale{}.0", "bias": "scale{}.1", "running_mean": "bn{}.0", "running_var": "bn{}.1"}
+    return norm.get(part, "bn{}." + part).format(place)
+
+
+def same(name: str) -> str:
+    """torchvision, timm, mmdetection."""
+    return name
+
+
+def theirs(names: Iterable[str], to_theirs: Callable[[str], str]) -> dict[str, str]:
+    """Our name -> theirs, for a net's names."""
+    return {name: to_theirs(name) for name in names}
+
+
+@cache
+def inverse(to_theirs: Callable[[str], str]) -> dict[str, str]:
+    """Their name -> ours, for every name a residual net can have."""
+    return {to_theirs(name): name for name in ours()}
+
+
+def explained(names: Iterable[str], to_theirs: Callable[[str], str], where: str) -> dict[str, str]:
+    """Their name -> ours for all `names`.
+
+    Raises:
+        UserError: names that no residual net has; says which and, where one prefix explains them, which.
+    """
+    table = inverse(to_theirs)
+    unknown = sorted(name for name in names if name not in table)
+    if unknown:
+        known = [prefix for prefix in map(lambda name: _prefix(name, table), unknown) if prefix]
+        hint = f"; all keys behind a prefix? --prefix {known[0]}" if known else ""
+        raise UserError(
+            f"{where}: {len(unknown)} keys that no residual net has: {some(unknown)}{hint}. "
+            "Keys to leave out are named by --drop"
+        )
+    return {name: table[name] for name in names}
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _prefix(name: str, table: dict[str, str]) -> str:
+    """What stands before a known name in `name`; empty where nothing of it is known."""
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        if ".".join(parts[i:]) in table:
+            return ".".join(parts[:i]) + "."
+    return ""
+
+
+def _is_conv(owner: str) -> bool:
+    return owner.rpartition(".")[2].startswith("conv") or owner.endswith("downsample.0")
+
+
+def _branch(owner: str, style: str) -> str:
+    """`layer2.0.bn3` -> `res3_0_branch2c`, `res3a_branch2c` or, for later units, `res3b1_branch2c`."""
+    layer, unit, leaf = owner.split(".", 2)
+    branch = "branch1" if leaf.startswith("downsample") else f"branch2{'abc'[int(leaf[-1]) - 1]}"
+    number = int(unit)
+    if style == "_{}_":
+        between = f"_{unit}_"
+    elif style == "letter" or number == 0:
+        between = f"{chr(ord('a') + number)}_"
+    else:
+        between = f"b{unit}_"
+    return f"res{int(layer[5:]) + 1}{between}{branch}"

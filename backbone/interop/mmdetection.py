@@ -1,0 +1,84 @@
+"""mmdetection: the file its ResNet loads, and the part of a config that belongs to it."""
+
+import ast
+from typing import Any
+
+from backbone.interop.common import Facts, Files, Source, saved, state, three
+
+
+def write(source: Source) -> Files:
+    """`backbone.pth`, without `fc`, and `backbone.py`. mmdetection reads BGR of 0..255; `bgr_to_rgb` comes first."""
+    net, i = source.net, source.inputs
+    tensors = {name: t for name, t in state(net).items() if not name.startswith("fc.")}
+    flip = i.channel_order == "BGR"
+    mean, std = ([255 * v for v in values] for values in (i.mean, i.std))
+    first = net.state_dict()["conv1.weight"].shape[0]
+    channels = [stage.channels for stage in net.stages.values()]
+    text = f"""# To be inherited by a detector's config, as its last base; see README.md.
+model = dict(
+    data_preprocessor=dict(
+        mean={mean[::-1] if flip else mean},
+        std={std[::-1] if flip else std},
+        bgr_to_rgb={not flip},
+    ),
+    backbone=dict(
+        type="ResNet",
+        depth={net.options.depth},
+        stem_channels={first},
+        base_channels={channels[0] // (4 if net.options.depth >= 50 else 1)},
+        style="{"caffe" if net.options.stride_in_1x1 else "pytorch"}",
+        # The advice of the paper and of torchvision: statistics, gamma and beta stay as pretrained.
+        norm_cfg=dict(type="BN", requires_grad=False),
+        norm_eval=True,
+        frozen_stages=1,
+        init_cfg=dict(type="Pretrained", checkpoint={source.place + "/backbone.pth"!r}),
+    ),
+    neck=dict(in_channels={channels}),  # of an FPN; leave out with detectors that have none
+)
+"""
+    return {"backbone.pth": saved(tensors), "backbone.py": text.encode()}
+
+
+def snippet(source: Source) -> str:
+    """The detector's config that uses it."""
+    return f"""
+_base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"]
+{{% raw %}}
+""".strip()
+
+
+def facts(files: Files) -> Facts:
+    """What `model = dict(...)` of a config says, as far as it does. The config is read, not run."""
+    texts = [data for name, data in files.items() if name.endswith(".py")]
+    if not texts:
+        return Facts()
+    if len(texts) > 1:
+        raise ValueError("more than one Python file beside the weights")
+    model = literal_model(texts[0].decode())
+    given, net = model.get("data_preprocessor", {}), model.get("backbone", {})
+    if net.get("style", "pytorch") not in ("pytorch", "caffe"):
+        raise ValueError(f"style {net['style']!r}")
+    if "mean" not in given or "std" not in given:
+        return Facts(stride_in_1x1=net["style"] == "caffe" if "style" in net else None)
+    rgb = bool(given.get("bgr_to_rgb", False))
+    mean, std = (tuple(v / 255 for v in three(given[key])) for key in ("mean", "std"))
+    return Facts(
+        stride_in_1x1=net["style"] == "caffe" if "style" in net else None,
+        channel_order="RGB" if rgb else "BGR",
+        mean=mean if rgb else mean[::-1],
+        std=std if rgb else std[::-1],
+    )
+
+
+def literal_model(text: str) -> dict[str, Any]:
+    """`model` of a config written in literals and `dict(...)`; ValueError where it holds anything else."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["model"]:
+            return _literal(node.value)
+    raise ValueError("it has no `model = dict(...)`")
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {str(k.arg): _literal(k.value) for k in node.keywords if k.arg}
+    return ast.literal_eval(node)

@@ -1,0 +1,80 @@
+"""timm: a folder that `timm.create_model("local-dir:...")` reads, free of all that is not timm's."""
+
+import json
+from pathlib import Path
+
+from backbone.artifact import timm_name
+from backbone.interop.common import (
+    Answer,
+    Facts,
+    Files,
+    Source,
+    normalized,
+    rgb_state,
+    safetensors,
+    stage_modules,
+    three,
+    to_json,
+    with_maps,
+)
+
+
+def write(source: Source) -> Files:
+    """`model.safetensors` and `config.json`. timm reads mean, std and size inside `pretrained_cfg` alone."""
+    i, classes = source.inputs, source.net.num_classes
+    given = {
+        "num_classes": classes,
+        "input_size": [3, i.size, i.size],
+        "interpolation": i.interpolation,
+        "crop_pct": i.crop_pct,
+        "mean": list(i.mean),
+        "std": list(i.std),
+        "label_names": list(source.classes),
+    }
+    features = 4096 if source.net.options.net == "vgg" else source.net.stages["C5"].channels
+    config = {"architecture": timm_name(source.net.options), "num_classes": classes, "num_features": features}
+    return {
+        "model.safetensors": safetensors(rgb_state(source)),
+        "config.json": to_json({**config, "pretrained_cfg": given}),
+    }
+
+
+def snippet(source: Source) -> str:
+    """How to load it. Maps and other heads go through the same call, which `checkpoint_path` does not allow."""
+    return f"""
+import timm
+
+model = timm.create_model("local-dir:{source.place}", pretrained=True).eval()
+view = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+backbone = timm.create_model("local-dir:{source.place}", pretrained=True, features_only=True)
+""".strip()
+
+
+def answers(folder: Path, source: Source) -> Answer:
+    """timm's net, loaded by timm from the folder, fed as timm resolves its config."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    given = timm.data.resolve_model_data_config(model)
+    mean, std = list(given["mean"]), list(given["std"])
+    return with_maps(
+        model, lambda images: model(normalized(images, mean, std)), stage_modules(source.net.options)
+    )
+
+
+def facts(files: Files) -> Facts:
+    """What `config.json` says, if there is one."""
+    if "config.json" not in files:
+        return Facts()
+    config = json.loads(files["config.json"])
+    given = config.get("pretrained_cfg", config)  # older folders of the hub have it flat
+    names = given.get("label_names")
+    return Facts(
+        channel_order="RGB",
+        mean=three(given["mean"]),
+        std=three(given["std"]),
+        size=int(given["input_size"][1]),
+        crop_pct=float(given["crop_pct"]),
+        interpolation=str(given["interpolation"]),
+        classes=tuple(names) if names else None,
+    )

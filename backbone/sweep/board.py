@@ -1,0 +1,294 @@
+"""The driver's side of a sweep, without Ray: opens the record, proposes trials, takes in what they report."""
+
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import yaml
+
+from backbone.errors import UserError
+from backbone.nets import build
+from backbone.nets.count import macs, parameters
+from backbone.storage import filesystem, is_local, join
+from backbone.sweep.analysis import importance
+from backbone.sweep.options import OBJECTIVES, Sweep
+from backbone.sweep.record import FILE, Objective, Record, Trial, pareto, read
+from backbone.sweep.search import Search
+from backbone.sweep.space import Point, base_tree, check, recipe_at, size, told
+from backbone.training import schedule
+from backbone.training.pretrain import open_data
+from backbone.training.recipe import Recipe
+from backbone.training.run import check_split, first_micro_batch, run_place
+
+FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_checkpoints")
+"""What may change when a sweep is submitted again; the base recipe is compared by what it says."""
+
+HEARTBEAT = 15.0
+"""Seconds between two writes of the record when nothing happens."""
+
+
+class Board:
+    """Everything the sweep knows, and the one who writes it down."""
+
+    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
+        """Check the sweep, and open its folder or go on with it.
+
+        Raises:
+            UserError: a bad space, base recipe or data; points that cannot be trained; storage too full; or another
+                sweep under this name.
+        """
+        self.sweep, self.say = sweep, say
+        self.tree = base_tree(sweep)
+        self.base = recipe_at(sweep, self.tree, {})
+        self._check_base()
+        train, val = open_data(self.base.data, self.base.seed)
+        self.num_train, self.num_classes = len(train), len(train.classes)
+        url = run_place(sweep.storage, sweep.name)
+        recipes = check(sweep, self._build)
+        self.most_epochs = max(self._steps(recipe).epochs for recipe in recipes)
+        self.state_bytes = 4 * max(self._cost(recipe)["params"] for recipe in recipes)
+        self.record = self._open(url)
+        self._began, self._before = time.monotonic(), self.record.seconds
+        self.search = Search(sweep, self.record.trials)
+        self.todo = [trial for trial in self.record.trials if trial.state in ("waiting", "running")]
+        if self.record.trials:
+            self.say(f"going on with {url}: {self._counts()}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles whatever it is given, and what a sweep goes on from is the record."""
+        return {}
+
+    def _check_base(self) -> None:
+        scaling = self.base.scaling
+        if not scaling.num_workers:
+            raise UserError(f"{self.sweep.base}: scaling.num_workers 0: a trial is a run on Ray; give at least 1")
+        scheduler = self.sweep.scheduler
+        grace = {"asha": scheduler.grace, "pbt": scheduler.every}.get(scheduler.kind)
+        if grace and self.base.run.eval_every > grace:
+            raise UserError(
+                f"{self.sweep.base}: run.eval_every {self.base.run.eval_every} epochs is above the scheduler's "
+                f"{grace:g}: it would judge too late; --base_with.run.eval_every 1"
+            )
+        if scheduler.kind == "pbt" and (self.base.schedule.kind != "constant" or self.base.schedule.warmup):
+            raise UserError(
+                f"{self.sweep.base}: scheduler pbt makes the schedule itself: it needs schedule.kind constant without "
+                "warmup"
+            )
+
+    def _build(self, recipe: Recipe) -> None:
+        with torch.device("meta"):
+            build(recipe.model, self.num_classes)
+        micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
+        check_split(recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})}))
+
+    def _open(self, url: str) -> Record:
+        fs, path = filesystem(url)
+        asked = self.sweep.model_dump(mode="json")
+        if fs.exists(join(path, FILE)):
+            record = read(url)
+            _check_same(record, asked, self.tree)
+            record.sweep, record.state, record.why = asked, "running", ""
+            return record
+        versions = {name: importlib.metadata.version(name) for name in ("raybone", "torch", "ray", "optuna")}
+        record = Record(
+            name=self.sweep.name,
+            url=url,
+            sweep=asked,
+            base=self.tree,
+            objectives=[OBJECTIVES[name] for name in self.sweep.objectives],
+            rungs=self._rungs(),
+            versions=versions,
+        )
+        needed = self.disk_bytes(1)
+        try:
+            fs.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"storage {url} cannot be written: {error}") from error
+        if is_local(url) and shutil.disk_usage(path).free < needed:
+            free = shutil.disk_usage(path).free
+            raise UserError(f"storage {path}: {free / 2**30:.1f} GiB free, the sweep takes {needed / 2**30:.1f} GiB")
+        record.write()
+        return record
+
+    def _rungs(self) -> list[float]:
+        scheduler, rungs = self.sweep.scheduler, []
+        rung = scheduler.grace if scheduler.kind == "asha" else self.most_epochs
+        while rung < self.most_epochs:
+            rungs.append(rung)
+            rung *= scheduler.reduction
+        return rungs
+
+    def disk_bytes(self, places: int) -> float:
+        """The most the sweep will hold: artifacts of all trials, checkpoints of those that run and of the best."""
+        optim, run = self.base.optim, self.base.run
+        checkpoint = self.state_bytes * (3 if optim.ema else 2)
+        trials = self.sweep.budget.trials or size(self.sweep.space)
+        holding = places * (run.keep + 2) + self.sweep.keep_checkpoints * (run.keep + 1)
+        return trials * self.state_bytes + holding * checkpoint
+
+    def _steps(self, recipe: Recipe) -> schedule.Steps:
+        images = recipe.data.train_images if recipe.data.source == "synthetic" else self.num_train
+        return schedule.in_steps(recipe.schedule, recipe.optim.batch, images)
+
+    def _cost(self, recipe: Recipe) -> dict[str, float]:
+        with torch.device("meta"):
+            net = build(recipe.model, self.num_classes)
+        return {"params": parameters(net), "macs": macs(net, recipe.data.size)}
+
+    def announce(self, places: int) -> None:
+        """What is about to happen and what it will take."""
+        budget, scheduler = self.sweep.budget, self.sweep.scheduler
+        limits = [f"{getattr(budget, name):g} {name}" for name in ("device_hours", "hours") if getattr(budget, name)]
+        most = budget.trials or size(self.sweep.space)
+        self.say(f"{most:g} trials, {places} at a time, {' and '.join(['at most', *limits]) if limits else 'no limit'}")
+        if self.record.rungs:
+            rungs = ", ".join(f"{rung:g}" for rung in self.record.rungs)
+            self.say(f"{scheduler.kind}: one of {scheduler.reduction} goes on after epoch {rungs}")
+        self.say(f"at most {self.disk_bytes(places) / 2**30:.2f} GiB in {self.record.url}")
+        self.say(f"watch it with: python jobs/dashboard.py {self.record.url}")
+
+    def next(self) -> Trial | None:
+        """The next trial to run: one that was interrupted, else a new one, written down before it begins."""
+        if self.todo:
+            return self.todo.pop(0)
+        point = self.search.next()
+        return self._add(point) if point is not None else None
+
+    def _add(self, point: Point) -> Trial:
+        name = f"{len(self.record.trials):04d}"
+        trial = Trial(id=name, point=point, folder=f"trials/{name}")
+        recipe = self.recipe(trial)
+        steps = self._steps(recipe)
+        trial.net, trial.epochs = recipe.model.name, steps.epochs
+        trial.lr = schedule.curve(recipe.schedule, recipe.optim, steps)
+        trial.values = self._cost(recipe)
+        self.record.trials.append(trial)
+        self.record.write()
+        return trial
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """What a trial trains: a run of its own below the sweep's folder."""
+        folder, _, name = trial.folder.rpartition("/")
+        overrides = {"name": name, "run.storage": join(self.record.url, folder)}
+        return recipe_at(self.sweep, self.tree, trial.point, overrides)
+
+    def started(self, trial: Trial) -> None:
+        trial.state, trial.started = "running", trial.started or time.time()
+        self.say(f"[{trial.id}] {trial.net}: {told(trial.point)}")
+        self.write()
+
+    def reported(self, trial: Trial, row: dict[str, float], values: dict[str, float]) -> None:
+        """Take in an evaluation; one that was seen before an interruption is passed over."""
+        trial.values |= values
+        if not trial.history or row["step"] > trial.history[-1]["step"]:
+            trial.history.append(row)
+            trial.rung = sum(row["epoch"] >= rung for rung in self.record.rungs) - 1
+            self.say(f"[{trial.id}] epoch {row['epoch']:.2f} of {trial.epochs:g}  error {row['val_error']:.2f} %")
+        self.write()
+
+    def finished(self, trial: Trial) -> None:
+        trial.state, trial.ended = "finished", time.time()
+        told = "  ".join(f"{o.name} {trial.values[o.name]:.4g}" for o in self.record.objectives)
+        self._ended(trial, f"finished: {told}")
+
+    def stopped(self, trial: Trial, why: str) -> None:
+        trial.state, trial.ended, trial.why = "stopped", time.time(), why
+        self._ended(trial, f"stopped at epoch {trial.epoch:.2f}: {why}")
+
+    def failed(self, trial: Trial, why: str) -> None:
+        trial.state, trial.ended, trial.why = "failed", time.time(), why
+        self._ended(trial, f"failed: {why}")
+
+    def _ended(self, trial: Trial, text: str) -> None:
+        self.search.learn(trial)
+        self._judge()
+        self._remove_checkpoints()
+        self.say(f"[{trial.id}] {text}  ({self._counts()})")
+        self.write()
+
+    def _judge(self) -> None:
+        """Best, Pareto front and importance from what is finished."""
+        record, done = self.record, self.record.of_state("finished")
+        first = record.objectives[0]
+        sign = 1 if first.mode == "min" else -1
+        if done:
+            record.best = min(done, key=lambda trial: sign * trial.values[first.name]).id
+        axes = record.objectives if len(record.objectives) > 1 else [first, _against(first)]
+        rows = [(trial.id, [trial.values[o.name] for o in axes]) for trial in done]
+        record.pareto = pareto(rows, [o.mode for o in axes])
+        record.importance = importance(done, first)
+
+    def _remove_checkpoints(self) -> None:
+        """Trials that have ended keep none, but for the best finished; artifacts and logs stay."""
+        first = self.record.objectives[0]
+        sign = 1 if first.mode == "min" else -1
+        done = sorted(self.record.of_state("finished"), key=lambda trial: sign * trial.values[first.name])
+        kept = {trial.id for trial in done[: self.sweep.keep_checkpoints]}
+        for trial in self.record.of_state("finished", "stopped", "failed"):
+            fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
+            if trial.id not in kept and fs.exists(path):
+                fs.rm(path, recursive=True)
+
+    def over_budget(self) -> str:
+        """Which budget is used up; empty while none is."""
+        budget, record = self.sweep.budget, self.record
+        if budget.hours and self.seconds > 3600 * budget.hours:
+            return f"budget.hours {budget.hours:g} is used up"
+        if budget.device_hours and record.device_hours > budget.device_hours:
+            return f"budget.device_hours {budget.device_hours:g} is used up"
+        return ""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all attempts."""
+        return self._before + time.monotonic() - self._began
+
+    def write(self) -> None:
+        self.record.seconds = self.seconds
+        self.record.write()
+
+    def heartbeat(self) -> None:
+        """Show that the sweep is alive."""
+        if time.time() - self.record.updated > HEARTBEAT:
+            self.write()
+
+    def end(self, state: str, why: str) -> None:
+        """The last word: `best.yaml` beside the record."""
+        self.record.state, self.record.why = state, why
+        if self.record.best:
+            best = self.record.trial(self.record.best)
+            overrides = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
+            recipe = recipe_at(self.sweep, self.tree, best.point, overrides)
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in best.values.items())
+            head = f"# Trial {best.id} of the sweep {self.sweep.name}: {told(best.point)}\n# {shown}\n"
+            text = head + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            fs, path = filesystem(join(self.record.url, "best.yaml"))
+            fs.pipe_file(path, text.encode())
+        self.write()
+
+    def _counts(self) -> str:
+        states = [trial.state for trial in self.record.trials]
+        most = self.sweep.budget.trials or size(self.sweep.space)
+        ended = [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed") if s in states]
+        return f"{', '.join(ended) or 'none ended'} of {most:g}"
+
+
+def _against(first: Objective) -> Objective:
+    return OBJECTIVES["macs" if first.name != "macs" else "val_error"]
+
+
+def _check_same(record: Record, asked: dict[str, Any], tree: dict[str, Any]) -> None:
+    """UserError with the differences where another sweep lives under this name."""
+    lines = []
+    for what, old, new in (("", record.sweep, asked), ("the base recipe's ", record.base, tree)):
+        for field in sorted({*old, *new} - (set(FREE_FIELDS) if not what else set())):
+            before, now = (json.dumps(t.get(field), sort_keys=True) for t in (old, new))
+            if before != now:
+                lines.append(f"  {what}{field}: the sweep has {before}, this one {now}")
+    if lines:
+        raise UserError("\n".join([f"{record.url} is another sweep:", *lines, "give this one another --name"]))
+

@@ -1,0 +1,52 @@
+"""A sweep from beginning to end, on the cluster there is."""
+
+import os
+from collections.abc import Callable
+
+from backbone.errors import UserError
+from backbone.sweep.board import Board
+from backbone.sweep.options import Sweep
+from backbone.sweep.record import Record
+from backbone.sweep.trial import Judge
+from backbone.training.cluster import check_resources, connect, room
+
+DEFAULTS = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # AP and latency come with a trial's last report only
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the board says what there is to say
+}
+
+
+def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = print) -> Record:
+    """Run a sweep, or go on with it, to its end.
+
+    Raises:
+        UserError: a mistake in the sweep, or a cluster that cannot hold a trial; or no trial finished.
+    """
+    board = Board(sweep, say)
+    scaling = board.base.scaling
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    ray, started = connect(say)
+    from backbone.sweep.tuning import tune_board  # imports ray, which reads what connect has set
+
+    try:
+        check_resources(scaling)
+        places = room(scaling) // scaling.num_workers
+        if scaling.autoscales:
+            places = max(places, sweep.parallel)
+        places = min(sweep.parallel or places, places)
+        board.record.places = places
+        board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
+        board.announce(places)
+        tune_board(board, places, judge)
+    except BaseException as error:
+        board.end("interrupted", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    finally:
+        if started:
+            ray.shutdown()
+    board.end("finished", board.over_budget())
+    if not board.record.best:
+        raise UserError(f"no trial of {board.record.url} finished; see the log.txt of each in {board.record.url}/trials")
+    return board.record

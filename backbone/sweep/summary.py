@@ -1,0 +1,121 @@
+"""A sweep in words and rows, for the live page and the report."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from backbone.storage import join
+from backbone.sweep import analysis
+from backbone.sweep.record import Record, Trial
+from backbone.sweep.wording import NONE, STATES, amount, duration, point, short_names, value
+
+MARKS = {"finished": "●", "running": "▶", "stopped": "✕", "failed": "▼", "waiting": "○"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is sorted by (None: last) and what it says."""
+
+    key: float | str | None
+    text: str
+
+
+def state(record: Record) -> str:
+    """running, finished, interrupted, or "no sign": its file says running, and nobody has written it for a while."""
+    return "no sign" if record.state == "running" and not record.alive else record.state
+
+
+def headline(record: Record) -> str:
+    """The best so far, in one sentence."""
+    first = record.objectives[0]
+    if not record.best:
+        begun = len(record.trials) - len(record.of_state("waiting"))
+        return "No trial has finished yet." if begun else "No trial has started yet."
+    best = record.trial(record.best)
+    noun = first.label.partition(" (")[0]
+    reached = amount(first.name, best.values.get(first.name))
+    so_far = "" if record.state == "finished" else " so far"
+    return f"Best{so_far}: {best.net.replace('_', ' ')} with {reached} {noun}, trial {best.id}."
+
+
+def progress(record: Record) -> str:
+    """How many trials are done, and what became of them."""
+    done = len(record.of_state("finished", "stopped", "failed"))
+    counts = [(name, len(record.of_state(name))) for name in STATES]  # ty: ignore[invalid-argument-type]
+    told = ", ".join(f"{n} {STATES[name]}" for name, n in counts if n)
+    return f"{done} of {analysis.planned(record)} trials done" + (f"; {told}" if told else "")
+
+
+def situation(record: Record) -> str:
+    """Its state in a sentence, with what is to do."""
+    again = f"Submit the sweep {record.name} again to go on with it."
+    why = f" {record.why}" if record.why else ""
+    if state(record) == "no sign":
+        return f"Its file says it is running, but nothing was written for {_ago(record)}. {again}"
+    if record.state == "interrupted":
+        return f"Interrupted.{why} {again}"
+    if record.state == "finished":
+        return f"Finished in {duration(record.seconds)}.{why}"
+    left = analysis.seconds_left(record)
+    eta = f" About {duration(left)} to go, if the rest takes as long as what is done." if left is not None else ""
+    return f"Running for {duration(record.seconds)}, {record.places} at a time, {record.devices}.{eta}"
+
+
+def table(record: Record, trials: list[Trial] | None = None) -> tuple[list[str], list[list[Cell]]]:
+    """Head and lines of the trials table.
+
+    The objective is that of finished trials alone; the lowest error so far, which all have, is a column of its own.
+    """
+    fields = list(dict.fromkeys(field for t in record.trials for field in t.point))
+    names = short_names(fields)
+    shown = [o for o in record.objectives if o.name not in ("macs", "device_hours")]
+    head = ["Trial", "State", "Net", *(names[f] for f in fields), *(o.label for o in shown)]
+    head += ["best error so far (%)", "epoch", "rung", "multiply-adds", "cost"]
+    lines = []
+    for t in record.trials if trials is None else trials:
+        line = [Cell(t.id, t.id + (" ★" if t.id == record.best else ""))]
+        line += [
+            Cell(t.state, f"{MARKS[t.state]} {STATES[t.state]}"),
+            Cell(t.net, t.net or NONE),
+            *(_value(t.point.get(f)) for f in fields),
+        ]
+        line += [_number(o.name, t.values.get(o.name) if t.state == "finished" else None) for o in shown]
+        errors = [row["val_error"] for row in t.history if row.get("val_error") is not None]
+        line.append(_number("val_error", min(errors, default=None)))
+        line.append(Cell(t.epoch, f"{t.epoch:.3g} of {t.epochs:g}"))
+        rungs = len(record.rungs)
+        line.append(Cell(t.rung + 1, f"{t.rung + 1} of {rungs}" if rungs else NONE))
+        line += [_number(name, t.values.get(name)) for name in ("macs", "device_hours")]
+        lines.append(line)
+    return head, lines
+
+
+def commands(record: Record, trial: Trial | None = None) -> dict[str, str]:
+    """What to type next -> for what."""
+    if trial:
+        return {"In TensorBoard": f"tensorboard --logdir {join(record.place(trial), 'tensorboard')}"}
+    found = {"All trials in TensorBoard": f"tensorboard --logdir {record.url}"}
+    if record.best:
+        found["Train the best"] = f"python jobs/pretrain.py --config {join(record.url, 'best.yaml')}"
+    return found
+
+
+def told(record: Record, trial: Trial) -> str:
+    """A trial in one line, to choose it by."""
+    best = ", the best" if trial.id == record.best else ""
+    return f"{trial.id} · {STATES[trial.state]}{best} · {point(trial.point)}"
+
+
+def _value(given: Any) -> Cell:
+    if given is None:
+        return Cell(None, NONE)
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    return Cell(float(given) if number else value(given), value(given))
+
+
+def _number(name: str, given: float | None) -> Cell:
+    return Cell(given, amount(name, given))
+
+
+def _ago(record: Record) -> str:
+    return duration(max(0.0, time.time() - record.updated))

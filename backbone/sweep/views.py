@@ -1,0 +1,147 @@
+"""The views of a sweep, shown by the live page and by the report: a figure, its heading and its caption in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import plotly.graph_objects as go
+
+from backbone.sweep import analysis, figures
+from backbone.sweep.figures import has, scored, trials
+from backbone.sweep.record import Record, Trial
+from backbone.sweep.wording import STATES, duration
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture with its heading and caption."""
+
+    key: str
+    title: str
+    draw: Callable[[Record], go.Figure | None]
+    """None where there is nothing to draw yet."""
+    said: Callable[[Record], str]
+    """Plain text."""
+
+
+def views(record: Record) -> list[View]:
+    """All views that this sweep has, in the order they are shown in."""
+    first = record.objectives[0]
+    noun = first.label.partition(" (")[0]
+    noun = noun[0].upper() + noun[1:]
+    others = [o.name for o in record.objectives[1:]]
+    shown = dict.fromkeys(["depth", "macs", *others, "device_hours"])
+    found = [
+        View("curves", "Learning curves", figures.curves, said_of_curves),
+        View("parallel", "Parallel coordinates", figures.parallel, said_of_parallel),
+    ]
+    titles = {"macs": "multiply-adds", "params": "parameters", "device_hours": "training cost", "latency_ms": "latency"}
+    for cost in shown:
+        if cost != first.name:
+            title = f"{noun} against {titles.get(cost, cost)}"
+            found.append(View(f"against-{cost}", title, _drawn(cost), _said(cost)))
+    return [
+        *found,
+        View("grid", "Grid", figures.grid, said_of_grid),
+        View("importance", "Importance", figures.importance, said_of_importance),
+        View("rates", "Learning rates", figures.rates, said_of_rates),
+        View("costs", "Cost", figures.costs, said_of_costs),
+    ]
+
+
+def alone(record: Record, trial: Trial) -> Record:
+    """The record with this trial alone, to draw its own curve and rate."""
+    return replace(record, trials=[trial])
+
+
+def said_of_curves(record: Record) -> str:
+    stopped, failed = len(record.of_state("stopped")), len(record.of_state("failed"))
+    parts = ["A line a trial, the best one bold."]
+    if stopped:
+        parts.append(f"{stopped} stopped early: dashed, with a cross where it ended.")
+    if failed:
+        parts.append(f"{failed} failed: dotted, with a star.")
+    if record.rungs:
+        at = ", ".join(f"{rung:g}" for rung in record.rungs)
+        parts.append(f"Vertical lines: the rungs, at epochs {at}, where only the better ones go on.")
+    return " ".join(parts)
+
+
+def said_of_parallel(record: Record) -> str:
+    left = len(record.trials) - len(scored(record, record.objectives[0]))
+    text = f"A line a finished trial; colour is {record.objectives[0].label}. Drag along an axis to select."
+    return f"{text} {trials(left)} left out: not finished." if left else text
+
+
+def said_of_against(record: Record, cost: str) -> str:
+    objective = record.objectives[0]
+    undrawn = [t for t in record.trials if analysis.score(t, objective) is None or not has(record, t, cost)]
+    hollow = [t for t in record.trials if t.state != "finished" and t not in undrawn]
+    parts = ["Grey: the Pareto front, of finished trials alone."]
+    if cost == "depth":
+        parts.append("Lines: the best finished trial of each depth.")
+    if hollow:
+        parts.append(f"{trials(len(hollow))} hollow: unfinished, at the lowest error so far, not to be compared.")
+    if undrawn:
+        parts.append(f"{trials(len(undrawn))} without a value.")
+    return " ".join(parts)
+
+
+def said_of_grid(record: Record) -> str:
+    label = record.objectives[0].label
+    return f"{label[0].upper()}{label[1:]} of the best finished trial of each pair. Trials stopped early do not count."
+
+
+def said_of_importance(record: Record) -> str:
+    done = len(record.of_state("finished"))
+    if not record.importance:
+        return f"It needs {analysis.FEWEST} finished trials that differ; there are {done}."
+    few = " With so few, take it as a hint." if done < 20 else ""
+    return (
+        f"Why the {done} finished trials differ in {record.objectives[0].label}: what each field explains alone, as a "
+        f"share of what all fields explain alone.{few}"
+    )
+
+
+def said_of_rates(record: Record) -> str:
+    text = "The whole schedule of each trial, also of those that did not get to its end; the best one bold."
+    changes = sum(len(t.lineage) for t in record.trials)
+    return (
+        f"{text} Diamonds: {changes} times a trial took another's weights and went on at another rate."
+        if changes
+        else text
+    )
+
+
+def said_of_costs(record: Record) -> str:
+    """Cost so far, of what, and what is left of each limit of the budget."""
+    spent = record.device_hours
+    parts = [f"{duration(3600 * spent)} of device time so far"]
+    for state in ("finished", "stopped", "failed"):
+        hours = sum(t.values.get("device_hours", 0.0) for t in record.of_state(state))
+        if hours:
+            parts.append(f"{duration(3600 * hours)} in {STATES[state]} trials")
+    text = ", ".join(parts) + "."
+    left = left_of_budget(record)
+    return f"{text} Left: {', '.join(left)}." if left else text
+
+
+def left_of_budget(record: Record) -> list[str]:
+    """What is left of trials, device-hours and hours, of those the budget limits."""
+    budget = record.sweep.get("budget") or {}
+    begun = len(record.trials) - len(record.of_state("waiting"))
+    left = [f"{max(0, analysis.planned(record) - begun)} of {analysis.planned(record)} trials"] if record.trials else []
+    for key, spent, unit in (
+        ("device_hours", record.device_hours, "device time"),
+        ("hours", record.seconds / 3600, "wall time"),
+    ):
+        if budget.get(key):
+            left.append(f"{duration(3600 * max(0.0, budget[key] - spent))} of {duration(3600 * budget[key])} {unit}")
+    return left
+
+
+def _drawn(cost: str) -> Callable[[Record], go.Figure | None]:
+    return lambda record: figures.against(record, cost)
+
+
+def _said(cost: str) -> Callable[[Record], str]:
+    return lambda record: said_of_against(record, cost)

@@ -16,6 +16,7 @@ def main() -> None:
     sweep, _ = parse(Sweep, sys.argv[1:])
     began = time.monotonic()
     from backbone.sweep.report import summary, write_report  # from here on torch and Ray are imported
+
     from backbone.sweep.run import run
 
     judge = None

@@ -75,17 +75,25 @@ def caffe2(name: str) -> str:
     return f"{'res_' if stem else ''}{place}_bn_{norm.get(part, part)}"
 
 
-def caffe(name: str, letters: bool = True) -> str:
-    """Blobs of the MSRA caffemodels as LAYER.INDEX: `res3a_branch2a.0`, `bn3a_branch2a.1`, `scale3a_branch2a.0`.
+def caffe(name: str) -> str:
+    """Blobs of MSRA's ResNet-50 caffemodel as LAYER.INDEX: `res3b_branch2a.0`, `bn3b_branch2a.1`, `scale3b_branch2a.0`.
 
     BatchNorm's blobs are 0 mean, 1 variance, 2 the factor both are to be divided by; Scale's are 0 gamma, 1 beta.
-    `letters` names units a, b, c, ... as the net of 50 layers does, else a, b1, b2, ... as those of 101 and 152 do.
     """
+    return _caffe(name, "letter")
+
+
+def caffe_numbers(name: str) -> str:
+    """The same for 101 and 152 layers, where the units of a stage are a, b1, b2, ...: `res4b22_branch2a.0`."""
+    return _caffe(name, "number")
+
+
+def _caffe(name: str, style: str) -> str:
     owner, _, part = name.rpartition(".")
     if owner == "fc":
         return f"fc1000.{0 if part == 'weight' else 1}"
     stem = not owner.startswith("layer")
-    place = "conv1" if stem else _branch(owner, "letter" if letters else "number")
+    place = "conv1" if stem else _branch(owner, style)
     if _is_conv(owner):
         return f"{place}.0"
     place = "_conv1" if stem else place.removeprefix("res")
@@ -98,27 +106,22 @@ def same(name: str) -> str:
     return name
 
 
-def theirs(names: Iterable[str], to_theirs: Callable[[str], str]) -> dict[str, str]:
-    """Our name -> theirs, for a net's names."""
-    return {name: to_theirs(name) for name in names}
-
-
 @cache
 def inverse(to_theirs: Callable[[str], str]) -> dict[str, str]:
     """Their name -> ours, for every name a residual net can have."""
     return {to_theirs(name): name for name in ours()}
 
 
-def explained(names: Iterable[str], to_theirs: Callable[[str], str], where: str) -> dict[str, str]:
-    """Their name -> ours for all `names`.
+def explained(names: Iterable[str], table: dict[str, str], where: str) -> dict[str, str]:
+    """Their name -> ours for all `names`, by the `table` of an `inverse`.
 
     Raises:
         UserError: names that no residual net has; says which and, where one prefix explains them, which.
     """
-    table = inverse(to_theirs)
+    names = list(names)
     unknown = sorted(name for name in names if name not in table)
     if unknown:
-        known = [prefix for prefix in map(lambda name: _prefix(name, table), unknown) if prefix]
+        known = [prefix for prefix in (_prefix(name, table) for name in unknown) if prefix]
         hint = f"; all keys behind a prefix? --prefix {known[0]}" if known else ""
         raise UserError(
             f"{where}: {len(unknown)} keys that no residual net has: {some(unknown)}{hint}. "

@@ -7,15 +7,19 @@ from backbone.interop.common import Facts, Files, Source, saved, state, three
 
 
 def write(source: Source) -> Files:
-    """`backbone.pth`, without `fc`, and `backbone.py`. mmdetection reads BGR of 0..255; `bgr_to_rgb` comes first."""
+    """`backbone.pth`, without `fc`, and `backbone.py`."""
+    tensors = {name: t for name, t in state(source.net).items() if not name.startswith("fc.")}
+    text = "# The part of a detector's config that belongs to these weights; README.md has the whole.\n"
+    return {"backbone.pth": saved(tensors), "backbone.py": (text + model_text(source)).encode()}
+
+
+def model_text(source: Source) -> str:
+    """`model = dict(...)`. mmdetection reads BGR of 0..255; `bgr_to_rgb` comes before mean and std."""
     net, i = source.net, source.inputs
-    tensors = {name: t for name, t in state(net).items() if not name.startswith("fc.")}
     flip = i.channel_order == "BGR"
     mean, std = ([255 * v for v in values] for values in (i.mean, i.std))
-    first = net.state_dict()["conv1.weight"].shape[0]
     channels = [stage.channels for stage in net.stages.values()]
-    text = f"""# To be inherited by a detector's config, as its last base; see README.md.
-model = dict(
+    return f"""model = dict(
     data_preprocessor=dict(
         mean={mean[::-1] if flip else mean},
         std={std[::-1] if flip else std},
@@ -24,26 +28,25 @@ model = dict(
     backbone=dict(
         type="ResNet",
         depth={net.options.depth},
-        stem_channels={first},
+        stem_channels={net.state_dict()["conv1.weight"].shape[0]},
         base_channels={channels[0] // (4 if net.options.depth >= 50 else 1)},
         style="{"caffe" if net.options.stride_in_1x1 else "pytorch"}",
-        # The advice of the paper and of torchvision: statistics, gamma and beta stay as pretrained.
+        # Statistics, gamma and beta stay as pretrained, as in the paper.
         norm_cfg=dict(type="BN", requires_grad=False),
         norm_eval=True,
         frozen_stages=1,
-        init_cfg=dict(type="Pretrained", checkpoint={source.place + "/backbone.pth"!r}),
+        init_cfg=dict(type="Pretrained", checkpoint="{source.place}/backbone.pth"),
     ),
-    neck=dict(in_channels={channels}),  # of an FPN; leave out with detectors that have none
+    neck=dict(in_channels={channels}),  # of an FPN; without one, leave it out
 )
 """
-    return {"backbone.pth": saved(tensors), "backbone.py": text.encode()}
 
 
 def snippet(source: Source) -> str:
-    """The detector's config that uses it."""
+    """The config of a detector that uses it, for `python tools/train.py`."""
     return f"""
 _base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"]
-{{% raw %}}
+{model_text(source)}
 """.strip()
 
 

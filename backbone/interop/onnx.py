@@ -1,6 +1,5 @@
 """ONNX: one file that takes uint8 RGB images of any number and size. Preprocessing is inside, so it cannot be wrong."""
 
-import io
 import json
 import logging
 import warnings
@@ -15,6 +14,9 @@ from backbone.interop.common import Answer, Files, Source
 
 class _Whole(nn.Module):
     """Images, uint8 RGB [N, 3, H, W], to the stage maps and logits."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -63,9 +65,7 @@ def write(source: Source) -> Files:
         "classes": list(source.classes),
     }
     program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return {"model.onnx": buffer.getvalue()}
+    return {"model.onnx": program.model_proto.SerializeToString()}
 
 
 def snippet(source: Source) -> str:

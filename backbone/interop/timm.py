@@ -53,13 +53,12 @@ backbone = timm.create_model("local-dir:{source.place}", pretrained=True, featur
 def answers(folder: Path, source: Source) -> Answer:
     """timm's net, loaded by timm from the folder, fed as timm resolves its config."""
     import timm
+    import timm.data
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     given = timm.data.resolve_model_data_config(model)
     mean, std = list(given["mean"]), list(given["std"])
-    return with_maps(
-        model, lambda images: model(normalized(images, mean, std)), stage_modules(source.net.options)
-    )
+    return with_maps(model, lambda images: model(normalized(images, mean, std)), stage_modules(source.net.options))
 
 
 def facts(files: Files) -> Facts:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -80,9 +81,12 @@ backbone = ResNetBackbone.from_pretrained("{source.place}", out_features=stages)
 def answers(folder: Path, source: Source) -> Answer:
     """transformers' net and image processor, both loaded by transformers from the folder."""
     from transformers import AutoImageProcessor, ResNetForImageClassification
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    model, report = ResNetForImageClassification.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    loaded: Any = ResNetForImageClassification.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    model, report = loaded
     wrong = {kind: sorted(names) for kind, names in report.items() if names}
     if wrong:
         raise RuntimeError(f"transformers did not take all of it: {wrong}")
@@ -96,7 +100,7 @@ def answers(folder: Path, source: Source) -> Answer:
 
 def facts(files: Files) -> Facts:
     """What `config.json` and `preprocessor_config.json` say, as far as they are there."""
-    found: dict = {}
+    found: dict[str, Any] = {}
     if "config.json" in files:
         config = json.loads(files["config.json"])
         if config.get("downsample_in_first_stage"):

@@ -108,7 +108,7 @@ def _array(shape: Any, dtype: Any = "f8", buffer: Any = None, *rest: Any) -> np.
 
 
 def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    return np.frombuffer(bytes(buffer), _numeric(dtype)).reshape(shape, order=order)  # type: ignore[call-overload]
+    return np.frombuffer(bytes(buffer), _numeric(dtype)).reshape(shape, order="F" if order == "F" else "C")
 
 
 class _Empty:

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -54,7 +54,8 @@ class Board:
         self.record = self._open(url)
         self._began, self._before = time.monotonic(), self.record.seconds
         self.search = Search(sweep, self.record.trials)
-        self.todo = [trial for trial in self.record.trials if trial.state in ("waiting", "running")]
+        unfinished = self.record.of_state("waiting", "running", "failed")
+        self.todo = [trial for trial in unfinished if not trial.final]
         if self.record.trials:
             self.say(f"going on with {url}: {self._counts()}")
 
@@ -190,6 +191,27 @@ class Board:
             self.say(f"[{trial.id}] epoch {row['epoch']:.2f} of {trial.epochs:g}  error {row['val_error']:.2f} %")
         self.write()
 
+    def moved(self, trial: Trial, run: str, lineage: list[dict[str, Any]]) -> None:
+        """With PBT: it goes on in another run, with another trial's weights and another rate."""
+        if lineage == trial.lineage:
+            return
+        fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
+        if trial.folder != f"trials/{run}" and fs.exists(path):
+            fs.rm(path, recursive=True)  # Tune holds those that others may take over
+        change = lineage[-1]
+        trial.folder, trial.lineage = f"trials/{run}", lineage
+        trial.history = [row for row in trial.history if row["step"] <= change["step"]]
+        trial.lr = schedule.curve(self._best(trial).schedule, self.base.optim, self._steps(self._best(trial)))
+        self.say(
+            f"[{trial.id}] takes over trial {change['from']} at epoch {change['epoch']:g}: "
+            f"learning rate {change['lr_before']:g} becomes {change['lr']:g}"
+        )
+
+    def lr_now(self, trial: Trial) -> dict[str, Any]:
+        """With PBT: the rate a trial goes on with, and how it came to it."""
+        lr = trial.lineage[-1]["lr"] if trial.lineage else trial.point["optim.lr"]
+        return {"optim.lr": lr, "lineage": trial.lineage}
+
     def finished(self, trial: Trial) -> None:
         trial.state, trial.ended = "finished", time.time()
         told = "  ".join(f"{o.name} {trial.values[o.name]:.4g}" for o in self.record.objectives)
@@ -199,8 +221,9 @@ class Board:
         trial.state, trial.ended, trial.why = "stopped", time.time(), why
         self._ended(trial, f"stopped at epoch {trial.epoch:.2f}: {why}")
 
-    def failed(self, trial: Trial, why: str) -> None:
-        trial.state, trial.ended, trial.why = "failed", time.time(), why
+    def failed(self, trial: Trial, why: str, final: bool = False) -> None:
+        """`final`: it would fail the same way again; others are tried again when the sweep goes on."""
+        trial.state, trial.ended, trial.why, trial.final = "failed", time.time(), why, final
         self._ended(trial, f"failed: {why}")
 
     def _ended(self, trial: Trial, text: str) -> None:
@@ -256,19 +279,28 @@ class Board:
         if time.time() - self.record.updated > HEARTBEAT:
             self.write()
 
-    def end(self, state: str, why: str) -> None:
+    def end(self, state: Literal["finished", "interrupted"], why: str) -> None:
         """The last word: `best.yaml` beside the record."""
         self.record.state, self.record.why = state, why
         if self.record.best:
-            best = self.record.trial(self.record.best)
-            overrides = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
-            recipe = recipe_at(self.sweep, self.tree, best.point, overrides)
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in best.values.items())
-            head = f"# Trial {best.id} of the sweep {self.sweep.name}: {told(best.point)}\n# {shown}\n"
-            text = head + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            trial = self.record.trial(self.record.best)
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+            head = f"# Trial {trial.id} of the sweep {self.sweep.name}: {told(trial.point)}\n# {shown}\n"
+            text = head + yaml.safe_dump(self._best(trial).model_dump(mode="json"), sort_keys=False)
             fs, path = filesystem(join(self.record.url, "best.yaml"))
             fs.pipe_file(path, text.encode())
         self.write()
+
+    def _best(self, trial: Trial) -> Recipe:
+        """The recipe that trains a trial again, at one go: what PBT changed on the way is its schedule."""
+        overrides: dict[str, Any] = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
+        if trial.lineage:
+            in_unit = "epoch" if self.base.schedule.unit == "epochs" else "step"
+            overrides["schedule.kind"] = "pieces"
+            overrides["schedule.milestones"] = [change[in_unit] for change in trial.lineage]
+            overrides["schedule.rates"] = [change["lr"] for change in trial.lineage]
+            overrides["optim.lr"] = trial.lineage[0]["lr_before"]
+        return recipe_at(self.sweep, self.tree, trial.point, overrides)
 
     def _counts(self) -> str:
         states = [trial.state for trial in self.record.trials]

@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from backbone.sweep import analysis
+from backbone.sweep.axes import cost_label, dimension, log_ticks
 from backbone.sweep.record import Objective, Record, Trial
 from backbone.sweep.wording import STATES, amount, point, short, short_names, spelled_out
 
@@ -49,17 +50,13 @@ def curves(record: Record) -> go.Figure | None:
     figure, shown = _figure("epoch", "validation error (%)"), set()
     for trial in sorted(drawn, key=lambda t: t.id == record.best):  # the best on top
         look, n, best = LOOKS[trial.state], len(trial.history), trial.id == record.best
+        symbols, sizes = ["circle"] * (n - 1) + [look.end], [4] * (n - 1) + [10]
         figure.add_scatter(
             x=[row["epoch"] for row in trial.history],
             y=[row["val_error"] for row in trial.history],
             mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 3.5 if best else 1.6},
-            marker={
-                "symbol": ["circle"] * (n - 1) + [look.end],
-                "size": [4] * (n - 1) + [10],
-                "color": look.colour,
-                "opacity": 1,
-            },
+            marker={"symbol": symbols, "size": sizes, "color": look.colour, "opacity": 1, "line": {"width": 0}},
             opacity=1 if best or len(drawn) < 20 else 0.65,
             name=STATES[trial.state],
             legendgroup=trial.state,
@@ -81,7 +78,7 @@ def parallel(record: Record) -> go.Figure | None:
     if not done or not fields:
         return None
     names = short_names(fields)
-    axes = [_axis(record, names[f], f, done) for f in fields]
+    axes = [dimension(record, names[f], f, done) for f in fields]
     reached = [analysis.score(t, objective) for t in done]
     axes.append({"label": short(objective.label, 26), "values": reached})
     line = {"color": reached, "colorscale": SCALE, "showscale": True, "reversescale": objective.mode == "max"}
@@ -101,25 +98,6 @@ def parallel(record: Record) -> go.Figure | None:
     return figure
 
 
-def _axis(record: Record, label: str, field: str, done: list[Trial]) -> dict[str, Any]:
-    """A dimension. Values that are few or no numbers are spelled out, evenly spaced; rates are in the logarithm."""
-    values = [t.point[field] for t in done]
-    listed = analysis.ordered(record, field)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed)
-    if not numbers or len(listed) <= 6:
-        places = {analysis.key(v): i for i, v in enumerate(listed)}
-        spelled = [short(text, 22) for text in spelled_out(listed)]
-        ends = [-0.3, len(listed) - 0.7]
-        ticks = {"tickvals": list(range(len(listed))), "ticktext": spelled, "range": ends}
-        return {"label": label, "values": [places[analysis.key(v)] for v in values], **ticks}
-    if min(listed) > 0 and max(listed) / min(listed) >= 10:
-        low, high = math.log10(min(listed)), math.log10(max(listed))
-        ticks = [low + (high - low) * i / 4 for i in range(5)]
-        text = [f"{10**tick:.2g}" for tick in ticks]
-        return {"label": label, "values": [math.log10(v) for v in values], "tickvals": ticks, "ticktext": text}
-    return {"label": label, "values": values}
-
-
 def against(record: Record, cost: str) -> go.Figure | None:
     """The first objective against "depth", a cost or another objective, with the Pareto front of finished trials.
 
@@ -134,7 +112,7 @@ def against(record: Record, cost: str) -> go.Figure | None:
     ]
     if not points:
         return None
-    figure = _figure(_cost_label(record, cost), objective.label)
+    figure = _figure(cost_label(record, cost), objective.label)
     families = list(dict.fromkeys(analysis.family(t) for t in record.trials if t.net))
     front = analysis.front(record, objective, cost)
     if front:
@@ -162,7 +140,6 @@ def against(record: Record, cost: str) -> go.Figure | None:
                 y=[y for _, _, y in mine],
                 mode="markers",
                 marker=mark | {"line": {"width": 2 if not finished else 0}},
-                opacity=1 if finished else 0.75,
                 name=_plain(family),
                 showlegend=finished,
                 meta="finished" if finished else "unfinished",
@@ -188,7 +165,7 @@ def against(record: Record, cost: str) -> go.Figure | None:
         figure.update_xaxes(tickvals=xs if len(xs) <= 10 else None)
     elif min(xs) > 0:
         ends = [math.log10(min(xs)) - 0.08, math.log10(max(xs)) + 0.08]
-        figure.update_xaxes(type="log", range=ends, **_log_ticks(min(xs), max(xs), cost))
+        figure.update_xaxes(type="log", range=ends, **log_ticks(min(xs), max(xs), cost))
     return figure
 
 
@@ -201,6 +178,7 @@ def grid(record: Record) -> go.Figure | None:
     rows, columns = analysis.ordered(record, down), analysis.ordered(record, across)
     z: list[list[float | None]] = []
     text: list[list[str]] = []
+    left_open: list[tuple[int, int]] = []
     for row in rows:
         z.append([])
         text.append([])
@@ -209,7 +187,9 @@ def grid(record: Record) -> go.Figure | None:
             done = [s for t in here if t.state == "finished" and (s := analysis.score(t, objective)) is not None]
             best = None if not done else min(done) if objective.mode == "min" else max(done)
             z[-1].append(best)
-            text[-1].append(amount(objective.name, best) if done else "unfinished" if here else "")
+            text[-1].append(amount(objective.name, best) if done else "")
+            if here and not done:
+                left_open.append((len(z[-1]) - 1, len(z) - 1))
     names = short_names([down, across])
     figure = _figure(names[across], names[down])
     figure.add_heatmap(
@@ -225,6 +205,8 @@ def grid(record: Record) -> go.Figure | None:
         xgap=3,
         ygap=3,
     )
+    for x, y in left_open:
+        figure.add_annotation(x=x, y=y, text="unfinished", showarrow=False, font={"size": 11, "color": GREY})
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
     figure.update_layout(height=max(260, 90 + 56 * len(rows)))
@@ -268,7 +250,7 @@ def rates(record: Record) -> go.Figure | None:
             y=[lr for _, lr in trial.lr],
             mode="lines",
             line={"color": look.colour, "dash": look.dash, "width": 3.5 if trial.id == record.best else 1.6},
-            opacity=1 if trial.id == record.best else 0.7,
+            opacity=1 if trial.id == record.best else 0.85,
             name=STATES[trial.state],
             legendgroup=trial.state,
             legendrank=list(STATES).index(trial.state) + 1,
@@ -306,18 +288,19 @@ def costs(record: Record) -> go.Figure | None:
         mine = [t for t in drawn if t.state == state]
         if mine:
             look = LOOKS[state]
+            pattern = {"shape": look.pattern, "fillmode": "overlay", "solidity": 0.2, "fgcolor": "white"}
             figure.add_bar(
                 x=[t.id for t in mine],
                 y=[t.values["device_hours"] for t in mine],
                 name=STATES[state],
-                marker={"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.25, "fgcolor": "white"}},
+                marker={"color": look.colour, "pattern": pattern},
                 meta=state,
                 hovertext=[f"{_about(t, record)}<br>{amount('device_hours', t.values['device_hours'])}" for t in mine],
                 hoverinfo="text",
             )
     order = [t.id for t in drawn]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, showgrid=False)
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     return figure
 
 
@@ -351,19 +334,6 @@ def _rungs(figure: go.Figure, record: Record) -> None:
         figure.layout.annotations[-1].font = {"size": 11, "color": GREY}
 
 
-def _log_ticks(low: float, high: float, cost: str) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of each decade, with units as people write them."""
-    every = [
-        m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
-    ]
-    inside = [tick for tick in every if low / 1.2 <= tick <= high * 1.2]
-    if len(inside) < 2:
-        inside = sorted({low, high})
-    if len(inside) > 8:
-        inside = [tick for tick in inside if math.isclose(math.log10(tick) % 1, 0, abs_tol=1e-9)]
-    return {"tickvals": inside, "ticktext": [amount(cost, tick) for tick in inside]}
-
-
 def _about(trial: Trial, record: Record) -> str:
     best = ", the best" if trial.id == record.best else ""
     state = STATES[trial.state]
@@ -378,7 +348,7 @@ def _spot(trial: Trial, record: Record, cost: str) -> str:
     so_far = "" if trial.state == "finished" else " so far, unfinished"
     return (
         f"{_about(trial, record)}<br>{escape(first.label)} {amount(first.name, reached)}{so_far}"
-        f"<br>{escape(_cost_label(record, cost))} {at}"
+        f"<br>{escape(cost_label(record, cost))} {at}"
     )
 
 
@@ -392,12 +362,6 @@ def has(record: Record, trial: Trial, cost: str) -> bool:
 
 def _is(trial: Trial, field: str, given: Any) -> bool:
     return field in trial.point and analysis.key(trial.point[field]) == analysis.key(given)
-
-
-def _cost_label(record: Record, cost: str) -> str:
-    if cost == "depth":
-        return "depth (weighted layers)"
-    return next((o.label for o in record.objectives if o.name == cost), analysis.COSTS.get(cost, cost))
 
 
 def _first(name: str, shown: set[str]) -> bool:

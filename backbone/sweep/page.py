@@ -9,7 +9,6 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
-from backbone.storage import join
 from backbone.sweep import summary
 from backbone.sweep.files import Texts, best_recipe, of_all
 from backbone.sweep.record import Record, Trial
@@ -117,14 +116,7 @@ def _failed(record: Record, texts: Mapping[str, Texts]) -> str:
 
 def _detail(record: Record, trial: Trial, texts: Texts) -> str:
     name = escape(trial.id)
-    folder = record.place(trial)
-    facts = {"Run": folder, "Point": point(trial.point)}
-    if trial.state == "finished":
-        facts["Artifact"] = join(folder, "artifact")
-    if trial.why:
-        facts["Error" if trial.state == "failed" else "Why it stopped"] = trial.why
-    facts |= {f"took weights at epoch {x['epoch']:g}": f"of {x['from']}" for x in trial.lineage}
-    facts |= summary.commands(record, trial)
+    facts = summary.facts(record, trial) | summary.commands(record, trial)
     copy = _copy(f"recipe-{name}", f"Copy recipe of {name}") if texts.recipe else ""
     parts = [f"<dl>{_listed(facts)}</dl>", copy]
     if texts.recipe:

@@ -72,8 +72,12 @@ class Trial:
     why: str = ""
     """Why it was stopped, or the error it failed with, one line. The whole of it is in log.txt."""
 
+    final: bool = False
+    """Of a failed one: it would fail the same way again, as with bad input or a loss that is not finite."""
+
     lineage: list[dict[str, Any]] = field(default_factory=list)
-    """With PBT: {"epoch", "from": id of the trial whose weights it took, "lr_before", "lr"} in order."""
+    """With PBT, how its weights came about: {"epoch", "step", "from": id of the trial whose weights it took over,
+    "lr_before", "lr"} in order."""
 
     started: float = 0.0
     """Unix time of its first start, 0 before."""

@@ -2,12 +2,11 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from backbone.storage import join
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.wording import NONE, STATES, amount, duration, point, short_names, value
+from backbone.sweep.wording import NONE, STATES, amount, duration, point, short_names, spelled_out
 
 MARKS = {"finished": "●", "running": "▶", "stopped": "✕", "failed": "▼", "waiting": "○"}
 
@@ -69,23 +68,21 @@ def table(record: Record, trials: list[Trial] | None = None) -> tuple[list[str],
     fields = list(dict.fromkeys(field for t in record.trials for field in t.point))
     names = short_names(fields)
     shown = [o for o in record.objectives if o.name not in ("macs", "device_hours")]
-    head = ["Trial", "State", "Net", *(names[f] for f in fields), *(o.label for o in shown)]
-    head += ["best error so far (%)", "epoch", "rung", "multiply-adds", "cost"]
+    words = {f: _words(record, f) for f in fields}
+    head = ["trial", "state", *(o.label for o in shown), "best error so far (%)", *(names[f] for f in fields)]
+    head += ["epoch", "rung", "multiply-adds", "cost", "net"]
     lines = []
     for t in record.trials if trials is None else trials:
         line = [Cell(t.id, t.id + (" ★" if t.id == record.best else ""))]
-        line += [
-            Cell(t.state, f"{MARKS[t.state]} {STATES[t.state]}"),
-            Cell(t.net, t.net or NONE),
-            *(_value(t.point.get(f)) for f in fields),
-        ]
+        line.append(Cell(t.state, f"{MARKS[t.state]} {STATES[t.state]}"))
         line += [_number(o.name, t.values.get(o.name) if t.state == "finished" else None) for o in shown]
         errors = [row["val_error"] for row in t.history if row.get("val_error") is not None]
         line.append(_number("val_error", min(errors, default=None)))
+        line += [words[f].get(analysis.key(t.point.get(f)), Cell(None, NONE)) for f in fields]
         line.append(Cell(t.epoch, f"{t.epoch:.3g} of {t.epochs:g}"))
-        rungs = len(record.rungs)
-        line.append(Cell(t.rung + 1, f"{t.rung + 1} of {rungs}" if rungs else NONE))
+        line.append(Cell(t.rung + 1, f"{t.rung + 1} of {len(record.rungs)}" if record.rungs else NONE))
         line += [_number(name, t.values.get(name)) for name in ("macs", "device_hours")]
+        line.append(Cell(t.net, t.net or NONE))
         lines.append(line)
     return head, lines
 
@@ -100,17 +97,30 @@ def commands(record: Record, trial: Trial | None = None) -> dict[str, str]:
     return found
 
 
+def facts(record: Record, trial: Trial) -> dict[str, str]:
+    """What there is to know of a trial beside its numbers, where it has it."""
+    folder = record.place(trial)
+    found = {"Point": point(trial.point), "Folder": folder}
+    if trial.state == "finished":
+        found["Artifact"] = join(folder, "artifact")
+    if trial.why:
+        found["Error" if trial.state == "failed" else "Why it stopped"] = trial.why
+    found |= {f"Epoch {x['epoch']:g}": f"took the weights of {x['from']}" for x in trial.lineage}
+    return found
+
+
 def told(record: Record, trial: Trial) -> str:
     """A trial in one line, to choose it by."""
     best = ", the best" if trial.id == record.best else ""
     return f"{trial.id} · {STATES[trial.state]}{best} · {point(trial.point)}"
 
 
-def _value(given: Any) -> Cell:
-    if given is None:
-        return Cell(None, NONE)
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    return Cell(float(given) if number else value(given), value(given))
+def _words(record: Record, field: str) -> dict[str, Cell]:
+    """The cells of a field's values, by `analysis.key`."""
+    values = analysis.ordered(record, field)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    pairs = zip(values, spelled_out(values), strict=True)
+    return {analysis.key(v): Cell(float(v) if numbers else text, text) for v, text in pairs}
 
 
 def _number(name: str, given: float | None) -> Cell:

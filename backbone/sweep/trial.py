@@ -1,7 +1,9 @@
 """One trial: what Tune runs in a process of its own. It starts the trial's run, and hands its evaluations on."""
 
+import json
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -9,61 +11,54 @@ from typing import Any
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
-from backbone.training.recipe import Recipe, Scaling
+from backbone.sweep.segment import Segment
+from backbone.training.recipe import Scaling
 
 Judge = Callable[[str, dict[str, Any]], float]
-"""Takes the URL of a finished backbone artifact and a trial's config; returns its detection AP, from 0 to 1."""
-
-FINAL = "failed.txt"
-"""What a trial leaves that would fail the same way again: bad input, or a loss that is not finite."""
+"""Takes a finished trial's run and its sweep's recipe; returns the detection AP of its backbone, from 0 to 1."""
 
 
 def run_trial(config: dict[str, Any], judge: Judge | None = None) -> None:
-    """Train `config["recipe"]` as an ordinary run and report to Tune.
+    """Train the trial's recipe as an ordinary run and report to Tune.
 
     Each evaluation is a report of {"epoch", "step", "val_error", ..., "device_hours"}. The last one comes once the
-    artifact is there, with every objective and `finished`.
-
-    Raises:
-        UserError, FloatingPointError: the trial cannot be trained; it is not tried again.
+    artifact is there, with every objective and `finished`; or, where trying again would fail the same way, with
+    `failed`, the reason.
     """
     from ray import tune
 
     os.chdir(config["cwd"])
-    recipe = Recipe.model_validate(config["recipe"])
-    fs, path = filesystem(join(recipe.run.storage, recipe.run_name))
-    if fs.exists(join(path, FINAL)):
-        raise UserError(fs.cat_file(join(path, FINAL)).decode())
-    run = _Run(recipe)
+    segment = Segment.of(tune.get_context().get_trial_name(), config, tune.get_checkpoint())
+    run = _Run(segment)
     run.start()
-    devices = recipe.scaling.num_workers
     row: dict[str, Any] = {}
     for record in iter(run.records.get, None):
         if record["kind"] == "evaluation":
             row = {k: v for k, v in record.items() if k not in ("kind", "total", "val_seconds")}
-            row["device_hours"] = row["train_seconds"] * devices / 3600
+            row |= {"device_hours": row["train_seconds"] * segment.recipe.scaling.num_workers / 3600, **segment.about}
             if record["step"] < record["total"]:  # the last one waits for the artifact
-                tune.report(row)
+                with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
+                    tune.report(row, checkpoint=checkpoint)
     run.join()
+    if isinstance(run.error, UserError | FloatingPointError):
+        tune.report({**row, "failed": str(run.error)})
+        return
     if run.error:
-        if isinstance(run.error, UserError | FloatingPointError):
-            fs.pipe_file(join(path, FINAL), str(run.error).encode())
         raise run.error
-    artifact = join(recipe.run.storage, recipe.run_name, "artifact")
-    row |= {**run.metrics, **_position(artifact)}
-    if "latency_ms" in config["objectives"]:
-        row["latency_ms"] = latency_ms(artifact, recipe.scaling)
+    row |= {**run.metrics, **_end(segment.url), **segment.about}
+    if "latency_ms" in config["sweep"]["objectives"]:
+        row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
     if judge:
-        row["AP"] = judge(artifact, config)
+        row["AP"] = judge(segment.url, config["sweep"])
     tune.report({**row, "finished": True})
 
 
 class _Run(threading.Thread):
-    """The run, in a thread, because it waits until the run has ended."""
+    """The run, in a thread, because starting it waits until it has ended."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, segment: Segment) -> None:
         super().__init__(daemon=True)
-        self.recipe = recipe
+        self.segment = segment
         self.records: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self.metrics: dict[str, Any] = {}
         self.error: BaseException | None = None
@@ -73,9 +68,11 @@ class _Run(threading.Thread):
         from backbone.training.pretrain import finished, prepare, pretrain
 
         try:
-            payload = prepare(self.recipe)
+            payload = prepare(self.segment.recipe)
+            self.segment.adopt()
             done = finished(payload["url"])
-            self.metrics = done or launch(pretrain, payload, self.recipe.scaling, watch=self.records.put)
+            scaling = self.segment.recipe.scaling
+            self.metrics = done or launch(pretrain, payload, scaling, watch=self.records.put)
         except BaseException as error:
             traceback.print_exc()
             self.error = error
@@ -83,28 +80,25 @@ class _Run(threading.Thread):
             self.records.put(None)
 
 
-def _position(artifact: str) -> dict[str, Any]:
-    """Step, epoch and cost at the end of a finished run, from its own files: it may have finished before a restart."""
-    import json
-
+def _end(url: str) -> dict[str, Any]:
+    """Step, epoch and cost of a finished run, from its own files: it may have finished before a restart."""
     from backbone.training.state import training_seconds
 
-    fs, path = filesystem(artifact)
-    about = json.loads(fs.cat_file(join(path, "config.json")))["raybone"]["provenance"]
-    recipe = about["recipe"]
-    history = json.loads(fs.cat_file(join(path.rpartition("/")[0], "history.json")))
-    seconds = training_seconds(history, recipe["optim"]["batch"])
-    step = history[-1]["step"]
+    fs, path = filesystem(url)
+    about = json.loads(fs.cat_file(join(path, "artifact", "config.json")))["raybone"]["provenance"]
+    history = json.loads(fs.cat_file(join(path, "history.json")))
+    batch, scaling = about["recipe"]["optim"]["batch"], about["recipe"]["scaling"]
+    step, seconds = history[-1]["step"], training_seconds(history, batch)
     return {
         "step": step,
-        "epoch": step * recipe["optim"]["batch"] / about["train_images"],
+        "epoch": step * batch / about["train_images"],
         "train_seconds": seconds,
-        "device_hours": seconds * recipe["scaling"]["num_workers"] / 3600,
+        "device_hours": seconds * scaling["num_workers"] / 3600,
     }
 
 
 def latency_ms(artifact: str, scaling: Scaling) -> float:
-    """Median time of one image through the backbone, in milliseconds, on what one training worker has."""
+    """Median time of one image through a backbone, in milliseconds, on what one training worker has."""
     import ray
 
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": int(scaling.use_gpu)}
@@ -112,8 +106,6 @@ def latency_ms(artifact: str, scaling: Scaling) -> float:
 
 
 def _measure(artifact: str, use_gpu: bool, threads: int) -> float:
-    import time
-
     import torch
 
     from backbone.artifact import load

@@ -5,13 +5,15 @@ in Tune's pickles, so that a sweep goes on after any end, with another Ray, a la
 scheduler is told again what it had seen.
 """
 
-import random
+import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
 from backbone.storage import join
@@ -25,20 +27,29 @@ RETRIES = 2
 
 def tune_board(board: Board, places: int, judge: Judge | None) -> None:
     """Run the board's trials until there are no more, or a budget is used up."""
-    scheduler = _scheduler(board)
+    if board.sweep.scheduler.kind == "pbt":
+        space, search, scheduler = _population(board)
+        if not space["id"]["grid_search"]:
+            return
+    else:
+        space, scheduler = {}, _scheduler(board)
+        search = _Points(board, scheduler)
     trainable = tune.with_parameters(run_trial, judge=judge)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0.01}),  # the run's workers, started by it, take the trial's resources
+        param_space=space,
         tune_config=tune.TuneConfig(
-            search_alg=_Points(board, scheduler),
+            search_alg=search,
             scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=places,
+            num_samples=-1 if search else 1,
+            trial_name_creator=lambda trial: trial.config["id"],  # with PBT, configs wander between trials
+            max_concurrent_trials=places if search else None,  # a population is there as a whole
         ),
         run_config=tune.RunConfig(
-            name=f"{len(board.record.trials):04d}-{random.randrange(16**6):06x}",
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=join(board.record.url, "tune"),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             callbacks=[_Recorder(board)],
             stop=_Budget(board),
             verbose=0,
@@ -47,14 +58,24 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
     tuner.fit()
 
 
+def _config(board: Board, trial: Trial) -> dict[str, Any]:
+    """What `run_trial` is given."""
+    return {
+        "id": trial.id,
+        "recipe": board.recipe(trial).model_dump(mode="json"),
+        "sweep": board.sweep.model_dump(mode="json"),
+        "cwd": str(Path.cwd()),
+    }
+
+
 def _scheduler(board: Board) -> Any:
     options = board.sweep.scheduler
     if options.kind == "none":
         return FIFOScheduler()
     scheduler = ASHAScheduler(
         time_attr="epoch",
-        grace_period=options.grace,
-        max_t=max(board.most_epochs, options.grace),
+        grace_period=options.grace,  # ty: ignore[invalid-argument-type] # works with parts of an epoch
+        max_t=max(board.most_epochs, options.grace),  # ty: ignore[invalid-argument-type]
         reduction_factor=options.reduction,
         metric="val_error",
         mode="min",
@@ -62,6 +83,34 @@ def _scheduler(board: Board) -> Any:
     for trial in board.record.of_state("finished", "stopped"):
         _tell_again(scheduler, trial, trial.id)
     return scheduler
+
+
+def _population(board: Board) -> tuple[dict[str, Any], None, Any]:
+    """All trials at once, and the scheduler that lets them learn from each other."""
+    configs = {trial.id: {**_config(board, trial), **board.lr_now(trial)} for trial in iter(board.next, None)}
+    (d,) = board.sweep.space.values()
+    low, high = d.uniform or d.loguniform
+
+    def explore(config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "optim.lr": min(max(float(f"{config['optim.lr']:.4g}"), low), high)}
+
+    scheduler = PopulationBasedTraining(
+        time_attr="epoch",
+        metric="val_error",
+        mode="min",
+        perturbation_interval=board.sweep.scheduler.every,
+        quantile_fraction=board.sweep.scheduler.share,
+        hyperparam_mutations={"optim.lr": tune.uniform(low, high) if d.uniform else tune.loguniform(low, high)},
+        custom_explore_fn=explore,
+        require_attrs=False,  # a failed trial reports no error rate
+        synch=True,  # compared after equally many epochs; and more trials than places take turns
+    )
+    def of_trial(field: str) -> Any:
+        return tune.sample_from(lambda config: configs[config["id"]][field])
+
+    fields = [field for field in next(iter(configs.values()), {}) if field != "id"]
+    space = {"id": tune.grid_search(list(configs)), **{field: of_trial(field) for field in fields}}
+    return space, None, scheduler
 
 
 def _tell_again(scheduler: Any, trial: Trial, tune_id: str) -> None:
@@ -85,12 +134,7 @@ class _Points(Searcher):
         if trial is None:
             return Searcher.FINISHED
         _tell_again(self.scheduler, trial, trial_id)
-        return {
-            "id": trial.id,
-            "recipe": self.board.recipe(trial).model_dump(mode="json"),
-            "objectives": list(self.board.sweep.objectives),
-            "cwd": str(Path.cwd()),
-        }
+        return _config(self.board, trial)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The board learns by itself."""
@@ -120,7 +164,7 @@ class _Recorder(tune.Callback):
         self.board = board
 
     def _trial(self, trial: Any) -> Trial:
-        return self.board.record.trial(trial.config["id"])
+        return self.board.record.trial(str(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.board.heartbeat()
@@ -130,15 +174,19 @@ class _Recorder(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         mine = self._trial(trial)
+        if "failed" in result:
+            return
+        self.board.moved(mine, result["run"], json.loads(result["lineage"]))
         row = {k: v for k, v in result.items() if k in ("step", "epoch", "train_seconds") or k.startswith("val_")}
         names = {"val_error", "AP", "latency_ms"} if result.get("finished") else set()
-        values = {k: result[k] for k in names | {"device_hours"} if k in result}
-        self.board.reported(mine, row, values)
+        self.board.reported(mine, row, {k: result[k] for k in names | {"device_hours"} if k in result})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        mine = self._trial(trial)
-        if trial.last_result.get("finished"):
+        mine, last = self._trial(trial), trial.last_result
+        if last.get("finished"):
             self.board.finished(mine)
+        elif "failed" in last:
+            self.board.failed(mine, last["failed"], final=True)
         else:
             over = self.board.over_budget()
             self.board.stopped(mine, over or f"behind at the rung of {self.board.record.rungs[mine.rung]:g} epochs")

@@ -16,6 +16,7 @@ class View:
     """A picture with its heading and caption."""
 
     key: str
+    tab: str
     title: str
     draw: Callable[[Record], go.Figure | None]
     """None where there is nothing to draw yet."""
@@ -31,20 +32,21 @@ def views(record: Record) -> list[View]:
     others = [o.name for o in record.objectives[1:]]
     shown = dict.fromkeys(["depth", "macs", *others, "device_hours"])
     found = [
-        View("curves", "Learning curves", figures.curves, said_of_curves),
-        View("parallel", "Parallel coordinates", figures.parallel, said_of_parallel),
+        View("curves", "Curves", "Learning curves", figures.curves, said_of_curves),
+        View("parallel", "Parallel", "Parallel coordinates", figures.parallel, said_of_parallel),
     ]
     titles = {"macs": "multiply-adds", "params": "parameters", "device_hours": "training cost", "latency_ms": "latency"}
     for cost in shown:
         if cost != first.name:
-            title = f"{noun} against {titles.get(cost, cost)}"
-            found.append(View(f"against-{cost}", title, _drawn(cost), _said(cost)))
+            name = titles.get(cost, cost)
+            tab = name[0].upper() + name[1:]
+            found.append(View(f"against-{cost}", tab, f"{noun} against {name}", _drawn(cost), _said(cost)))
     return [
         *found,
-        View("grid", "Grid", figures.grid, said_of_grid),
-        View("importance", "Importance", figures.importance, said_of_importance),
-        View("rates", "Learning rates", figures.rates, said_of_rates),
-        View("costs", "Cost", figures.costs, said_of_costs),
+        View("grid", "Grid", "Grid", figures.grid, said_of_grid),
+        View("importance", "Importance", "Importance of each field", figures.importance, said_of_importance),
+        View("rates", "Learning rates", "Learning rates", figures.rates, said_of_rates),
+        View("costs", "Cost so far", "Cost so far", figures.costs, said_of_costs),
     ]
 
 
@@ -105,11 +107,8 @@ def said_of_importance(record: Record) -> str:
 def said_of_rates(record: Record) -> str:
     text = "The whole schedule of each trial, also of those that did not get to its end; the best one bold."
     changes = sum(len(t.lineage) for t in record.trials)
-    return (
-        f"{text} Diamonds: {changes} times a trial took another's weights and went on at another rate."
-        if changes
-        else text
-    )
+    took = f"Diamonds, {changes}: a trial took another's weights and went on at another rate."
+    return f"{text} {took}" if changes else text
 
 
 def said_of_costs(record: Record) -> str:

@@ -72,7 +72,7 @@ def short_names(fields: list[str]) -> dict[str, str]:
 
 def spelled_out(values: list[Any]) -> list[str]:
     """Values of a field in words; of sections, the fields in which they differ."""
-    if not all(isinstance(v, dict) for v in values):
+    if len(values) < 2 or not all(isinstance(v, dict) for v in values):
         return [value(v) for v in values]
     keys = list(dict.fromkeys(key for v in values for key in v))
     differ = [key for key in keys if len({json.dumps(v.get(key)) for v in values}) > 1]

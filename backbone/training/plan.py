@@ -80,7 +80,10 @@ def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     if optim.lr_batch and optim.lr_batch != optim.batch:
         peak += f" ({optim.lr:g} for {optim.lr_batch} images, scaled to {optim.batch})"
     parts = [peak, s.kind]
-    if steps.milestones:
+    if s.kind == "pieces":
+        rates = ", ".join(f"{rate:g} from step {m:,}" for rate, m in zip(s.rates, steps.milestones, strict=True))
+        parts.append(rates)
+    elif steps.milestones:
         parts.append(f"x {s.gamma:g} at steps {', '.join(f'{m:,}' for m in steps.milestones)}")
     if steps.warmup:
         parts.append(f"{steps.warmup:,} steps of warm-up")

@@ -59,7 +59,11 @@ class Optim(Strict):
     @property
     def peak_lr(self) -> float:
         """The learning rate after scaling to the batch."""
-        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
+        return self.scaled(self.lr)
+
+    def scaled(self, lr: float) -> float:
+        """A learning rate given for `lr_batch`, for `batch`."""
+        return lr * self.batch / self.lr_batch if self.lr_batch else lr
 
 
 class PretrainOptim(Optim):
@@ -71,15 +75,19 @@ class PretrainOptim(Optim):
 class Schedule(Strict):
     """The learning rate as a function of the step, see `backbone.training.schedule`."""
 
-    kind: Literal["steps", "cosine", "plateau", "constant"] = "cosine"
+    kind: Literal["steps", "cosine", "plateau", "constant", "pieces"] = "cosine"
     """steps: times gamma at each milestone. cosine: to zero at the end. plateau: times gamma when validation error has
-    not improved for `patience` evaluations (the paper's ImageNet schedule)."""
+    not improved for `patience` evaluations (the paper's ImageNet schedule). pieces: another of `rates` from each
+    milestone on, which is what a population-based search finds."""
 
     unit: Literal["epochs", "iterations"] = "epochs"
     """Unit of total, milestones and warmup."""
 
     total: float = Field(90, gt=0)
     milestones: tuple[float, ...] = ()
+    rates: tuple[float, ...] = ()
+    """Learning rate from each milestone on, given as `optim.lr` is, which is the one before the first."""
+
     gamma: float = Field(0.1, gt=0, lt=1)
     patience: int = Field(5, ge=1)
 
@@ -94,11 +102,17 @@ class Schedule(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> "Schedule":
-        if (self.kind == "steps") != bool(self.milestones):
-            raise ValueError(f"milestones {list(self.milestones)}: kind steps needs them and no other kind reads them")
+        if (self.kind in ("steps", "pieces")) != bool(self.milestones):
+            raise ValueError(
+                f"milestones {list(self.milestones)}: kinds steps and pieces need them and no other kind reads them"
+            )
+        if len(self.rates) != (len(self.milestones) if self.kind == "pieces" else 0):
+            raise ValueError(f"rates {list(self.rates)}: kind pieces needs one a milestone, no other kind reads them")
+        if any(rate <= 0 for rate in self.rates):
+            raise ValueError(f"rates {list(self.rates)} must lie above 0")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.total for m in self.milestones):
             raise ValueError(f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}")
-        if self.kind in ("cosine", "constant") and self.gamma != 0.1:
+        if self.kind not in ("steps", "plateau") and self.gamma != 0.1:
             raise ValueError(f"gamma is not read by kind {self.kind}")
         if self.kind != "plateau" and self.patience != 5:
             raise ValueError(f"patience is not read by kind {self.kind}")

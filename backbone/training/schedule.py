@@ -69,6 +69,9 @@ def learning_rate(schedule: Schedule, optim: Optim, steps: Steps, step: int, eve
     if schedule.kind == "cosine":
         done = (step - steps.warmup) / (steps.total - steps.warmup)
         return optim.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule.kind == "pieces":
+        done = sum(step >= mark for mark in steps.milestones)
+        return optim.scaled((optim.lr, *schedule.rates)[done])
     lowered = {"steps": steps.milestones, "plateau": events.drops, "constant": ()}[schedule.kind]
     return optim.peak_lr * schedule.gamma ** sum(step >= mark for mark in lowered)
 

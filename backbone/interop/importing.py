@@ -1,0 +1,126 @@
+"""Foreign weights to an artifact, written only after both sides agreed on the same image."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from backbone import artifact
+from backbone.errors import UserError
+from backbone.interop import weights
+from backbone.interop.common import Facts, Files, Source
+from backbone.interop.convert import Imported, convert, weights_file
+from backbone.interop.export import BLOCK, TARGETS, verify
+from backbone.interop.options import Import
+from backbone.interop.probe import Agreement
+from backbone.storage import filesystem, join
+
+CONFIGS = (".json", ".yaml", ".yml", ".py")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What came of an import."""
+
+    found: Imported
+    agreements: tuple[Agreement, ...]
+    notes: tuple[str, ...]
+
+
+def run(options: Import) -> Brought:
+    """Read, convert, check and write an artifact.
+
+    Raises:
+        UserError: anything is unexplained, missing, contradictory, unsaid, damaged or does not agree; names it.
+    """
+    files, unread = _read(options.weights)
+    where = options.weights
+    found = convert(options.source, files, where, _given(options), options.prefix, options.drop, options.entry)
+    made = _answers_its_probe(found, files, where)
+    # Caffe's own nets have a home in detectron2.
+    to = "detectron2" if options.source == "caffe" else options.source
+    notes = [*unread, *found.notes]
+    agreements: list[Agreement] = []
+    if TARGETS[to].obstacle(found.net.options):
+        notes.append(f"not asked: {to}, which has no such net")
+    else:
+        source = Source(net=found.net, inputs=found.inputs, classes=found.classes, place="weights")
+        agreements = verify(source, to, TARGETS[to].write(source))
+    name = weights_file(files, where)
+    imported = {
+        "source": options.source,
+        "file": join(where, name) if name != where.rpartition("/")[2] else where,
+        "sha256": hashlib.sha256(files[name]).hexdigest(),
+        "notes": notes,
+        "agreements": [asdict(row) for row in agreements],
+    }
+    artifact.save(options.output, found.net, found.inputs, found.classes, {**made, "imported": imported})
+    return Brought(found, tuple(agreements), tuple(notes))
+
+
+def _given(options: Import) -> Facts:
+    """What the user said, None for what not."""
+    for name in ("mean", "std"):
+        if getattr(options, name) and len(getattr(options, name)) != 3:
+            raise UserError(f"{name}: takes three numbers, red green blue on the 0..1 scale")
+    if any(not 0 < value <= 1 for value in options.std) or any(not 0 <= value <= 1 for value in options.mean):
+        raise UserError("mean, std: numbers of the 0..1 scale; divide those of the 0..255 scale by 255")
+    classes = None
+    if options.classes:
+        fs, path = filesystem(options.classes)
+        try:
+            classes = tuple(line for line in fs.cat_file(path).decode().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"classes {options.classes}: {error}") from error
+    return Facts(
+        stride_in_1x1={"true": True, "false": False}.get(options.stride_in_1x1),
+        channel_order=options.channel_order or None,
+        mean=options.mean or None,
+        std=options.std or None,
+        size=options.size or None,
+        crop_pct=options.crop_pct or None,
+        classes=classes,
+    )
+
+
+def _read(url: str) -> tuple[Files, list[str]]:
+    """A file, or of a folder its weights and configs; and which weights of several were not read."""
+    fs, path = filesystem(url)
+    try:
+        if not fs.isdir(path):
+            return {path.rpartition("/")[2]: fs.cat_file(path)}, []
+        names = sorted(place.rpartition("/")[2] for place in fs.ls(path, detail=False))
+        kept = [name for name in names if name.endswith(weights.SUFFIXES)]
+        safe = [name for name in kept if name.endswith(".safetensors")]
+        unread = [name for name in kept if name not in safe] if len(safe) == 1 else []
+        wanted = [name for name in names if name.endswith((*weights.SUFFIXES, *CONFIGS)) and name not in unread]
+        files = {name: fs.cat_file(join(path, name)) for name in wanted}
+        return files, [f"not read, {safe[0]} was: {', '.join(unread)}"] if unread else []
+    except OSError as error:
+        raise UserError(f"weights {url}: cannot be read: {error}") from error
+
+
+def _answers_its_probe(found: Imported, files: Files, where: str) -> dict[str, Any]:
+    """The provenance of weights that raybone exported, whose answers to the probe must not have changed."""
+    if BLOCK not in files:
+        return {}
+    try:
+        block = json.loads(files[BLOCK])
+        expected, provenance = block["probe"], dict(block["provenance"])
+        answers = artifact.probe(found.net, found.inputs)
+        for stage, values in answers.items():
+            if stage == "logits" and not found.has_head:
+                continue
+            for statistic, value in values.items():
+                allowed = artifact.PROBE_TOLERANCE * max(abs(expected[stage]["std"]), 1e-12)
+                if not abs(value - expected[stage][statistic]) <= allowed:
+                    raise UserError(
+                        f"{where}: {statistic} of {stage} is {value:.6g}, was {expected[stage][statistic]:.6g} when "
+                        "raybone exported this: the weights or what the config says of them were changed; look at "
+                        f"stride placement, channel order, mean and std. If it is meant, remove {BLOCK}"
+                    )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}/{BLOCK} cannot be read: {error!r}; remove it if it is not needed") from error
+    return provenance

@@ -1,0 +1,193 @@
+"""The live page of a sweep: `streamlit run backbone/sweep/app.py -- FOLDER`, which jobs/dashboard.py does.
+
+It reads the sweep's folder again every few seconds. What a person chose (view, trial, sorting, zoom) is kept by keys
+that never change, and by `uirevision` in the figures.
+"""
+
+import sys
+from html import escape
+from typing import Any
+
+import streamlit as st
+
+from backbone.errors import UserError
+from backbone.storage import is_local
+from backbone.sweep import chart, figures, files, summary
+from backbone.sweep.analysis import planned
+from backbone.sweep.record import Record, Trial, read
+from backbone.sweep.views import View, alone, left_of_budget, views
+from backbone.sweep.wording import NONE, amount, duration
+
+# Between two readings: of a running sweep on this machine, and of any other.
+SECONDS, SLOW_SECONDS = 2, 15
+
+STYLE = """<style>
+.block-container, .stMainBlockContainer { max-width: 1180px; padding-top: 2.2rem; padding-bottom: 4rem; }
+.sweep { opacity: .68; font-weight: 600; margin: 0 0 .4rem; }
+.sweep b { padding: .1rem .55rem; border-radius: 1rem; border: 1px solid currentColor; margin-left: .4rem; }
+.lead { font-size: clamp(1.3rem, 3.4vw, 1.75rem); line-height: 1.35; font-weight: 600; margin: 0 0 .5rem; }
+.more { margin: 0; max-width: 46em; } .more span { display: block; margin: .15rem 0; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
+.facts { margin: 0; padding: 0; }
+.facts dt { opacity: .68; font-weight: 400; } .facts dd { margin: 0; overflow-wrap: anywhere; }
+.figure .parcoords .axis path, .figure .parcoords .axis line { stroke: #8b8f96 !important; }
+[class*="st-key-scroll-"] { overflow-x: auto; }
+@media (max-width: 560px) {
+  .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
+  .block-container, .stMainBlockContainer { padding-left: 1rem; padding-right: 1rem; }
+}
+</style>"""
+
+
+def show(url: str) -> None:
+    """The whole page of the sweep in this folder."""
+    st.set_page_config(page_title=f"{url.rstrip('/').rpartition('/')[2]}, sweep", layout="wide")
+    st.html(STYLE)
+    chart.load()
+    try:
+        first = read(url)
+    except UserError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+    seconds = SECONDS if first.alive and is_local(url) else SLOW_SECONDS
+
+    @st.fragment(run_every=seconds)
+    def live() -> None:
+        record = _read_again(url, first)
+        if record.alive != first.alive:
+            st.rerun()  # to read it oftener, or less
+        page(record)
+
+    live()
+
+
+def page(record: Record) -> None:
+    """Head and the chosen view."""
+    header(record)
+    found = {view.key: view for view in views(record)}
+    tabs = {"trials": "Trials", **{key: view.tab for key, view in found.items()}}
+    if st.session_state.get("view") not in tabs:  # a click on the chosen one takes it back
+        st.session_state["view"] = st.session_state.get("last_view", "trials")
+    chosen = st.pills("View", list(tabs), format_func=tabs.__getitem__, key="view", label_visibility="collapsed")
+    st.session_state["last_view"] = chosen or "trials"
+    if chosen in found:
+        draw(found[chosen], record)
+    else:
+        trials(record)
+
+
+def header(record: Record) -> None:
+    """State, the best so far, and how far it is."""
+    state = summary.state(record)
+    st.html(
+        f'<p class="sweep">Sweep {escape(record.name)} <b>{state}</b></p>'
+        f'<p class="lead">{escape(summary.headline(record))}</p>'
+        f'<p class="more"><span>{escape(summary.situation(record))}</span>'
+        f"<span>{escape(summary.progress(record))}.</span></p>"
+    )
+    first = record.objectives[0]
+    best = record.trial(record.best) if record.best else None
+    done = len(record.of_state("finished", "stopped", "failed"))
+    left = left_of_budget(record)
+    with st.container(horizontal=True):
+        st.metric("Trials done", f"{done} of {planned(record)}", border=True)
+        st.metric(f"Best {first.label}", amount(first.name, best.values.get(first.name) if best else None), border=True)
+        st.metric("Device time", duration(3600 * record.device_hours), border=True)
+        st.metric("Wall time", duration(record.seconds), border=True)
+    if left:
+        st.caption(f"Left: {', '.join(left)}.")
+
+
+def draw(view: View, record: Record) -> None:
+    """One view: caption and figure."""
+    st.subheader(view.title, anchor=False)
+    st.caption(view.said(record))
+    figure = view.draw(record)
+    if figure is None:
+        st.info("Nothing to draw yet.", icon=":material/hourglass_empty:")
+    else:
+        wide = 640 if view.key == "parallel" else 0
+        chart.show(figure, f"figure-{view.key}", f"{view.title}. {view.said(record)}", wide)
+
+
+def trials(record: Record) -> None:
+    """The table of all trials, and one of them in full."""
+    if not record.trials:
+        st.info("The first trial has not been proposed yet.", icon=":material/hourglass_empty:")
+        return
+    head, lines = summary.table(record)
+    columns: dict[str, list[Any]] = {name: [line[i].key for line in lines] for i, name in enumerate(head)}
+    columns["state"] = [line[1].text for line in lines]
+    columns["trial"] = [line[0].text for line in lines]
+    number = st.column_config.NumberColumn
+    formats: dict[str, Any] = {name: number(format="%.2f") for name in head if name.endswith("(%)")}
+    formats["epoch"] = st.column_config.ProgressColumn(
+        format="%.3g", min_value=0, max_value=max(t.epochs for t in record.trials) or 1, width="small"
+    )
+    formats |= {"multiply-adds": number(format="compact"), "cost": number("cost (device-hours)", format="%.3g")}
+    formats["rung"] = number(f"rung of {len(record.rungs)}") if record.rungs else None
+    ids = [t.id for t in record.trials]
+    st.dataframe(
+        columns,
+        column_config=formats,
+        hide_index=True,
+        height=min(38 + 35 * len(ids), 423),
+        key="table",
+        on_select=lambda: _select(ids),
+        selection_mode="single-row",
+        placeholder=NONE,
+    )
+    st.caption("A column's name sorts by it; the box left of a trial, or the list below, opens it.")
+    if st.session_state.get("trial") not in ids:
+        running = [t.id for t in record.of_state("running")]
+        st.session_state["trial"] = st.session_state.get("last_trial") or record.best or (running or ids)[0]
+    chosen = st.selectbox("Trial", ids, format_func=lambda i: summary.told(record, record.trial(i)), key="trial")
+    st.session_state["last_trial"] = chosen
+    detail(record, record.trial(chosen))
+
+
+def detail(record: Record, trial: Trial) -> None:
+    """Curves, facts, recipe and log of one trial."""
+    if trial.state == "failed":
+        st.error(trial.why or "It failed and left no error.", icon=":material/error:")
+    only = alone(record, trial)
+    drawn = {"curve": figures.curves(only), "rate": figures.rates(only)}
+    for column, (name, figure) in zip(st.columns(2), drawn.items(), strict=True):
+        if figure is not None:
+            figure.update_layout(height=300, showlegend=False)
+            with column:
+                chart.show(figure, f"trial-{name}", f"The {name} of trial {trial.id}")
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in summary.facts(record, trial).items())
+    st.html(f'<dl class="facts">{listed}</dl>')
+    texts = files.of_trial(record, trial)
+    if texts.recipe:
+        with st.expander("Copy recipe: the trial's whole recipe, for jobs/pretrain.py"):
+            st.code(texts.recipe, language="yaml")
+    if texts.log:
+        with st.expander("The end of its log", expanded=trial.state == "failed"):
+            st.code(texts.log, language=None, height=320)
+    for purpose, command in {**summary.commands(record, trial), **summary.commands(record)}.items():
+        st.caption(purpose)
+        st.code(command, language="bash", wrap_lines=True)
+    if record.dashboard.startswith(("http://", "https://")):
+        st.link_button("The cluster's Ray dashboard", record.dashboard)
+
+
+def _select(ids: list[str]) -> None:
+    """A line chosen in the table is the trial below it."""
+    rows = st.session_state["table"].selection.rows
+    if rows:
+        st.session_state["trial"] = ids[rows[0]]
+
+
+def _read_again(url: str, first: Record) -> Record:
+    """The sweep as it is now, or as it was when it was last to be read."""
+    try:
+        st.session_state["record"] = read(url)
+    except UserError as error:
+        st.warning(f"{error}. Shown is what it was before.", icon=":material/cloud_off:")
+    return st.session_state.get("record", first)
+
+
+if __name__ == "__main__":
+    show(sys.argv[1])

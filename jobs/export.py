@@ -1,0 +1,32 @@
+"""Write a backbone artifact as another framework loads it, and prove that it computes the same there:
+
+python jobs/export.py --artifact runs/my-resnet50/artifact --to timm --output exported/timm
+python jobs/export.py --artifact runs/my-resnet50/artifact --to detectron2 --output exported/detectron2
+"""
+
+import sys
+
+from backbone.cli import fail, parse
+from backbone.errors import UserError
+from backbone.interop.options import Export
+
+
+def main() -> None:
+    options, _ = parse(Export, sys.argv[1:])
+    try:
+        unsaid = [name for name in ("artifact", "to", "output") if not getattr(options, name)]
+        if unsaid:
+            raise UserError("; ".join(f"{name}: give --{name}" for name in unsaid))
+        from backbone.interop import export, probe  # from here on torch is imported, which takes seconds
+
+        done = export.export(options.artifact, options.to, options.output, options.license)
+    except UserError as error:
+        fail(error)
+    print(probe.table(list(done.agreements)))
+    print("".join(f"note      {note}\n" for note in done.notes), end="")
+    print(f"written   {options.output}: {', '.join(done.files)}")
+    print(f"\n{done.snippet}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Make a backbone artifact of another framework's weights, every key accounted for:
+
+python jobs/import.py --source torchvision --weights resnet50-0676ba61.pth --output runs/torchvision-resnet50/artifact
+python jobs/import.py --source detectron2 --weights R-50.pkl --output runs/r50/artifact \
+    --stride_in_1x1 true --channel_order BGR --mean 0.485 0.456 0.406 --std 0.00392157 0.00392157 0.00392157
+"""
+
+import sys
+
+from backbone.cli import fail, parse
+from backbone.errors import UserError
+from backbone.interop.options import Import
+
+
+def main() -> None:
+    options, _ = parse(Import, sys.argv[1:])
+    try:
+        unsaid = [name for name in ("source", "weights", "output") if not getattr(options, name)]
+        if unsaid:
+            raise UserError("; ".join(f"{name}: give --{name}" for name in unsaid))
+        from backbone.interop import importing, probe  # from here on torch is imported, which takes seconds
+
+        done = importing.run(options)
+    except UserError as error:
+        fail(error)
+    net, inputs = done.found.net, done.found.inputs
+    where = "first 1x1" if net.options.stride_in_1x1 else "3x3"
+    width = f", width {net.options.width:g}" if net.options.width != 1 else ""
+    print(f"net       {net.options.name}{width}, {net.num_classes} classes, stride in the {where}")
+    print(f"input     {inputs.channel_order}, mean {inputs.mean}, std {inputs.std} on the 0..1 scale, red green blue")
+    print("".join(f"note      {note}\n" for note in done.notes), end="")
+    if done.agreements:
+        print(probe.table(list(done.agreements)))
+    print(f"artifact  {options.output}")
+
+
+if __name__ == "__main__":
+    main()

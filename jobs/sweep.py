@@ -9,28 +9,31 @@ import time
 
 from backbone.cli import fail, parse
 from backbone.errors import UserError
+from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 
 
 def main() -> None:
     sweep, _ = parse(Sweep, sys.argv[1:])
-    began = time.monotonic()
-    from backbone.sweep.report import summary, write_report  # from here on torch and Ray are imported
-
+    from backbone.sweep import page, summary  # from here on torch and Ray are imported, which takes seconds
     from backbone.sweep.run import run
+    from detection import judge
 
-    judge = None
-    if sweep.finetune:
-        from detection.judge import average_precision as judge
+    began = time.monotonic()
     try:
-        record = run(sweep, judge)
-        page = write_report(record)
+        if sweep.finetune:
+            judge.check(sweep)
+        record = run(sweep, judge.average_precision if sweep.finetune else None)
+        fs, path = filesystem(join(record.url, "report.html"))
+        fs.pipe_file(path, page.report(record).encode())
     except (UserError, FloatingPointError) as error:
         fail(error)
-    print(summary(record))
+    print(summary.headline(record))
+    for trial in sorted((record.trial(trial_id) for trial_id in record.pareto), key=lambda t: t.values["macs"]):
+        print(f"          {trial.id}  {summary.told(record, trial)}")
     print(f"finished in {time.monotonic() - began:.0f} s")
-    print(f"report    {page}")
-    print(f"best      python jobs/pretrain.py --config {record.url}/best.yaml")
+    print(f"report    {record.url}/report.html")
+    print(f"train it  python jobs/pretrain.py --config {record.url}/best.yaml")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported, which some tests do themselves
 
 import pytest
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from backbone.artifact import timm_name
 from backbone.interop.common import (
@@ -22,7 +23,7 @@ from backbone.interop.common import (
 def write(source: Source) -> Files:
     """`model.safetensors` and `config.json`. timm reads mean, std and size inside `pretrained_cfg` alone."""
     i, classes = source.inputs, source.net.num_classes
-    given = {
+    given: dict[str, Any] = {
         "num_classes": classes,
         "input_size": [3, i.size, i.size],
         "interpolation": i.interpolation,
@@ -31,7 +32,12 @@ def write(source: Source) -> Files:
         "std": list(i.std),
         "label_names": list(source.classes),
     }
-    features = 4096 if source.net.options.net == "vgg" else source.net.stages["C5"].channels
+    vgg = source.net.options.net == "vgg"
+    # Without these two, timm cannot put on another head or take other than three channels.
+    given |= (
+        {"first_conv": "features.0", "classifier": "head.fc"} if vgg else {"first_conv": "conv1", "classifier": "fc"}
+    )
+    features = 4096 if vgg else source.net.stages["C5"].channels
     config = {"architecture": timm_name(source.net.options), "num_classes": classes, "num_features": features}
     return {
         "model.safetensors": safetensors(rgb_state(source)),

@@ -77,7 +77,7 @@ class _AnyNumpy(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.ndarray):
-            obj = np.ascontiguousarray(obj)
+            obj = np.asarray(obj, order="C")  # ascontiguousarray would give a number an axis
             return np.ndarray, (obj.shape, obj.dtype.str, bytearray(obj.tobytes()))
         return NotImplemented
 

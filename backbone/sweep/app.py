@@ -23,12 +23,16 @@ SECONDS, SLOW_SECONDS = 2, 15
 
 STYLE = """<style>
 .block-container, .stMainBlockContainer { max-width: 1180px; padding-top: 2.2rem; padding-bottom: 4rem; }
+.st-key-plotly { display: none; }
 .sweep { opacity: .68; font-weight: 600; margin: 0 0 .4rem; }
 .sweep b { padding: .1rem .55rem; border-radius: 1rem; border: 1px solid currentColor; margin-left: .4rem; }
 .lead { font-size: clamp(1.3rem, 3.4vw, 1.75rem); line-height: 1.35; font-weight: 600; margin: 0 0 .5rem; }
 .more { margin: 0; max-width: 46em; } .more span { display: block; margin: .15rem 0; }
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
-.facts { margin: 0; padding: 0; }
+.facts { margin: 0 !important; padding: 0 !important; }
+.stMainBlockContainer [data-testid="stVerticalBlock"] { gap: .8rem; }
+[data-testid="stMetric"] > div { padding: .5rem .9rem; } [data-testid="stMetricValue"] { font-size: 1.4rem; }
+.stMainBlockContainer h3 { font-size: 1.2rem; padding: .6rem 0 0; }
 .facts dt { opacity: .68; font-weight: 400; } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .figure .parcoords .axis path, .figure .parcoords .axis line { stroke: #8b8f96 !important; }
 [class*="st-key-scroll-"] { overflow-x: auto; }
@@ -79,23 +83,21 @@ def page(record: Record) -> None:
 def header(record: Record) -> None:
     """State, the best so far, and how far it is."""
     state = summary.state(record)
+    left = f" Left: {escape(', '.join(left_of_budget(record)))}." if record.state == "running" else ""
     st.html(
         f'<p class="sweep">Sweep {escape(record.name)} <b>{state}</b></p>'
         f'<p class="lead">{escape(summary.headline(record))}</p>'
         f'<p class="more"><span>{escape(summary.situation(record))}</span>'
-        f"<span>{escape(summary.progress(record))}.</span></p>"
+        f"<span>{escape(summary.progress(record))}.{left}</span></p>"
     )
     first = record.objectives[0]
     best = record.trial(record.best) if record.best else None
     done = len(record.of_state("finished", "stopped", "failed"))
-    left = left_of_budget(record)
     with st.container(horizontal=True):
         st.metric("Trials done", f"{done} of {planned(record)}", border=True)
         st.metric(f"Best {first.label}", amount(first.name, best.values.get(first.name) if best else None), border=True)
         st.metric("Device time", duration(3600 * record.device_hours), border=True)
         st.metric("Wall time", duration(record.seconds), border=True)
-    if left:
-        st.caption(f"Left: {', '.join(left)}.")
 
 
 def draw(view: View, record: Record) -> None:

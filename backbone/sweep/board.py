@@ -1,5 +1,6 @@
 """The driver's side of a sweep, without Ray: opens the record, proposes trials, takes in what they report."""
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
@@ -45,12 +46,15 @@ class Board:
         self.tree = base_tree(sweep)
         self.base = recipe_at(sweep, self.tree, {})
         self._check_base()
-        train, val = open_data(self.base.data, self.base.seed)
+        train, _ = open_data(self.base.data, self.base.seed)
         self.num_train, self.num_classes = len(train), len(train.classes)
         url = run_place(sweep.storage, sweep.name)
-        recipes = check(sweep, self._build)
+        recipes = check(sweep)
+        for recipe in recipes:
+            _check_batch(recipe)
+        nets = {recipe.model.model_dump_json(): recipe for recipe in recipes}
+        self.state_bytes = 4 * max(self._cost(recipe)["params"] for recipe in nets.values())
         self.most_epochs = max(self._steps(recipe).epochs for recipe in recipes)
-        self.state_bytes = 4 * max(self._cost(recipe)["params"] for recipe in recipes)
         self.record = self._open(url)
         self._began, self._before = time.monotonic(), self.record.seconds
         self.search = Search(sweep, self.record.trials)
@@ -79,12 +83,6 @@ class Board:
                 f"{self.sweep.base}: scheduler pbt makes the schedule itself: it needs schedule.kind constant without "
                 "warmup"
             )
-
-    def _build(self, recipe: Recipe) -> None:
-        with torch.device("meta"):
-            build(recipe.model, self.num_classes)
-        micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
-        check_split(recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})}))
 
     def _open(self, url: str) -> Record:
         fs, path = filesystem(url)
@@ -196,8 +194,9 @@ class Board:
         if lineage == trial.lineage:
             return
         fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
-        if trial.folder != f"trials/{run}" and fs.exists(path):
-            fs.rm(path, recursive=True)  # Tune holds those that others may take over
+        with contextlib.suppress(OSError):
+            if trial.folder != f"trials/{run}" and fs.exists(path):
+                fs.rm(path, recursive=True)  # Tune holds those that others may take over
         change = lineage[-1]
         trial.folder, trial.lineage = f"trials/{run}", lineage
         trial.history = [row for row in trial.history if row["step"] <= change["step"]]
@@ -253,8 +252,10 @@ class Board:
         kept = {trial.id for trial in done[: self.sweep.keep_checkpoints]}
         for trial in self.record.of_state("finished", "stopped", "failed"):
             fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
-            if trial.id not in kept and fs.exists(path):
-                fs.rm(path, recursive=True)
+            # A run that was stopped just now may still be writing; what it leaves goes with the next that ends.
+            with contextlib.suppress(OSError):
+                if trial.id not in kept and fs.exists(path):
+                    fs.rm(path, recursive=True)
 
     def over_budget(self) -> str:
         """Which budget is used up; empty while none is."""
@@ -282,6 +283,7 @@ class Board:
     def end(self, state: Literal["finished", "interrupted"], why: str) -> None:
         """The last word: `best.yaml` beside the record."""
         self.record.state, self.record.why = state, why
+        self._remove_checkpoints()
         if self.record.best:
             trial = self.record.trial(self.record.best)
             shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
@@ -313,6 +315,12 @@ def _against(first: Objective) -> Objective:
     return OBJECTIVES["macs" if first.name != "macs" else "val_error"]
 
 
+def _check_batch(recipe: Recipe) -> None:
+    """UserError where its batch does not split over the workers."""
+    micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
+    check_split(recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})}))
+
+
 def _check_same(record: Record, asked: dict[str, Any], tree: dict[str, Any]) -> None:
     """UserError with the differences where another sweep lives under this name."""
     lines = []
@@ -323,4 +331,3 @@ def _check_same(record: Record, asked: dict[str, Any], tree: dict[str, Any]) -> 
                 lines.append(f"  {what}{field}: the sweep has {before}, this one {now}")
     if lines:
         raise UserError("\n".join([f"{record.url} is another sweep:", *lines, "give this one another --name"]))
-

@@ -57,7 +57,7 @@ def curves(record: Record) -> go.Figure | None:
             mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 3.5 if best else 1.6},
             marker={"symbol": symbols, "size": sizes, "color": look.colour, "opacity": 1, "line": {"width": 0}},
-            opacity=1 if best or len(drawn) < 20 else 0.65,
+            opacity=1 if best or len(drawn) < 20 else 0.65 if len(drawn) < 60 else 0.4,
             name=STATES[trial.state],
             legendgroup=trial.state,
             legendrank=list(STATES).index(trial.state) + 1,

@@ -163,7 +163,7 @@ class Sweep(Strict):
         if self.search == "grid":
             endless = [field for field, values in self.space.items() if values.values is None]
             if endless:
-                raise ValueError(f"search grid: {', '.join(endless)} has endlessly many values; give choice or integers")
+                raise ValueError(f"search grid: {', '.join(endless)} has no end of values; give choice or integers")
         elif not self.budget.trials:
             raise ValueError("budget.trials 0 means all points, which search grid has; say how many")
         if self.scheduler.kind == "pbt":

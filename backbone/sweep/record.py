@@ -49,7 +49,7 @@ class Trial:
     """Field of the recipe, as the space names it -> value. A value may be a whole section, a dict."""
 
     folder: str
-    """Its run, below the sweep's folder: recipe.yaml, log.txt, tensorboard/, and once finished artifact/, curves.png."""
+    """Its run, below the sweep's folder: recipe.yaml, log.txt, tensorboard/, once finished artifact/, curves.png."""
 
     net: str = ""
     state: State = "waiting"
@@ -92,7 +92,8 @@ class Trial:
     @property
     def best_error(self) -> float:
         """Lowest validation error so far, percent; NaN before the first evaluation."""
-        return min((row["val_error"] for row in self.history), default=math.nan)
+        known = [row["val_error"] for row in self.history if row["val_error"] is not None]  # null: not a number
+        return min(known, default=math.nan)
 
 
 @dataclass
@@ -195,9 +196,12 @@ def read(url: str | Path) -> Record:
         found = tree.get("version") if isinstance(tree, dict) else None
         raise UserError(f"{place}/{FILE} has version {found!r}; this raybone reads {VERSION}")
     try:
-        trials = [Trial(**{**t, "lr": [tuple(p) for p in t["lr"]]}) for t in tree.pop("trials")]
-        objectives = [Objective(**o) for o in tree.pop("objectives")]
-        return Record(**{**tree, "url": place}, trials=trials, objectives=objectives)
+        rows: list[dict[str, Any]] = tree.pop("trials")
+        for row in rows:
+            row["lr"] = [tuple(point) for point in row["lr"]]
+        objectives = [Objective(**one) for one in tree.pop("objectives")]
+        tree["url"] = place
+        return Record(**tree, trials=[Trial(**row) for row in rows], objectives=objectives)
     except (KeyError, TypeError) as error:
         raise UserError(f"{place}/{FILE} is damaged: {error}") from error
 

@@ -48,5 +48,5 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
             ray.shutdown()
     board.end("finished", board.over_budget())
     if not board.record.best:
-        raise UserError(f"no trial of {board.record.url} finished; see the log.txt of each in {board.record.url}/trials")
+        raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
     return board.record

@@ -61,7 +61,7 @@ class _Tpe:
             yield {field: _decoded(self._space[field], value) for field, value in asked.items()}
 
     def learn(self, trial: Trial) -> None:
-        """A finished trial with its values; one stopped early with its errors, which TPE ranks below by how far it got."""
+        """A finished trial with its values; one stopped early with its errors: TPE ranks it by how far it got."""
         create, states = self._optuna.trial.create_trial, self._optuna.trial.TrialState
         told = {f: _encoded(self._space[f], value) for f, value in trial.point.items()}
         common: dict[str, Any] = {"params": told, "distributions": self._distributions}

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ def key(point: Point) -> str:
     return json.dumps(point, sort_keys=True, default=str)
 
 
-def check(sweep: Sweep, build: Callable[[Recipe], None]) -> list[Recipe]:
-    """Recipes of many points of the space, each one valid; `build` may refuse one of each different net.
+def check(sweep: Sweep) -> list[Recipe]:
+    """Recipes of all points of the space, or of many where there are too many, each one valid.
 
     Raises:
         UserError: a field that recipes do not have, values of a wrong type, or points that are no recipe.
@@ -109,11 +109,7 @@ def check(sweep: Sweep, build: Callable[[Recipe], None]) -> list[Recipe]:
         points = list(grid(sweep.space))
     else:
         points = [*_corners(sweep.space), *itertools.islice(random_points(sweep.space, sweep.seed), CHECKED)]
-    recipes = [recipe_at(sweep, tree, point) for point in points]
-    nets = {recipe.model.model_dump_json(): recipe for recipe in recipes}
-    for recipe in nets.values():
-        build(recipe)
-    return recipes
+    return [recipe_at(sweep, tree, point) for point in points]
 
 
 def _corners(space: dict[str, Distribution]) -> Iterator[Point]:

@@ -70,7 +70,7 @@ def table(record: Record, trials: list[Trial] | None = None) -> tuple[list[str],
     shown = [o for o in record.objectives if o.name not in ("macs", "device_hours")]
     words = {f: _words(record, f) for f in fields}
     head = ["trial", "state", *(o.label for o in shown), "best error so far (%)", *(names[f] for f in fields)]
-    head += ["epoch", "rung", "multiply-adds", "cost", "net"]
+    head += ["epoch", "rung", "multiply-adds", "cost", "net", "why it ended"]
     lines = []
     for t in record.trials if trials is None else trials:
         line = [Cell(t.id, t.id + (" ★" if t.id == record.best else ""))]
@@ -82,7 +82,7 @@ def table(record: Record, trials: list[Trial] | None = None) -> tuple[list[str],
         line.append(Cell(t.epoch, f"{t.epoch:.3g} of {t.epochs:g}"))
         line.append(Cell(t.rung + 1, f"{t.rung + 1} of {len(record.rungs)}" if record.rungs else NONE))
         line += [_number(name, t.values.get(name)) for name in ("macs", "device_hours")]
-        line.append(Cell(t.net, t.net or NONE))
+        line += [Cell(t.net, t.net or NONE), Cell(t.why, t.why or NONE)]
         lines.append(line)
     return head, lines
 

@@ -101,8 +101,10 @@ def latency_ms(artifact: str, scaling: Scaling) -> float:
     """Median time of one image through a backbone, in milliseconds, on what one training worker has."""
     import ray
 
+    # A task of its own, outside the trial's share of the cluster, which is next to nothing.
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": int(scaling.use_gpu)}
-    return ray.get(ray.remote(_measure).options(**options).remote(artifact, scaling.use_gpu, scaling.cpus_per_worker))
+    measure = ray.remote(_measure).options(**options, scheduling_strategy="DEFAULT")
+    return ray.get(measure.remote(artifact, scaling.use_gpu, scaling.cpus_per_worker))
 
 
 def _measure(artifact: str, use_gpu: bool, threads: int) -> float:

@@ -42,7 +42,8 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
             search_alg=search,
             scheduler=scheduler,
             num_samples=-1 if search else 1,
-            trial_name_creator=lambda trial: trial.config["id"],  # with PBT, configs wander between trials
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
             max_concurrent_trials=places if search else None,  # a population is there as a whole
         ),
         run_config=tune.RunConfig(
@@ -66,6 +67,11 @@ def _config(board: Board, trial: Trial) -> dict[str, Any]:
         "sweep": board.sweep.model_dump(mode="json"),
         "cwd": str(Path.cwd()),
     }
+
+
+def _name(trial: Any) -> str:
+    """Asked for once, when the trial is made: with PBT, configs wander between trials later."""
+    return trial.config["id"]
 
 
 def _scheduler(board: Board) -> Any:
@@ -105,6 +111,7 @@ def _population(board: Board) -> tuple[dict[str, Any], None, Any]:
         require_attrs=False,  # a failed trial reports no error rate
         synch=True,  # compared after equally many epochs; and more trials than places take turns
     )
+
     def of_trial(field: str) -> Any:
         return tune.sample_from(lambda config: configs[config["id"]][field])
 
@@ -172,7 +179,9 @@ class _Recorder(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.board.started(self._trial(trial))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         mine = self._trial(trial)
         if "failed" in result:
             return
@@ -199,6 +208,6 @@ class _Recorder(tune.Callback):
 def _cause(error: Exception | None) -> str:
     """The innermost error's last line: what a person wants to read."""
     while error is not None and getattr(error, "cause", None) is not None:
-        error = error.cause  # ty: ignore[unresolved-attribute]
+        error = error.cause
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else type(error).__name__

@@ -96,7 +96,7 @@ def said_of_grid(record: Record) -> str:
 def said_of_importance(record: Record) -> str:
     done = len(record.of_state("finished"))
     if not record.importance:
-        return f"It needs {analysis.FEWEST} finished trials that differ; there are {done}."
+        return f"It needs {analysis.FEWEST} finished trials that differ; so far {done} finished."
     few = " With so few, take it as a hint." if done < 20 else ""
     return (
         f"Why the {done} finished trials differ in {record.objectives[0].label}: what each field explains alone, as a "

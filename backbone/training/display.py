@@ -15,7 +15,9 @@ from backbone.storage import filesystem, is_local
 class Display:
     """Shows the records of a run as they come (see `engine.Report`), on the driver."""
 
-    def __init__(self, url: str, label: str = "", watch: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    def __init__(
+        self, url: str, label: str = "", watch: Callable[[dict[str, Any]], None] = lambda record: None
+    ) -> None:
         """`label` goes before every line, where several runs share an output; then no bar is drawn.
 
         `watch` is given each record too.

@@ -97,12 +97,12 @@ def test_calls_that_are_not_arrays_with_their_data_are_refused(call: tuple) -> N
         def __reduce__(self):
             return call
 
-    with pytest.raises(UserError, match="x.pkl"):
+    with pytest.raises(UserError, match=r"x\.pkl"):
         weights.read("x.pkl", pickle.dumps({"a": Evil()}))
 
 
 def test_an_array_of_objects_is_refused() -> None:
-    with pytest.raises(UserError, match="x.pkl"):
+    with pytest.raises(UserError, match=r"x\.pkl"):
         weights.read("x.pkl", pickle.dumps({"a": np.array([print, eval], dtype=object)}))
     buffer = io.BytesIO()
     np.savez(buffer, a=np.array([{}], dtype=object))

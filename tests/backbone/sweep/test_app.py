@@ -1,0 +1,113 @@
+"""The live page without a browser. With one, while a sweep runs: tests/jobs/test_dashboard.py."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from backbone.sweep import views
+from backbone.sweep.record import Record, read
+from tests.backbone.sweep.conftest import make_record, write_runs
+
+AppTest = pytest.importorskip("streamlit.testing.v1", reason="the extra [dashboard] is not installed").AppTest
+
+
+def open_page(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.find_spec("backbone.sweep.app")
+    assert spec
+    assert spec.origin
+    monkeypatch.setattr(sys, "argv", ["app.py", url])
+    page = AppTest.from_file(spec.origin, default_timeout=20).run()
+    assert not page.exception
+    return page
+
+
+def text_of(page: Any) -> str:
+    return " ".join(element.proto.body for element in page.get("html"))
+
+
+def figures_of(page: Any) -> list[dict]:
+    found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.proto.component_name == "chart"]
+    return [data["figure"] for data in found]
+
+
+def test_every_view_shows_its_figure(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runs(record)
+    page = open_page(record.url, monkeypatch)
+    assert "Best so far: cifar resnet44" in text_of(page)
+    assert page.metric[0].value == "8 of 12"
+    table = page.dataframe[0].value
+    assert list(table["best error so far (%)"].dropna()) == [t.best_error for t in record.trials if t.history]
+    assert list(table["cost"].dropna()) == [t.values["device_hours"] for t in record.trials if t.history]
+    for view in views.views(record):
+        page.button_group[0].set_value(view.key).run()
+        assert not page.exception
+        assert page.subheader[0].value == view.title
+        figure = view.draw(record)
+        assert figure is not None
+        assert figures_of(page) == [json.loads(figure.to_json())]
+
+
+def test_a_trial_in_full(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runs(record)
+    page = open_page(record.url, monkeypatch)
+    assert page.selectbox[0].value == record.best
+    page.selectbox[0].set_value("0005").run()
+    assert page.error[0].value == "FloatingPointError: loss is not finite at step 131"
+    codes = [code.value for code in page.code]
+    assert codes[0] == "name: '0005'\nmodel:\n  depth: 44"
+    assert "epoch 1/8" in codes[1]
+    assert f"tensorboard --logdir {record.url}/trials/0005/tensorboard" in codes
+    assert [trace["meta"] for trace in figures_of(page)[0]["data"]] == ["0005"]
+
+
+def test_what_was_chosen_outlives_new_data_and_other_views(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runs(record)
+    page = open_page(record.url, monkeypatch)
+    page.selectbox[0].set_value("0003").run()
+    page.button_group[0].set_value("grid").run()
+    record.trials.pop()
+    record.write()
+    page.run()
+    assert page.button_group[0].value == "grid"
+    page.button_group[0].set_value("trials").run()
+    assert page.selectbox[0].value == "0003"
+    assert len(page.dataframe[0].value) == 9
+    page.button_group[0].set_value(None).run()  # a click on the chosen view does not close it
+    assert page.button_group[0].value == "trials"
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_few_trials(record: Record, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    record.trials, record.best, record.pareto, record.importance = record.trials[9 : 9 + n], "", [], {}
+    record.write()
+    page = open_page(record.url, monkeypatch)
+    assert "No trial has started yet." in text_of(page)
+    for view in views.views(record):
+        page.button_group[0].set_value(view.key).run()
+        assert not page.exception
+        assert bool(page.info) == (view.draw(record) is None)
+
+
+def test_a_sweep_elsewhere_that_is_gone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = make_record("memory://sweeps/sample")
+    record.write()
+    page = open_page(record.url, monkeypatch)
+    assert page.metric[0].value == "8 of 12"
+    fsspec.filesystem("memory").rm("/sweeps/sample/sweep.json")
+    page = open_page(record.url, monkeypatch)
+    assert "holds no sweep" in page.error[0].value
+
+
+def test_a_sweep_that_stopped_writing_is_not_called_running(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.write()
+    assert read(record.url).alive
+    assert "running</b>" in text_of(open_page(record.url, monkeypatch))
+    path = Path(record.url, "sweep.json")
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"updated": tree["updated"] - 600}))
+    assert "nothing was written for 10\u00a0min" in text_of(open_page(record.url, monkeypatch))

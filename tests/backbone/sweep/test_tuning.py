@@ -1,0 +1,91 @@
+"""Tune's part: a scheduler that is told again decides the same, and a population's winner is one run in pieces."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from backbone.artifact import load
+from backbone.cli import load as load_recipe
+from backbone.sweep.board import Board
+from backbone.sweep.run import run
+from backbone.sweep.tuning import _scheduler, _tell_again
+from backbone.training.cluster import launch
+from backbone.training.pretrain import prepare, pretrain
+from backbone.training.recipe import Recipe
+from tests.backbone.sweep.sweeps import make
+
+
+class Named:
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+
+def decisions(scheduler: Any, rows: list[tuple[str, float, float]]) -> list[str]:
+    return [scheduler.on_trial_result(None, Named(n), {"epoch": e, "val_error": v}) for n, e, v in rows]
+
+
+def test_asha_told_again_decides_as_if_it_had_never_ended(tmp_path: Path) -> None:
+    before = [("0000", 1.0, 50.0), ("0001", 1.0, 60.0), ("0002", 1.0, 40.0), ("0003", 1.0, 45.0), ("0002", 2.0, 30.0)]
+    after = [("0004", 1.0, 44.0), ("0005", 1.0, 39.0), ("0005", 2.0, 31.0), ("0003", 2.0, 29.0), ("0005", 3.0, 5.0)]
+    whole = ASHAScheduler(time_attr="epoch", metric="val_error", mode="min", max_t=8, grace_period=1, reduction_factor=2)
+    for i in range(6):
+        whole.on_trial_add(None, Named(f"{i:04d}"))
+    assert decisions(whole, before)[1] == TrialScheduler.STOP
+    expected = decisions(whole, after)
+    assert set(expected) == {TrialScheduler.STOP, TrialScheduler.CONTINUE}
+
+    space = {"optim.lr": {"uniform": [0.1, 0.2]}}
+    on_ray = {"scaling": {"num_workers": 1}, "schedule": {"total": 80}}
+    board = Board(make(tmp_path, space, base_with=on_ray, scheduler={"reduction": 2}), lambda text: None)
+    assert board.record.rungs == [1, 2, 4]
+    for _ in range(4):
+        board.next()
+    for name, epoch, error in before:
+        board.reported(board.record.trial(name), {"step": 10 * epoch, "epoch": epoch, "val_error": error}, {})
+    for name, state in {"0000": "stopped", "0001": "stopped", "0002": "finished"}.items():
+        board.record.trial(name).state = state
+    again = _scheduler(board)
+    _tell_again(again, board.record.trial("0003"), "0003")  # it goes on
+    for name in ("0003", "0004", "0005"):
+        again.on_trial_add(None, Named(name))
+    assert decisions(again, after) == expected
+
+
+@pytest.mark.ray
+def test_a_population_shares_weights_and_its_winner_is_one_run_in_pieces(tmp_path: Path, ray_cluster: Any) -> None:
+    """The worse takes over the better's weights; `best.yaml`, trained at one go, gives the same weights to the bit."""
+    said: list[str] = []
+    base = {
+        "scaling": {"num_workers": 1},
+        "schedule": {"kind": "constant", "total": 30},
+        "run": {"storage": str(tmp_path / "again"), "checkpoint_every": 0},
+    }
+    space = {"optim.lr": {"loguniform": [0.0001, 0.3]}}
+    scheduler = {"kind": "pbt", "every": 2, "share": 0.5}
+    sweep = make(tmp_path, space, base_with=base, scheduler=scheduler, budget={"trials": 2}, seed=1)
+    record = run(sweep, say=said.append)
+    assert [trial.state for trial in record.trials] == ["finished", "finished"]
+    (moved,) = [trial for trial in record.trials if trial.lineage]
+    (stayed,) = [trial for trial in record.trials if not trial.lineage]
+    (change,) = moved.lineage
+    assert (change["epoch"], change["step"], change["from"]) == (2.0, 20, stayed.id)
+    assert change["lr_before"] == stayed.point["optim.lr"] != change["lr"]
+    assert moved.lr[-1][1] == change["lr"]
+    assert any("takes over" in line for line in said)
+
+    for trial in record.trials:
+        record.best = trial.id
+        board = Board(sweep, said.append)
+        board.record.best = trial.id
+        board.end("finished", "")
+        recipe = load_recipe(Recipe, tmp_path / "s" / "best.yaml")
+        recipe = recipe.model_copy(update={"name": f"again-{trial.id}"})
+        recipe = recipe.model_copy(update={"scaling": recipe.scaling.model_copy(update={"num_workers": 0})})
+        payload = prepare(recipe)
+        launch(pretrain, payload, recipe.scaling)
+        net, _, _ = load(Path(payload["url"], "artifact"))
+        theirs, _, _ = load(Path(record.place(trial), "artifact"))
+        for (name, mine), other in zip(net.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert mine.equal(other), name

@@ -1,0 +1,58 @@
+"""`python jobs/export.py` as a user meets it."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from backbone import artifact
+from backbone.inputs import InputConvention
+from backbone.nets import build
+from backbone.options import NetOptions
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def write(folder: Path, options: NetOptions) -> Path:
+    artifact.save(folder, build(options, 3), InputConvention(size=64), ("a", "b", "c"), {})
+    return folder
+
+
+def test_it_writes_prints_both_sides_and_how_to_load(run_job: Run, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    made = write(tmp_path / "a", NetOptions(depth=18))
+    done = run_job("export", "--artifact", made, "--to", "torchvision", "--output", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[-3] for line in lines[1:11]] == ["C2", "C3", "C4", "C5", "logits"] * 2
+    assert lines[6].startswith(f"torchvision {torchvision.__version__.partition('+')[0]}")
+    assert f"written   {out}: model.pth, preprocessing.json, raybone.json, README.md" in lines
+    snippet = done.stdout.rpartition("README.md\n\n")[2]
+    names: dict = {}
+    exec(snippet, names)
+    assert names["model"](torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "artifact: give --artifact; to: give --to; output: give --output"),
+        (["--to", "tensorflow"], "command line: to: Input should be '', 'torchvision'"),
+    ],
+)
+def test_mistakes_are_one_line(run_job: Run, words: list[str], says: str) -> None:
+    done = run_job("export", *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_cannot_go_there_is_refused(run_job: Run, tmp_path: Path) -> None:
+    made = write(tmp_path / "a", NetOptions(depth=50, stride_in_1x1=True))
+    done = run_job("export", "--artifact", made, "--to", "torchvision", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert "These can have it: transformers, detectron2, mmdetection, onnx" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,127 @@
+"""A sweep as a user runs it: stopped trials, a failed one, killed and continued, and its best trained again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.tune import ExperimentAnalysis
+
+from backbone.artifact import load
+from backbone.sweep.record import Record, read
+from tests.conftest import ROOT, TINY
+
+pytestmark = pytest.mark.ray
+
+SWEEP: dict[str, Any] = {
+    "name": "s",
+    "base_with": {
+        "scaling": {"num_workers": 1},
+        "schedule": {"total": 40},  # four epochs
+        "run": {"checkpoint_every": 2, "log_every": 2},
+    },
+    # The last rate is beyond all measure: its loss is soon not finite.
+    "space": {"optim.lr": {"choice": [0.05, 0.02, 0.1, 1e30]}},
+    "search": "grid",
+    "objectives": ["val_error", "macs", "latency_ms"],
+    "scheduler": {"kind": "asha", "grace": 1, "reduction": 2},
+    "budget": {"trials": 0},
+}
+
+
+def start(folder: Path) -> subprocess.Popen:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    tree = {**SWEEP, "base": str(folder / "tiny.yaml"), "storage": str(folder)}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    return subprocess.Popen(
+        [sys.executable, "jobs/sweep.py", "--config", str(folder / "sweep.yaml")],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(folder: Path, ready: Callable[[Record], Any], process: subprocess.Popen) -> Record:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "s" / "sweep.json").exists() and ready(read(folder / "s")):
+            return read(folder / "s")
+        time.sleep(0.1)
+    raise AssertionError(process.communicate()[0] if process.poll() is not None else read(folder / "s"))
+
+
+def one_ended_and_one_on_its_way(record: Record) -> bool:
+    return bool(record.of_state("finished") and [t for t in record.of_state("running") if t.history])
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_continued(tmp_path: Path) -> None:
+    """No trial is lost and none repeated; ASHA stops, a failure is told, and what Tune saw is what is written down."""
+    process = start(tmp_path)
+    killed = wait_for(tmp_path, one_ended_and_one_on_its_way, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ended = {t.id: (t.ended, t.history) for t in killed.trials if t.ended}
+    under_way = [t for t in killed.of_state("running") if t.history]
+
+    process = start(tmp_path)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    record = read(tmp_path / "s")
+    assert record.state == "finished"
+    assert sorted(t.point["optim.lr"] for t in record.trials) == [0.02, 0.05, 0.1, 1e30]
+    states = {t.point["optim.lr"]: t.state for t in record.trials}
+    assert states.pop(1e30) == "failed"
+    assert set(states.values()) <= {"finished", "stopped"}
+    for trial_id, before in ended.items():
+        trial = record.trial(trial_id)
+        assert (trial.ended, trial.history) == before
+    for trial in under_way:
+        after = record.trial(trial.id)
+        assert after.history[: len(trial.history)] == trial.history
+        assert "resuming at step" in Path(record.place(after), "log.txt").read_text()
+    (failed,) = record.of_state("failed")
+    assert "is not finite at step" in failed.why
+    assert "FloatingPointError" in Path(record.place(failed), "log.txt").read_text()
+
+    for trial in record.of_state("stopped"):
+        assert trial.epoch in record.rungs
+        at_rung = [t.history[trial.rung]["val_error"] for t in record.trials if len(t.history) > trial.rung]
+        assert trial.history[-1]["val_error"] > min(at_rung)
+        assert not Path(record.place(trial), "checkpoints").exists()
+    for trial in record.of_state("finished"):
+        assert trial.epoch == trial.epochs == 4
+        assert set(trial.values) == {"params", "macs", "val_error", "latency_ms", "device_hours"}
+        _, _, about = load(Path(record.place(trial), "artifact"))
+        assert about["provenance"]["metrics"]["val_error"] == trial.values["val_error"]
+    best = record.trial(record.best)
+    assert best.values["val_error"] == min(t.values["val_error"] for t in record.of_state("finished"))
+
+    last = ExperimentAnalysis(str(max((tmp_path / "s" / "tune").iterdir())))
+    for one in last.trials:
+        table = last.trial_dataframes[one.trial_id]
+        if "val_error" in table:
+            seen = table["val_error"].dropna().tolist()
+            assert seen == [row["val_error"] for row in record.trial(str(one)).history][-len(seen) :]
+
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert all(trial.id in page for trial in record.trials)
+
+
+def test_a_sweep_that_the_cluster_cannot_hold_is_refused(tmp_path: Path, run_job: Any) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    tree = {**SWEEP, "base": str(tmp_path / "tiny.yaml"), "storage": str(tmp_path)}
+    tree["base_with"] = {"scaling": {"num_workers": 16, "cpus_per_worker": 64}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    done = run_job("sweep", "--config", str(tmp_path / "sweep.yaml"))
+    assert done.returncode == 2
+    assert "error: scaling: 16 workers of 64 CPU each do not fit on the cluster, which has room for 0" in done.stderr

@@ -15,6 +15,7 @@ from backbone.interop.common import Facts
 DEFAULTS = Facts(stride_in_1x1=True, channel_order="BGR", mean=IMAGENET_MEAN, std=(1 / 255,) * 3)
 EPS = 1e-5
 NOTE = "Caffe pools the stem unpadded and rounds up; detectron2, torchvision and this net pad: windows one px off"
+CONV = ("conv1.weight", "conv2.weight", "conv3.weight", "downsample.0.weight")
 HEAD = {"pred_w": "fc1000_w", "pred_b": "fc1000_b"}
 
 
@@ -39,13 +40,13 @@ def convert(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], 
     return _ours(tensors, table, convs, factors, where)
 
 
-CONV = ("conv1.weight", "conv2.weight", "conv3.weight", "downsample.0.weight")
-
-
 def _ours(
     tensors: dict[str, Tensor], table: dict[str, str], convs: dict[str, str], factors: dict[str, str], where: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename by `table`; fold biases of convolutions (named in `convs`) and scales of statistics (in `factors`)."""
+    """Rename by `table`; fold biases of convolutions (named in `convs`) and scales of statistics (in `factors`).
+
+    Without `factors`, the form is Detectron's, whose norms may have no statistics.
+    """
     biases = {convs[name]: t for name, t in tensors.items() if name in convs}
     scales = {factors[name]: t for name, t in tensors.items() if name in factors}
     names = keys.explained(tensors.keys() - convs.keys() - factors.keys(), table, where)
@@ -56,7 +57,9 @@ def _ours(
             if name not in found:
                 raise UserError(f"{where}: a scale for {name}, which is not there")
             found[name] = found[name] * scale
-    merged = [name for name in found if _is_gamma(name) and name.replace("weight", "running_var") not in found]
+    gammas = [] if factors else [name for name in found if _is_gamma(name)]
+    statistics = {name: {name.replace("weight", part) for part in ("running_mean", "running_var")} for name in gammas}
+    merged = [name for name in gammas if not statistics[name] & found.keys()]
     for name in merged:  # the statistics are in gamma and beta; these make the norm divide by 1
         found[name.replace("weight", "running_mean")] = torch.zeros_like(found[name])
         found[name.replace("weight", "running_var")] = torch.full_like(found[name], 1 - EPS)

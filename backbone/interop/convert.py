@@ -1,5 +1,6 @@
 """Foreign weights to a backbone: names, net, input convention, each from where it is known, or an error."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,6 +60,8 @@ def _transformers(tensors: dict[str, Tensor], where: str) -> Converted:
 
 
 def _detectron2(tensors: dict[str, Tensor], where: str) -> Converted:
+    # Its own convert-torchvision-to-d2.py, which made its published torchvision files, names the classifier so.
+    tensors = {re.sub(r"^stem\.fc\.", "linear.", name): t for name, t in tensors.items()}
     return _renamed(keys.detectron2, tensors, where)
 
 

@@ -40,15 +40,15 @@ class Target:
 
 def _usual(options: NetOptions) -> str:
     """What no framework's ResNet has, whichever it is."""
-    odd = {
-        "net": (options.net == "cifar_resnet", "it has no nets for CIFAR"),
-        "shortcut": (options.shortcut == "none", "it has no plain nets"),
-        "kind": (options.shortcut in ("A", "C"), f"it has no shortcuts of kind {options.shortcut}"),
-        "preact": (options.preact, "its units have no pre-activation"),
-        "scale": (options.shortcut_scale != 1 or options.residual_scale != 1, "its units scale neither branch"),
-        "norm": (options.norm == "group", "its nets of this kind have batch norm"),
-    }
-    return next((reason for is_odd, reason in odd.values() if is_odd), "")
+    odd = [
+        (options.net == "cifar_resnet", "it has no nets for CIFAR"),
+        (options.shortcut == "none", "it has no plain nets"),
+        (options.shortcut in ("A", "C"), f"it has no shortcuts of kind {options.shortcut}"),
+        (options.preact, "its units have no pre-activation"),
+        (options.shortcut_scale != 1 or options.residual_scale != 1, "its units scale neither branch"),
+        (options.norm == "group", "its nets of this kind have batch norm"),
+    ]
+    return next((reason for is_odd, reason in odd if is_odd), "")
 
 
 def _resnet(options: NetOptions, stride: bool = True, width: bool = True, vgg: bool = False) -> str:

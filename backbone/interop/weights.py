@@ -5,7 +5,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ class _OnlyArrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle may call: stand-ins that make numeric arrays and nothing else."""
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
+        if (module, name) in MAKERS:
+            return _Maker(MAKERS[module, name])
         raise UserError(
             f"{self.name}: refused, nothing of it was run: it asks for {module}.{name}; weights need arrays alone"
         )
@@ -163,7 +163,22 @@ def _code(dtype: Any) -> str:
     return dtype.code if isinstance(dtype, _Dtype) else str(dtype)
 
 
-ALLOWED: dict[tuple[str, str], Any] = {
+class _Maker:
+    """Something that a pickle may call and not alter, as it could a function or a class by setting its attributes."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it alters what it may only call")
+
+
+MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): _array,

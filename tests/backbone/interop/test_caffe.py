@@ -54,7 +54,7 @@ def layers(state: dict[str, Tensor], to_theirs: Callable[[str], str]) -> dict[st
         blobs[to_theirs(name)] = t * 999.98 if name.endswith(("running_mean", "running_var")) else t
         if name.endswith("running_var"):
             blobs[to_theirs(name)[:-1] + "2"] = torch.tensor([999.98])
-    blobs["conv1.1"] = torch.linspace(-1, 1, 64)
+    blobs["conv1.1"] = torch.linspace(-1, 1, len(blobs["conv1.0"]))
     blobs["bn_conv1.0"] = blobs["bn_conv1.0"] + blobs["conv1.1"] * 999.98
     return {name: t.numpy() for name, t in blobs.items()}
 
@@ -67,7 +67,7 @@ def npz(folder: Path, blobs: dict[str, np.ndarray]) -> bytes:
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("form", ["caffe2", "layers", "torchvision"])
 def test_every_form_becomes_the_same_net(tmp_path: Path, form: str, depth: int) -> None:
-    net = net_of(NetOptions(depth=depth, stride_in_1x1=True))
+    net = net_of(NetOptions(depth=depth, stride_in_1x1=True, width=0.25))
     state = net.state_dict()
     letters = keys.caffe if depth == 50 else keys.caffe_numbers
     files: Files = {
@@ -76,7 +76,7 @@ def test_every_form_becomes_the_same_net(tmp_path: Path, form: str, depth: int) 
         "torchvision": lambda: {"R.npz": npz(tmp_path, {name: t.numpy() for name, t in state.items()})},
     }[form]()
     found = convert("caffe", files, "R")
-    assert found.net.options == NetOptions(depth=depth, stride_in_1x1=True)
+    assert found.net.options == NetOptions(depth=depth, stride_in_1x1=True, width=0.25)
     assert found.inputs.channel_order == "BGR"
     assert found.has_head
     pixels, images = photos()
@@ -87,18 +87,25 @@ def test_every_form_becomes_the_same_net(tmp_path: Path, form: str, depth: int) 
 
 
 def test_what_was_done_is_said() -> None:
-    blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True)).state_dict())
+    blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict())
     notes = "\n".join(convert("caffe", {"R.pkl": pickle.dumps({"blobs": blobs})}, "R", entry="blobs").notes)
     assert "53 norms came as scale and bias alone" in notes
     assert "53 biases of convolutions were moved" in notes
     assert "Caffe pools the stem unpadded" in notes
 
 
-def test_faults_are_named() -> None:
-    blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True)).state_dict())
+def test_faults_are_named(tmp_path: Path) -> None:
+    blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict())
     extra = {**blobs, "conv_rpn_w": np.zeros(1, "f4")}
     with pytest.raises(UserError, match=r"1 keys that no residual net has: conv_rpn_w"):
         convert("caffe", {"R.pkl": pickle.dumps(extra)}, "R")
+    one = layers(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict(), keys.caffe)
+    del one["bn4c_branch2a.1"]
+    with pytest.raises(UserError, match=r"a scale for layer3\.2\.bn1\.running_var, which is not there"):
+        convert("caffe", {"R.npz": npz(tmp_path, one)}, "R")
+    del one["bn4c_branch2a.2"]
+    with pytest.raises(UserError, match=r"1 keys missing: layer3\.2\.bn1\.running_var"):
+        convert("caffe", {"R.npz": npz(tmp_path, one)}, "R")
     del blobs["res4_3_branch2b_bn_s"]
     with pytest.raises(UserError, match=r"a bias for layer3\.3\.conv2\.weight, whose norm is not there"):
         convert("caffe", {"R.pkl": pickle.dumps(blobs)}, "R")

@@ -46,4 +46,3 @@ def test_the_text(folder: Path) -> None:
     assert set(sums) == {"backbone.pth", "backbone.py", "raybone.json"}
     for name, value in sums.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
-

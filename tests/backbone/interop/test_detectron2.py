@@ -50,7 +50,7 @@ def test_keys_shapes_and_maps(options: NetOptions, inputs) -> None:
 @pytest.mark.parametrize("wrong", ["stride", "order", "mean", "range"])
 def test_another_config_gives_other_maps(wrong: str) -> None:
     """Else the test above would not tell."""
-    source = source_of(NetOptions(depth=50, stride_in_1x1=True), BGR)
+    source = source_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25), BGR)
     net = theirs(source)
     pixels, images = photos()
     model = net.cfg["MODEL"]

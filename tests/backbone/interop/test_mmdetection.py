@@ -41,7 +41,7 @@ def test_keys_shapes_and_maps(options: NetOptions, inputs) -> None:
 @pytest.mark.parametrize("wrong", ["style", "bgr_to_rgb", "mean", "range"])
 def test_another_config_gives_other_maps(wrong: str) -> None:
     """Else the test above would not tell."""
-    source = source_of(NetOptions(depth=50), INPUTS)
+    source = source_of(NetOptions(depth=50, width=0.25), INPUTS)
     net = theirs(source)
     pixels, images = photos()
     if wrong == "style":

@@ -18,10 +18,9 @@ from tests.backbone.interop.conftest import BGR, CLASSES, INPUTS, assert_equal, 
     ("options", "inputs"),
     [
         (NetOptions(depth=18), INPUTS),
-        (NetOptions(net="cifar_resnet", depth=8, shortcut="A", preact=True, norm="group"), INPUTS),
         (NetOptions(net="vgg", depth=11, width=0.1), BGR),
     ],
-    ids=["18", "cifar-A-preact-group", "vgg-BGR"],
+    ids=["18", "vgg-BGR"],
 )
 def test_any_batch_and_size(options: NetOptions, inputs) -> None:
     source = source_of(options, inputs)

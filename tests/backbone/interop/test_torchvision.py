@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from backbone.data.augment import evaluation_view
+from backbone.inputs import InputConvention
 from backbone.interop import torchvision as ours
 from backbone.interop.common import stage_modules, with_maps
 from backbone.nets import build
@@ -25,11 +26,8 @@ DEPTHS = (18, 34, 50, 101, 152)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("inputs", [INPUTS, BGR], ids=["RGB", "BGR"])
-def test_classification(depth: int, inputs) -> None:
-    if inputs is BGR and depth not in (18, 50):
-        pytest.skip("two depths tell it")
+@pytest.mark.parametrize(("depth", "inputs"), [*((depth, INPUTS) for depth in DEPTHS), (18, BGR), (50, BGR)])
+def test_classification(depth: int, inputs: InputConvention) -> None:
     source = source_of(NetOptions(depth=depth), inputs)
     files = ours.write(source)
     model = getattr(torchvision.models, f"resnet{depth}")(num_classes=5).eval()

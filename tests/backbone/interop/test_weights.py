@@ -101,6 +101,14 @@ def test_calls_that_are_not_arrays_with_their_data_are_refused(call: tuple) -> N
         weights.read("x.pkl", pickle.dumps({"a": Evil()}))
 
 
+@pytest.mark.parametrize("what", [b"numpy\nndarray", b"numpy\ndtype", b"collections\nOrderedDict", b"_codecs\nencode"])
+@pytest.mark.parametrize("state", [b"(dS'x'\nI1\ns", b"(N(dS'__defaults__'\n(I1\ntst"], ids=["dict", "slots"])
+def test_what_may_be_called_cannot_be_altered(what: bytes, state: bytes) -> None:
+    with pytest.raises(UserError, match=r"x\.pkl: damaged or not a pickle of arrays: it alters"):
+        weights.read("x.pkl", b"c" + what + b"\n" + state + b"b.")
+    assert weights.read("x.pkl", pickle.dumps(ARRAYS))["a"].shape == (3, 2)
+
+
 def test_an_array_of_objects_is_refused() -> None:
     with pytest.raises(UserError, match=r"x\.pkl"):
         weights.read("x.pkl", pickle.dumps({"a": np.array([print, eval], dtype=object)}))

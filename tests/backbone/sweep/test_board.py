@@ -78,9 +78,7 @@ def test_another_sweep_under_the_name_is_refused(tmp_path: Path) -> None:
     board(tmp_path)
     with pytest.raises(UserError, match=r'is another sweep:\n  search: the sweep has "random", this one "tpe"'):
         board(tmp_path, search="tpe")
-    with pytest.raises(
-        UserError, match=r'recipe\'s optim: the sweep has .*"lr": 0.05.*, this one .*"lr": 0.2'
-    ):
+    with pytest.raises(UserError, match=r'recipe\'s optim: the sweep has .*"lr": 0.05.*, this one .*"lr": 0.2'):
         board(tmp_path, base_with={**ON_RAY, "optim": {"lr": 0.2}})
 
 

@@ -29,7 +29,9 @@ def decisions(scheduler: Any, rows: list[tuple[str, float, float]]) -> list[str]
 def test_asha_told_again_decides_as_if_it_had_never_ended(tmp_path: Path) -> None:
     before = [("0000", 1.0, 50.0), ("0001", 1.0, 60.0), ("0002", 1.0, 40.0), ("0003", 1.0, 45.0), ("0002", 2.0, 30.0)]
     after = [("0004", 1.0, 44.0), ("0005", 1.0, 39.0), ("0005", 2.0, 31.0), ("0003", 2.0, 29.0), ("0005", 3.0, 5.0)]
-    whole = ASHAScheduler(time_attr="epoch", metric="val_error", mode="min", max_t=8, grace_period=1, reduction_factor=2)
+    whole = ASHAScheduler(
+        time_attr="epoch", metric="val_error", mode="min", max_t=8, grace_period=1, reduction_factor=2
+    )
     for i in range(6):
         whole.on_trial_add(None, Named(f"{i:04d}"))
     assert decisions(whole, before)[1] == TrialScheduler.STOP

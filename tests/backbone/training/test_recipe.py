@@ -67,7 +67,7 @@ def test_what_nothing_reads_is_refused(given: dict[str, Any], field: str, value:
         ({"optim.batch": 256, "optim.micro_batch": 30}, r"near it: \[8, 16, 32\]"),
         ({"optim.lr": float("nan")}, "optim.lr"),
         ({"schedule.total": float("inf")}, "schedule.total"),
-        ({"schedule.kind": "steps"}, "kind steps needs them"),
+        ({"schedule.kind": "steps"}, "kinds steps and pieces need them"),
         ({"schedule.kind": "steps", "schedule.milestones": [60, 30]}, "must rise"),
         ({"schedule.kind": "steps", "schedule.milestones": [30, 30]}, "must rise"),
         ({"schedule.kind": "steps", "schedule.milestones": [30, 90]}, "stay below total 90"),

@@ -14,9 +14,6 @@ from backbone.interop.options import Export
 def main() -> None:
     options, _ = parse(Export, sys.argv[1:])
     try:
-        unsaid = [name for name in ("artifact", "to", "output") if not getattr(options, name)]
-        if unsaid:
-            raise UserError("; ".join(f"{name}: give --{name}" for name in unsaid))
         from backbone.interop import export, probe  # from here on torch is imported, which takes seconds
 
         done = export.export(options.artifact, options.to, options.output, options.license)

@@ -15,9 +15,6 @@ from backbone.interop.options import Import
 def main() -> None:
     options, _ = parse(Import, sys.argv[1:])
     try:
-        unsaid = [name for name in ("source", "weights", "output") if not getattr(options, name)]
-        if unsaid:
-            raise UserError("; ".join(f"{name}: give --{name}" for name in unsaid))
         from backbone.interop import importing, probe  # from here on torch is imported, which takes seconds
 
         done = importing.run(options)

@@ -11,6 +11,7 @@ from backbone.cli import fail, parse
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
+from backbone.sweep.wording import amount
 
 
 def main() -> None:
@@ -29,8 +30,12 @@ def main() -> None:
     except (UserError, FloatingPointError) as error:
         fail(error)
     print(summary.headline(record))
+    print("Pareto front:")
     for trial in sorted((record.trial(trial_id) for trial_id in record.pareto), key=lambda t: t.values["macs"]):
-        print(f"          {trial.id}  {summary.told(record, trial)}")
+        costs = ", ".join(
+            f"{amount(name, trial.values[name])} {name}" for name in dict.fromkeys([*sweep.objectives, "macs"])
+        )
+        print(f"  {summary.told(record, trial)}: {costs}")
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {record.url}/report.html")
     print(f"train it  python jobs/pretrain.py --config {record.url}/best.yaml")

@@ -35,7 +35,6 @@ def write(
     name = net.options.name + (f"-width-{net.options.width:g}" if net.options.width != 1 else "")
     data = made.get("recipe", {}).get("data", {})
     kind = data.get("source", "unknown")
-    trained = " ".join(filter(None, [data.get("source"), data.get("train")])) or "not recorded"
     head: dict[str, Any] = {
         "license": license,
         "library_name": LIBRARIES[to],
@@ -51,6 +50,16 @@ def write(
             "metrics": [{"type": "accuracy", "name": "top-1", "value": round(1 - metrics["val_error"] / 100, 6)}],
         }
         head["model-index"] = [{"name": name, "results": [result]}]
+    recorded = {
+        "data": " ".join(filter(None, [data.get("source"), data.get("train")])) or "not recorded",
+        "fingerprints": made.get("data"),
+        "images": made.get("train_images"),
+        "epochs": made.get("epochs"),
+        "metrics": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items()),
+        "imported from": made.get("imported", {}).get("file"),
+        "code": made.get("git"),
+        "made": made.get("created"),
+    }
     options = yaml.safe_dump(net.options.model_dump(mode="json"), sort_keys=False).strip()
     stages = ", ".join(f"{k} {s.channels} channels at stride {s.stride}" for k, s in net.stages.items())
     lines = [
@@ -69,10 +78,8 @@ def write(
         "frozen, or give them batches of 16 and more images; statistics of two images ruin them. It was not examined "
         "for bias, nor for uses where errors harm people.",
         "## Training",
-        f"Data: {trained}. Fingerprints: {made.get('data', 'not recorded')}. Images: {made.get('train_images', '?')}, "
-        f"epochs: {made.get('epochs', '?')}. Code: {made.get('git')}, {made.get('created')}.",
+        "\n".join(f"- {what}: {value}" for what, value in recorded.items() if value),
         f"```yaml\n{options}\n```",
-        "Metrics: " + (", ".join(f"{k} {v}" for k, v in metrics.items()) or "not recorded"),
         _recipe(made),
         "## Checked",
         "The same image through the artifact and through these files, before they were written:",

@@ -220,8 +220,8 @@ def _same(a: Any, b: Any) -> bool:
 def _filled(tensors: dict[str, Tensor], options: NetOptions) -> Converted:
     """Complete by what files of bare backbones leave out, each named: counters of batches, and a head."""
     tensors, notes = dict(tensors), []
-    counters = [name.replace("running_var", "num_batches_tracked") for name in tensors if name.endswith("running_var")]
-    absent = [name for name in counters if name not in tensors]
+    norms = {name.rpartition(".")[0] for name in tensors if name.endswith(("running_mean", "running_var"))}
+    absent = [f"{norm}.num_batches_tracked" for norm in norms if f"{norm}.num_batches_tracked" not in tensors]
     tensors |= {name: torch.tensor(0) for name in absent}
     if absent:
         notes.append(f"not in the file: {len(absent)} counters of batches (num_batches_tracked), set to 0")

@@ -104,7 +104,7 @@ TARGETS: dict[str, Target] = {
         lambda options: _resnet(options) or _doubles(options),
         way_back="mmdetection",
     ),
-    "onnx": Target(onnx.write, onnx.snippet, lambda options: "", onnx.answers, ("onnx", "onnxscript", "onnxruntime")),
+    "onnx": Target(onnx.write, onnx.snippet, lambda options: "", onnx.answers, ("onnxscript", "onnxruntime")),
 }
 
 

@@ -8,15 +8,13 @@ from backbone.options import Strict
 class Export(Strict):
     """Write a backbone artifact as another framework loads it, and prove that it computes the same there."""
 
-    artifact: str = ""
+    artifact: str
     """Folder or URL of the artifact."""
 
-    to: Literal[
-        "", "torchvision", "torchvision-detection", "timm", "transformers", "detectron2", "mmdetection", "onnx"
-    ] = ""
+    to: Literal["torchvision", "torchvision-detection", "timm", "transformers", "detectron2", "mmdetection", "onnx"]
     """The framework."""
 
-    output: str = ""
+    output: str
     """Folder or URL to write to. Its files name this place, so give it as you will load it."""
 
     license: str = "unknown"
@@ -26,14 +24,14 @@ class Export(Strict):
 class Import(Strict):
     """Make a backbone artifact of another framework's weights, every key accounted for."""
 
-    source: Literal["", "torchvision", "timm", "transformers", "detectron2", "mmdetection", "caffe"] = ""
+    source: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "caffe"]
     """Whose names the weights have. caffe: MSRA's nets as Detectron blobs, LAYER.INDEX blobs or torchvision's names."""
 
-    weights: str = ""
+    weights: str
     """File (.safetensors, .pth, .pt, .bin, .ckpt, .pkl, .npz) or folder with one such file and the framework's config.
     Pickles are read without running them."""
 
-    output: str = ""
+    output: str
     """Folder or URL of the artifact to write."""
 
     prefix: str = ""

@@ -40,6 +40,8 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
         board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
         board.announce(places)
         tune_board(board, places, judge)
+        if board.record.of_state("waiting", "running") and not board.over_budget():
+            raise KeyboardInterrupt  # Tune takes Ctrl-C for an ordinary end
     except BaseException as error:
         board.end("interrupted", f"{type(error).__name__}: {error}".splitlines()[0])
         raise

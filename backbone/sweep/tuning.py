@@ -21,6 +21,9 @@ from backbone.sweep.board import Board
 from backbone.sweep.record import Trial
 from backbone.sweep.trial import Judge, run_trial
 
+TRIAL_MEMORY = 256 * 2**20
+"""Bytes a trial's own process asks for, and no CPU: those are for the run's workers, which it starts."""
+
 RETRIES = 2
 """How often a trial whose own process was lost, with its node, is started again."""
 
@@ -36,7 +39,7 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
         search = _Points(board, scheduler)
     trainable = tune.with_parameters(run_trial, judge=judge)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 0.01}),  # the run's workers, started by it, take the trial's resources
+        tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=search,

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from backbone.cli import load, read_yaml, validate
+from backbone.sweep.options import Sweep
+from backbone.sweep.space import check as check_space
 from backbone.training.plan import describe
 from backbone.training.recipe import Recipe
 from detection.gains import Gains
@@ -15,9 +17,11 @@ from detection.recipe import Finetune
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 
-KINDS = {path: next((k for k in ("rows", "detector") if k in read_yaml(RECIPES / path)), "model") for path in PATHS}
-PRETRAINING, FINETUNING, COMPARISONS = (
-    [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows")
+KINDS = {
+    path: next((k for k in ("rows", "detector", "space") if k in read_yaml(RECIPES / path)), "model") for path in PATHS
+}
+PRETRAINING, FINETUNING, COMPARISONS, SWEEPS = (
+    [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows", "space")
 )
 
 # Table 1, 1e9 multiply-adds. It counts option B of 18 and 34 layers like A, and cuts digits off: 50 layers take 3.86.
@@ -186,6 +190,7 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
         "quickstart/gains.yaml": "rows",
         "quickstart/plain.yaml": "model",
         "quickstart/residual.yaml": "model",
+        "quickstart/sweep.yaml": "space",
     }
     assert len(FINETUNING) >= 7
     assert len(COMPARISONS) >= 4
@@ -247,3 +252,15 @@ def test_the_detectors_of_today_are_trained_by_the_known_schedules(path: str):
     assert (max(found.data.shorter_side), found.data.longer_side) == (800, 1333)
     assert (found.detector.norm, found.detector.freeze_at) == ("frozen", 2)
     assert found.detector.masks == ("mask" in path)
+
+
+@pytest.mark.parametrize("path", SWEEPS)
+def test_sweeps_have_nothing_but_recipes_in_their_space(path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    found = load(Sweep, RECIPES / path)
+    points = check_space(found)
+    if Path(path).stem == "cifar10":  # the degradation study of section 4.2: every cell of the table
+        cells = {(recipe.model.name, recipe.schedule.kind) for recipe in points}
+        nets = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in (20, 32, 44, 56)]
+        assert cells == {(net, kind) for net in nets for kind in ("steps", "cosine")}
+        assert {recipe.schedule.total for recipe in points} == {64_000}

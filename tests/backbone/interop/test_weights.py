@@ -64,6 +64,7 @@ def test_ours_are_pickles_that_any_numpy_opens() -> None:
     assert weights.read("x.pkl", data, "model")["a"].shape == (3, 2)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("suffix", ["pkl", "pth", "bin"])
 def test_a_pickle_bomb_is_named_and_not_run(tmp_path: Path, suffix: str, protocol: int) -> None:

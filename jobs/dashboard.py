@@ -47,7 +47,7 @@ def main() -> None:
     try:
         record = read(given.sweep)
         if given.html:
-            from backbone.sweep.page import report
+            from backbone.sweep.view.page import report
 
             Path(given.html).write_text(report(record), "utf-8")
             print(f"report    {given.html}")
@@ -59,7 +59,7 @@ def main() -> None:
 
 def serve(sweep: str, host: str, port: int) -> None:
     """Become the page's server. UserError where it is not installed or the port is taken."""
-    app = importlib.util.find_spec("backbone.sweep.app")
+    app = importlib.util.find_spec("backbone.sweep.view.app")
     if importlib.util.find_spec("streamlit") is None or app is None or not app.origin:
         raise UserError("the live page needs streamlit: uv sync --extra dashboard; --html FILE writes one without it")
     try:

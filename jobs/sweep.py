@@ -11,13 +11,13 @@ from backbone.cli import fail, parse
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
-from backbone.sweep.wording import amount
+from backbone.sweep.view.wording import amount
 
 
 def main() -> None:
     sweep, _ = parse(Sweep, sys.argv[1:])
-    from backbone.sweep import page, summary  # from here on torch and Ray are imported, which takes seconds
     from backbone.sweep.run import run
+    from backbone.sweep.view import page, summary  # from here on torch and Ray are imported, which takes seconds
     from detection import judge
 
     began = time.monotonic()

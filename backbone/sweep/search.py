@@ -47,7 +47,7 @@ class _Tpe:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space = optuna, sweep.space
         self._objectives = [OBJECTIVES[name] for name in sweep.objectives]
-        directions = ["minimize" if o.mode == "min" else "maximize" for o in self._objectives]
+        directions: list[Any] = ["minimize" if o.mode == "min" else "maximize" for o in self._objectives]
         # Trials of a sweep that goes on are no news: another seed, or it would propose the same again.
         sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(trials), n_startup_trials=5)
         self._study = optuna.create_study(sampler=sampler, directions=directions)

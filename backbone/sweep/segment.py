@@ -7,7 +7,7 @@ run's checkpoint, which Tune hands from trial to trial.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class Segment:
         if "optim.lr" not in config:
             return Segment(recipe, trial)
         lr = config["optim.lr"]
-        before = {"id": trial, "run": recipe.name, "lr": lr, "lineage": config["lineage"]}
+        before: dict[str, Any] = {"id": trial, "run": recipe.name, "lr": lr, "lineage": config["lineage"]}
         if given:
             with given.as_directory() as folder:
                 before = json.loads(Path(folder, "segment.json").read_text())
@@ -82,7 +82,7 @@ class Segment:
                     store.fs.put_file(str(Path(folder, name)), join(place, name))
 
     @contextmanager
-    def passed_on(self, step: int, epoch: float, alive: Callable[[], bool]) -> Iterator[Any]:
+    def passed_on(self, step: int, epoch: float, alive: Callable[[], bool]) -> Generator[Any]:
         """Its checkpoint of this step for Tune to keep; None where none is asked for, or the run has ended before."""
         from ray.tune import Checkpoint
 

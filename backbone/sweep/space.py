@@ -59,7 +59,8 @@ def draw(space: dict[str, Distribution], rng: np.random.Generator) -> Point:
         if d.values is not None:
             point[field] = d.values[int(rng.integers(len(d.values)))]
         elif d.uniform:
-            point[field] = _short(rng.uniform(*d.uniform), d.uniform)
+            low, high = d.uniform
+            point[field] = _short(rng.uniform(low, high), d.uniform)
         else:
             point[field] = _short(math.exp(rng.uniform(*np.log(d.loguniform))), d.loguniform)
     return point

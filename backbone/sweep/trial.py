@@ -115,7 +115,7 @@ def _measure(artifact: str, use_gpu: bool, threads: int) -> float:
     torch.set_num_threads(threads)
     device = torch.device("cuda" if use_gpu else "cpu")
     net, inputs, _ = load(artifact)
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device).to(memory_format=torch.channels_last)
     image = torch.zeros(1, 3, inputs.size, inputs.size, device=device).to(memory_format=torch.channels_last)
     times = []
     with torch.inference_mode():

@@ -139,7 +139,7 @@ class _Points(Searcher):
         super().__init__(metric="val_error", mode="min")
         self.board, self.scheduler = board, scheduler
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         trial = None if self.board.over_budget() else self.board.next()
         if trial is None:
             return Searcher.FINISHED
@@ -210,7 +210,8 @@ class _Recorder(tune.Callback):
 
 def _cause(error: Exception | None) -> str:
     """The innermost error's last line: what a person wants to read."""
-    while error is not None and getattr(error, "cause", None) is not None:
-        error = error.cause
+    inner = getattr(error, "cause", None)
+    if inner is not None:
+        return _cause(inner)
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else type(error).__name__

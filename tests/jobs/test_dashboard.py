@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from backbone.sweep.record import Record, read
-from backbone.sweep.views import views
+from backbone.sweep.view.views import views
 from tests.backbone.sweep.conftest import STEPS, make_record, make_trial, write_runs
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 
 KINDS = {
-    path: next((k for k in ("rows", "detector", "space") if k in read_yaml(RECIPES / path)), "model") for path in PATHS
+    path: next((kind for kind in ("rows", "detector", "space") if kind in read_yaml(RECIPES / path)), "model")
+    for path in PATHS
 }
 PRETRAINING, FINETUNING, COMPARISONS, SWEEPS = (
     [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows", "space")

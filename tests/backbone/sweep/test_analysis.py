@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from backbone.sweep import analysis, wording
+from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial
+from backbone.sweep.view import wording
 from tests.backbone.sweep.conftest import COSINE, STEPS
 
 ERROR = Objective("val_error", "min", "validation error (%)")
@@ -125,6 +126,6 @@ def test_words() -> None:
 
 
 def test_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, backbone.sweep.page, backbone.sweep.analysis; print({'torch', 'ray'} & set(sys.modules))"
+    code = "import sys, backbone.sweep.view.page, backbone.sweep.analysis; print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,7 +5,7 @@ from typing import Any
 
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.wording import amount, short, spelled_out
+from backbone.sweep.view.wording import amount, short, spelled_out
 
 
 def dimension(record: Record, label: str, field: str, done: list[Trial]) -> dict[str, Any]:

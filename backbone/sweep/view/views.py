@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from backbone.sweep import analysis, figures
-from backbone.sweep.figures import has, scored, trials
+from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.wording import STATES, duration
+from backbone.sweep.view import figures
+from backbone.sweep.view.figures import has, scored, trials
+from backbone.sweep.view.wording import STATES, duration
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backbone.sweep import page
-from backbone.sweep.files import TAIL, Texts, of_trial
 from backbone.sweep.record import Record
-from backbone.sweep.views import views
+from backbone.sweep.view import page
+from backbone.sweep.view.files import TAIL, Texts, of_trial
+from backbone.sweep.view.views import views
 from tests.backbone.sweep.conftest import write_runs
 
 VOID = {"meta", "br", "img", "link", "input"}

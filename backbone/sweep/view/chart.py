@@ -19,7 +19,7 @@ def load() -> None:
 
 def show(figure: go.Figure, key: str, label: str, narrowest: int = 0) -> None:
     """Draw or update the figure `key`; `label` says in words what it shows. Scrolls where there are fewer pixels."""
-    js = files("backbone.sweep").joinpath("chart.js").read_text("utf-8")
+    js = files("backbone.sweep.view").joinpath("chart.js").read_text("utf-8")
     chart = st.components.v2.component("chart", js=js, isolate_styles=False)
     with st.container(key=f"scroll-{key}"):
         chart(key=key, data={"figure": json.loads(figure.to_json()), "label": label, "narrowest": narrowest})

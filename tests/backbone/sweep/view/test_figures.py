@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from backbone.sweep import analysis, figures
+from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial, read
-from backbone.sweep.views import left_of_budget, said_of_costs, views
-from backbone.sweep.wording import spelled_out
+from backbone.sweep.view import figures
+from backbone.sweep.view.views import left_of_budget, said_of_costs, views
+from backbone.sweep.view.wording import spelled_out
 from tests.backbone.sweep.conftest import COSINE, EPOCHS, STEPS, make_trial
 
 

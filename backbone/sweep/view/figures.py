@@ -12,9 +12,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from backbone.sweep import analysis
-from backbone.sweep.axes import cost_label, dimension, log_ticks
 from backbone.sweep.record import Objective, Record, Trial
-from backbone.sweep.wording import STATES, amount, point, short, short_names, spelled_out
+from backbone.sweep.view.axes import cost_label, dimension, log_ticks
+from backbone.sweep.view.wording import STATES, amount, point, short, short_names, spelled_out
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #8b8f96".split()
 FAINT = "rgba(128,128,128,0.22)"

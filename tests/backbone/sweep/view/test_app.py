@@ -9,15 +9,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from backbone.sweep import views
 from backbone.sweep.record import Record, read
+from backbone.sweep.view import views
 from tests.backbone.sweep.conftest import make_record, write_runs
 
 AppTest = pytest.importorskip("streamlit.testing.v1", reason="the extra [dashboard] is not installed").AppTest
 
 
 def open_page(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.find_spec("backbone.sweep.app")
+    spec = importlib.util.find_spec("backbone.sweep.view.app")
     assert spec
     assert spec.origin
     monkeypatch.setattr(sys, "argv", ["app.py", url])

@@ -12,11 +12,11 @@ import streamlit as st
 
 from backbone.errors import UserError
 from backbone.storage import is_local
-from backbone.sweep import chart, figures, files, summary
 from backbone.sweep.analysis import planned
 from backbone.sweep.record import Record, Trial, read
-from backbone.sweep.views import View, alone, left_of_budget, views
-from backbone.sweep.wording import NONE, amount, duration
+from backbone.sweep.view import chart, figures, files, summary
+from backbone.sweep.view.views import View, alone, left_of_budget, views
+from backbone.sweep.view.wording import NONE, amount, duration
 
 # Between two readings: of a running sweep on this machine, and of any other.
 SECONDS, SLOW_SECONDS = 2, 15

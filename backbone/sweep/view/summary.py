@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from backbone.storage import join
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.wording import NONE, STATES, amount, duration, point, short_names, spelled_out
+from backbone.sweep.view.wording import NONE, STATES, amount, duration, point, short_names, spelled_out
 
 MARKS = {"finished": "●", "running": "▶", "stopped": "✕", "failed": "▼", "waiting": "○"}
 

@@ -9,12 +9,12 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
-from backbone.sweep import summary
-from backbone.sweep.files import Texts, best_recipe, of_all
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.summary import Cell
-from backbone.sweep.views import left_of_budget, said_of_costs, views
-from backbone.sweep.wording import STATES, point
+from backbone.sweep.view import summary
+from backbone.sweep.view.files import Texts, best_recipe, of_all
+from backbone.sweep.view.summary import Cell
+from backbone.sweep.view.views import left_of_budget, said_of_costs, views
+from backbone.sweep.view.wording import STATES, point
 
 FILE = "report.html"
 
@@ -26,7 +26,7 @@ def report(record: Record) -> str:
 
 def to_html(record: Record, texts: Mapping[str, Texts], best: str = "") -> str:
     """The page. `texts` are those of the trials by id, `best` is best.yaml. All text in it is escaped."""
-    return Template(resources("backbone.sweep").joinpath("page.html").read_text("utf-8")).substitute(
+    return Template(resources("backbone.sweep.view").joinpath("page.html").read_text("utf-8")).substitute(
         title=escape(record.name),
         headline=escape(summary.headline(record)),
         state=escape(summary.state(record)),

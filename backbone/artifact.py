@@ -72,6 +72,7 @@ def save(
             "mean": list(inputs.mean),
             "std": list(inputs.std),
             "label_names": list(classes),
+            **({"first_conv": "conv1", "classifier": "fc"} if options.net != "vgg" else {}),  # for timm's other heads
         },
         "raybone": {
             "format": FORMAT,

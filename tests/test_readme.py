@@ -14,6 +14,7 @@ from backbone.artifact import save
 from backbone.cli import load as load_recipe
 from backbone.cli import parse, read_yaml
 from backbone.inputs import InputConvention
+from backbone.interop.options import Export, Import
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.sweep.options import Sweep
@@ -49,6 +50,8 @@ MODELS = {
     "gains": Gains,
     "doctor": Doctor,
     "sweep": Sweep,
+    "export": Export,
+    "import": Import,
 }
 
 

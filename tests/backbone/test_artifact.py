@@ -99,6 +99,8 @@ def test_timm_reads_the_directory(tmp_path: Path, options: NetOptions) -> None:
     config = timm.data.resolve_data_config(model=theirs)
     found = [list(config[key]) for key in ("mean", "std", "input_size")]
     assert found == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [3, 96, 96]]
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7, in_chans=1).eval()
+    assert other(x[:, :1]).shape == (2, 7)
 
 
 def test_nets_timm_cannot_express_do_not_claim_its_names(tmp_path: Path) -> None:

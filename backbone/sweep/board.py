@@ -90,7 +90,7 @@ class Board:
         if fs.exists(join(path, FILE)):
             record = read(url)
             _check_same(record, asked, self.tree)
-            record.sweep, record.state, record.why = asked, "running", ""
+            record.sweep = asked
             return record
         versions = {name: importlib.metadata.version(name) for name in ("raybone", "torch", "ray", "optuna")}
         record = Record(
@@ -139,7 +139,8 @@ class Board:
         return {"params": parameters(net), "macs": macs(net, recipe.data.size)}
 
     def announce(self, places: int) -> None:
-        """What is about to happen and what it will take."""
+        """Say what is about to happen and what it will take."""
+        self.record.state, self.record.why = "running", ""
         budget, scheduler = self.sweep.budget, self.sweep.scheduler
         limits = [f"{getattr(budget, name):g} {name}" for name in ("device_hours", "hours") if getattr(budget, name)]
         most = budget.trials or size(self.sweep.space)

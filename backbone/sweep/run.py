@@ -8,7 +8,7 @@ from backbone.sweep.board import Board
 from backbone.sweep.options import Sweep
 from backbone.sweep.record import Record
 from backbone.sweep.trial import Judge
-from backbone.training.cluster import check_resources, connect, room
+from backbone.training.cluster import check_resources, connect, dashboard_url, room
 
 DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # AP and latency come with a trial's last report only
@@ -24,6 +24,16 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
         UserError: a mistake in the sweep, or a cluster that cannot hold a trial; or no trial finished.
     """
     board = Board(sweep, say)
+    if not board.todo and board.search.exhausted:
+        say("all of its trials have ended")
+    else:
+        _run(board, judge, say)
+    if not board.record.best:
+        raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
+    return board.record
+
+
+def _run(board: Board, judge: Judge | None, say: Callable[[str], None]) -> None:
     scaling = board.base.scaling
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -33,10 +43,9 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
     try:
         check_resources(scaling)
         places = room(scaling) // scaling.num_workers
-        if scaling.autoscales:
-            places = max(places, sweep.parallel)
-        places = min(sweep.parallel or places, places)
-        board.record.places = places
+        most = board.sweep.parallel
+        places = max(places, most) if scaling.autoscales else min(most or places, places)
+        board.record.places, board.record.dashboard = places, dashboard_url()
         board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
         board.announce(places)
         tune_board(board, places, judge)
@@ -49,6 +58,3 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
         if started:
             ray.shutdown()
     board.end("finished", board.over_budget())
-    if not board.record.best:
-        raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
-    return board.record

@@ -19,12 +19,17 @@ class Search:
     def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
         self._points = grid(sweep.space) if sweep.search == "grid" else random_points(sweep.space, sweep.seed)
         self._tried = {key(trial.point) for trial in trials}
-        self._most = sweep.budget.trials or size(sweep.space)
+        self._most = min(sweep.budget.trials or size(sweep.space), size(sweep.space))
         self._tpe = _Tpe(sweep, trials) if sweep.search == "tpe" else None
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget's number or the space is used up."""
+        return len(self._tried) >= self._most
+
     def next(self) -> Point | None:
-        """A point that was not tried yet; None when the budget's number or the space is used up."""
-        if len(self._tried) >= self._most:
+        """A point that was not tried yet, or None."""
+        if self.exhausted:
             return None
         asked = itertools.islice(self._tpe.points(), ASKS) if self._tpe else ()
         point = next((p for p in itertools.chain(asked, self._points) if key(p) not in self._tried), None)

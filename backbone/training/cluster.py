@@ -149,6 +149,14 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     return ray, True
 
 
+def dashboard_url() -> str:
+    """Address of the joined cluster's own dashboard; empty where it has none."""
+    from ray._private.worker import get_dashboard_url
+
+    address = get_dashboard_url()
+    return f"http://{address}" if address else ""
+
+
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:

@@ -201,7 +201,7 @@ class _Recorder(tune.Callback):
             self.board.failed(mine, last["failed"], final=True)
         else:
             over = self.board.over_budget()
-            self.board.stopped(mine, over or f"behind at the rung of {self.board.record.rungs[mine.rung]:g} epochs")
+            self.board.stopped(mine, over or f"behind at the rung of epoch {self.board.record.rungs[mine.rung]:g}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backbone.artifact import load
+from backbone.sweep.record import read
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -26,23 +27,24 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A head node of its own, ports and token included: (dashboard address, environment of its users)."""
+    home = tmp_path_factory.mktemp("home")
     dashboard = free_port()
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # The entrypoint's `python` is found on the PATH of the process that started the cluster.
-    env |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path), "PATH": f"{BIN}:{env['PATH']}"}
+    env |= {"RAY_AUTH_MODE": "token", "HOME": str(home), "PATH": f"{BIN}:{env['PATH']}"}
     env["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb")  # short, for sockets; and no trace of this cluster in /tmp/ray
     subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     ports = {"port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}
     words = [f"--{name}={port}" for name, port in ports.items()]
     words += ["--dashboard-host=127.0.0.1", "--num-cpus=2", "--object-store-memory=200000000", "--block"]
-    with (tmp_path / "head.log").open("w") as log:
+    with (home / "head.log").open("w") as log:
         process = subprocess.Popen(["ray", "start", "--head", *words], env=env, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
-        while "Ray runtime started" not in (tmp_path / "head.log").read_text():
-            assert time.monotonic() < deadline, (tmp_path / "head.log").read_text()
+        while "Ray runtime started" not in (home / "head.log").read_text():
+            assert time.monotonic() < deadline, (home / "head.log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{dashboard}", env
         process.send_signal(signal.SIGTERM)
@@ -83,3 +85,22 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     refused = subprocess.run([*submit[:5], "--", "true"], cwd=ROOT, env=stranger, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "Invalid authentication token" in refused.stderr
+
+
+def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, env = head
+    submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
+    job = "python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 2".split()
+    job += "--base_with.data.train_images 128 --base_with.data.val_images 64 --base_with.run.precise_bn 64".split()
+    relative = subprocess.run([*submit, *job], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert "storage 'runs' is relative" in relative.stdout + relative.stderr
+    done = subprocess.run(
+        [*submit, *job, "--storage", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[0001] epoch" in done.stdout  # what happens is seen as it happens
+    record = read(tmp_path / "quickstart-sweep")
+    assert record.dashboard == address
+    assert len(record.of_state("finished", "stopped")) == 2
+    load(Path(record.place(record.trial(record.best)), "artifact"))
+    assert (tmp_path / "quickstart-sweep/best.yaml").exists()

@@ -1,5 +1,6 @@
 """What a sweep's trial is worth in detection: its backbone in one detector, by one recipe for all trials."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from backbone.cli import laid_over, read_yaml, validate
@@ -8,34 +9,42 @@ from backbone.sweep.options import Sweep
 from detection.recipe import Finetune
 
 
-def recipe_for(sweep: dict[str, Any], run: str) -> Finetune:
-    """The fine-tuning of a trial's backbone, a run of its own inside the trial's; `sweep` is the sweep's recipe.
+@dataclass(frozen=True)
+class Judge:
+    """Called with a finished run's URL, it fine-tunes and returns AP (COCO's, 0.50 to 0.95), from 0 to 1.
 
-    Raises:
-        UserError: `sweep["finetune"]` or what `finetune_with` replaces in it is no recipe.
+    Read on the driver: the nodes where it is called need not have the recipe's file.
     """
-    tree = laid_over(read_yaml(sweep["finetune"]), sweep["finetune_with"])
-    overrides = {"backbone": join(run, "artifact"), "name": "detector", "run.storage": run}
-    return validate(Finetune, tree, sweep["finetune"], overrides)
 
+    tree: dict[str, Any]
+    file: str
 
-def check(sweep: Sweep) -> None:
-    """Look at the recipe and its data before anything is trained.
+    @staticmethod
+    def of(sweep: Sweep) -> "Judge":
+        """By the recipe that the sweep names, with what it replaces in it.
 
-    Raises:
-        UserError: they are not usable.
-    """
-    from detection.data.sources import open_sources
-    from detection.engine import check_ground_truth
+        Raises:
+            UserError: the file is missing or not YAML.
+        """
+        return Judge(laid_over(read_yaml(sweep.finetune), sweep.finetune_with), sweep.finetune)
 
-    check_ground_truth(open_sources(recipe_for(sweep.model_dump(mode="json"), "/nowhere").data)[1])
+    def recipe(self, run: str) -> Finetune:
+        """The fine-tuning of a run's backbone, a run of its own inside that run; UserError where it is no recipe."""
+        overrides = {"backbone": join(run, "artifact"), "name": "detector", "run.storage": run}
+        return validate(Finetune, self.tree, self.file, overrides)
 
+    def check(self) -> None:
+        """Look at recipe and data before anything is trained; UserError where they are not usable."""
+        from detection.data.sources import open_sources
+        from detection.engine import check_ground_truth
 
-def average_precision(run: str, sweep: dict[str, Any]) -> float:
-    """Fine-tune and judge the backbone of a finished run; its AP (COCO's, 0.50 to 0.95), from 0 to 1."""
-    from backbone.training.cluster import launch
-    from detection.engine import finetune, finished, prepare
+        check_ground_truth(open_sources(self.recipe("/nowhere").data)[1])
 
-    payload = prepare(recipe_for(sweep, run))
-    metrics = finished(payload["url"]) or launch(finetune, payload, recipe_for(sweep, run).scaling)
-    return metrics["bbox"]["AP"]
+    def __call__(self, run: str) -> float:
+        from backbone.training.cluster import launch
+        from detection.engine import finetune, finished, prepare
+
+        recipe = self.recipe(run)
+        payload = prepare(recipe)
+        metrics = finished(payload["url"]) or launch(finetune, payload, recipe.scaling)
+        return metrics["bbox"]["AP"]

@@ -19,7 +19,7 @@ from backbone.sweep.analysis import importance
 from backbone.sweep.options import OBJECTIVES, Sweep
 from backbone.sweep.record import FILE, Objective, Record, Trial, pareto, read
 from backbone.sweep.search import Search
-from backbone.sweep.space import Point, base_tree, check, recipe_at, size, told
+from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
 from backbone.training import schedule
 from backbone.training.pretrain import open_data
 from backbone.training.recipe import Recipe
@@ -171,10 +171,8 @@ class Board:
         return trial
 
     def recipe(self, trial: Trial) -> Recipe:
-        """What a trial trains: a run of its own below the sweep's folder."""
-        folder, _, name = trial.folder.rpartition("/")
-        overrides = {"name": name, "run.storage": join(self.record.url, folder)}
-        return recipe_at(self.sweep, self.tree, trial.point, overrides)
+        """What a trial trains."""
+        return recipe_of(self.sweep, self.tree, self.record.url, trial.folder, trial.point)
 
     def started(self, trial: Trial) -> None:
         trial.state, trial.started = "running", trial.started or time.time()

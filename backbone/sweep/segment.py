@@ -48,13 +48,12 @@ class Segment:
         return {"run": self.recipe.run_name, "lineage": json.dumps(self.lineage)}
 
     @staticmethod
-    def of(trial: str, config: dict[str, Any], given: Any) -> "Segment":
+    def of(trial: str, recipe: Recipe, config: dict[str, Any], given: Any) -> "Segment":
         """The trial's own run; with PBT the one its checkpoint is of, or a new one with the rate it was given.
 
         `config` is what Tune has for it, with PBT perhaps taken over from another trial; `given` Tune's checkpoint or
         None.
         """
-        recipe = Recipe.model_validate(config["recipe"])
         if "optim.lr" not in config:
             return Segment(recipe, trial)
         lr = config["optim.lr"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from backbone.cli import fields, laid_over, read_yaml, validate
 from backbone.errors import UserError
+from backbone.storage import join
 from backbone.sweep.options import Distribution, Sweep
 from backbone.training.recipe import Recipe
 
@@ -35,6 +36,12 @@ def recipe_at(sweep: Sweep, tree: dict[str, Any], point: Point, overrides: dict[
             value = {section: value}
         tree = laid_over(tree, value)
     return validate(Recipe, tree, f"{sweep.base} at {told(point)}", overrides)
+
+
+def recipe_of(sweep: Sweep, tree: dict[str, Any], url: str, folder: str, point: Point) -> Recipe:
+    """The recipe of a trial: the point's, as a run of its own in `folder` below the sweep's `url`."""
+    below, _, name = folder.rpartition("/")
+    return recipe_at(sweep, tree, point, {"name": name, "run.storage": join(url, below)})
 
 
 def told(point: Point) -> str:

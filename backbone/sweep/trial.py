@@ -6,20 +6,39 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
+from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
+from backbone.sweep.space import recipe_of
 from backbone.training.recipe import Scaling
 
-Judge = Callable[[str, dict[str, Any]], float]
-"""Takes a finished trial's run and its sweep's recipe; returns the detection AP of its backbone, from 0 to 1."""
+Judge = Callable[[str], float]
+"""Takes a finished trial's run; returns the detection AP of its backbone, from 0 to 1."""
 
 
-def run_trial(config: dict[str, Any], judge: Judge | None = None) -> None:
-    """Train the trial's recipe as an ordinary run and report to Tune.
+@dataclass(frozen=True)
+class Common:
+    """What all trials of a sweep are given."""
+
+    sweep: Sweep
+    tree: dict[str, Any]
+    """The base recipe, resolved."""
+
+    url: str
+    cwd: str
+    """The driver's working directory, which relative paths are meant from."""
+
+    judge: Judge | None
+
+
+def run_trial(config: dict[str, Any], common: Common) -> None:
+    """Train the trial's recipe as an ordinary run and report to Tune. `config` is its {"id", "folder", "point"}.
 
     Each evaluation is a report of {"epoch", "step", "val_error", ..., "device_hours"}. The last one comes once the
     artifact is there, with every objective and `finished`; or, where trying again would fail the same way, with
@@ -27,8 +46,10 @@ def run_trial(config: dict[str, Any], judge: Judge | None = None) -> None:
     """
     from ray import tune
 
-    os.chdir(config["cwd"])
-    segment = Segment.of(tune.get_context().get_trial_name(), config, tune.get_checkpoint())
+    if Path(common.cwd).is_dir():  # Tune works in a folder of its own; relative paths are the driver's
+        os.chdir(common.cwd)
+    recipe = recipe_of(common.sweep, common.tree, common.url, config["folder"], config["point"])
+    segment = Segment.of(tune.get_context().get_trial_name(), recipe, config, tune.get_checkpoint())
     run = _Run(segment)
     run.start()
     row: dict[str, Any] = {}
@@ -46,10 +67,10 @@ def run_trial(config: dict[str, Any], judge: Judge | None = None) -> None:
     if run.error:
         raise run.error
     row |= {**run.metrics, **_end(segment.url), **segment.about}
-    if "latency_ms" in config["sweep"]["objectives"]:
+    if "latency_ms" in common.sweep.objectives:
         row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
-    if judge:
-        row["AP"] = judge(segment.url, config["sweep"])
+    if common.judge:
+        row["AP"] = common.judge(segment.url)
     tune.report({**row, "finished": True})
 
 

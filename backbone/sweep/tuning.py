@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from backbone.storage import join
 from backbone.sweep.board import Board
 from backbone.sweep.record import Trial
-from backbone.sweep.trial import Judge, run_trial
+from backbone.sweep.trial import Common, Judge, run_trial
 
 TRIAL_MEMORY = 256 * 2**20
 """Bytes a trial's own process asks for, and no CPU: those are for the run's workers, which it starts."""
@@ -37,7 +37,9 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
     else:
         space, scheduler = {}, _scheduler(board)
         search = _Points(board, scheduler)
-    trainable = tune.with_parameters(run_trial, judge=judge)
+    # Not in the trials' configs: those are the columns of TensorBoard's HParams.
+    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), judge)
+    trainable = tune.with_parameters(run_trial, common=common)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),
         param_space=space,
@@ -63,13 +65,8 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
 
 
 def _config(board: Board, trial: Trial) -> dict[str, Any]:
-    """What `run_trial` is given."""
-    return {
-        "id": trial.id,
-        "recipe": board.recipe(trial).model_dump(mode="json"),
-        "sweep": board.sweep.model_dump(mode="json"),
-        "cwd": str(Path.cwd()),
-    }
+    """What `run_trial` is given of a trial."""
+    return {"id": trial.id, "folder": trial.folder, "point": trial.point}
 
 
 def _name(trial: Any) -> str:

@@ -115,6 +115,14 @@ def told(record: Record, trial: Trial) -> str:
     return f"{trial.id} · {STATES[trial.state]}{best} · {point(trial.point)}"
 
 
+def front(record: Record) -> list[str]:
+    """The trials of the Pareto front, cheapest first, a line each."""
+    names = dict.fromkeys([*(objective.name for objective in record.objectives), "macs"])
+    trials = sorted((record.trial(trial_id) for trial_id in record.pareto), key=lambda trial: trial.values["macs"])
+    values = [", ".join(f"{amount(name, trial.values[name])} {name}" for name in names) for trial in trials]
+    return [f"  {told(record, trial)}: {costs}" for trial, costs in zip(trials, values, strict=True)]
+
+
 def _words(record: Record, field: str) -> dict[str, Cell]:
     """The cells of a field's values, by `analysis.key`."""
     values = analysis.ordered(record, field)

@@ -16,7 +16,9 @@ from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
 from backbone.sweep.space import recipe_of
-from backbone.training.recipe import Scaling
+from backbone.training.recipe import Recipe, Scaling
+from backbone.training.schedule import in_steps
+from backbone.training.state import Store, training_seconds
 
 Judge = Callable[[str], float]
 """Takes a finished trial's run; returns the detection AP of its backbone, from 0 to 1."""
@@ -50,13 +52,17 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
         os.chdir(common.cwd)
     recipe = recipe_of(common.sweep, common.tree, common.url, config["folder"], config["point"])
     segment = Segment.of(tune.get_context().get_trial_name(), recipe, config, tune.get_checkpoint())
+    if not segment.passes_on:  # what came between the last report and an interruption
+        for row in evaluations(segment.url, segment.recipe):
+            if not _is_last(row, recipe):
+                tune.report({**row, **segment.about})
     run = _Run(segment)
     run.start()
     row: dict[str, Any] = {}
     for record in iter(run.records.get, None):
         if record["kind"] == "evaluation":
             row = {k: v for k, v in record.items() if k not in ("kind", "total", "val_seconds")}
-            row |= {"device_hours": row["train_seconds"] * segment.recipe.scaling.num_workers / 3600, **segment.about}
+            row |= {"device_hours": _device_hours(row["train_seconds"], segment.recipe.scaling), **segment.about}
             if record["step"] < record["total"]:  # the last one waits for the artifact
                 with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
                     tune.report(row, checkpoint=checkpoint)
@@ -66,7 +72,7 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
         return
     if run.error:
         raise run.error
-    row |= {**run.metrics, **_end(segment.url), **segment.about}
+    row = {**evaluations(segment.url, segment.recipe)[-1], **run.metrics, **segment.about}
     if "latency_ms" in common.sweep.objectives:
         row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
     if common.judge:
@@ -101,21 +107,31 @@ class _Run(threading.Thread):
             self.records.put(None)
 
 
-def _end(url: str) -> dict[str, Any]:
-    """Step, epoch and cost of a finished run, from its own files: it may have finished before a restart."""
-    from backbone.training.state import training_seconds
-
+def evaluations(url: str, recipe: Recipe) -> list[dict[str, Any]]:
+    """What a run has reported so far, from its own files: its history, or that in its newest checkpoint."""
     fs, path = filesystem(url)
-    about = json.loads(fs.cat_file(join(path, "artifact", "config.json")))["raybone"]["provenance"]
-    history = json.loads(fs.cat_file(join(path, "history.json")))
-    batch, scaling = about["recipe"]["optim"]["batch"], about["recipe"]["scaling"]
-    step, seconds = history[-1]["step"], training_seconds(history, batch)
-    return {
-        "step": step,
-        "epoch": step * batch / about["train_images"],
-        "train_seconds": seconds,
-        "device_hours": seconds * scaling["num_workers"] / 3600,
-    }
+    if fs.exists(join(path, "history.json")):
+        history = json.loads(fs.cat_file(join(path, "history.json")))
+    else:
+        state = Store(join(url, "checkpoints")).newest(print)
+        history = state["progress"]["history"] if state else []
+    rows = []
+    for i, record in enumerate(history):
+        if "val_error" in record:  # after a log record of the same step, which says the epoch
+            seconds = training_seconds(history[:i], recipe.optim.batch)
+            row = {k: v for k, v in record.items() if k != "val_seconds"}
+            row |= {"epoch": history[i - 1]["epoch"], "train_seconds": seconds}
+            rows.append({**row, "device_hours": _device_hours(seconds, recipe.scaling)})
+    return rows
+
+
+def _is_last(row: dict[str, Any], recipe: Recipe) -> bool:
+    batch = recipe.optim.batch
+    return row["step"] >= in_steps(recipe.schedule, batch, round(row["step"] * batch / row["epoch"])).total
+
+
+def _device_hours(seconds: float, scaling: Scaling) -> float:
+    return seconds * scaling.num_workers / 3600
 
 
 def latency_ms(artifact: str, scaling: Scaling) -> float:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from backbone.data.raw import MAGIC, decode_raw
 from backbone.errors import BadImage
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -13,7 +14,7 @@ TAIL = 64  # bytes in which a JPEG's end marker is looked for; writers may pad a
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decode JPEG, PNG, BMP, WebP, TIFF or whatever else OpenCV or PIL reads into uint8 [H, W, 3], RGB.
+    """Decode JPEG, PNG, BMP, WebP, TIFF or whatever else OpenCV or PIL reads, or raw pixels, to uint8 [H, W, 3], RGB.
 
     EXIF orientation is applied, grey and palettes are spread to RGB, alpha is dropped, CMYK converted as PIL does
     (within one grey level), and of 16 bits the upper 8 are kept.
@@ -23,6 +24,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """
     if not data:
         raise BadImage(f"{name}: is empty")
+    if data.startswith(MAGIC):
+        return decode_raw(data, name)
     # Entropy-coded data cannot contain an end marker, so a JPEG without one near its end is cut off (or has a long
     # tail). OpenCV before 5 returns it half grey; PIL raises, and reads the long tail.
     complete = data[:3] != JPEG_START or JPEG_END in data[-TAIL:]

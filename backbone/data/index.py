@@ -219,13 +219,21 @@ class IndexedSource:
         Raises:
             BadImage: it cannot be read or decoded. Names it.
         """
+        return decode(self.data(i), self.name(i))
+
+    def data(self, i: int) -> bytes:
+        """Image i as it is stored.
+
+        Raises:
+            BadImage: it cannot be read, then its cause is an OSError, or is shorter than it was. Names it.
+        """
         try:
             data = self._read(i)
         except OSError as error:
             raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
         if len(data) != self._arrays["sizes"][i]:
             raise BadImage(f"{self.name(i)}: has {len(data)} bytes, not the {self._arrays['sizes'][i]} it had")
-        return decode(data, self.name(i))
+        return data
 
     def _relative(self, i: int) -> str:
         if not 0 <= i < len(self):

@@ -6,7 +6,8 @@ import posixpath
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -17,8 +18,10 @@ from backbone.data.listing import THREADS, Listing, list_files
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp", "rgb.npy")  # the last as in backbone.data.raw
+UNFINISHED = "preparing.json"  # beside shards that jobs/prepare.py has not all made
 MANY = 4  # shards; more of them get a progress bar, on a terminal
+DAMAGED = "{}: is cut off, damaged, or no uncompressed tar ({}); fetch it again"
 BUFFER = 16 << 10  # bytes of a remote read: a header, a label and the next header in one request
 
 
@@ -33,21 +36,26 @@ class Shard:
 
 
 def open_webdataset(location: str, cache: str | None = None) -> IndexedSource:
-    """Open shards of `key.jpg|jpeg|png|webp` with `key.cls` (the label as text) or `key.json` ("label" or "cls").
+    """Open shards of images, `key.jpg|jpeg|png|webp|rgb.npy`, each with its label.
 
-    Classes are the lines of `classes.txt` beside the shards; or else the members' directories, where each label has its
-    own; or else the labels. The index is kept beside the shards, or where that cannot be, in the cache; it is rebuilt
-    when a shard's name, size or time changes.
+    That is text in `key.cls`, or in `key.json` as "label" or "cls". Classes are the lines of `classes.txt` beside the
+    shards; or else the members' directories, where each label has its own; or else the labels. The index is kept beside
+    the shards, or where that cannot be, in the cache; it is rebuilt when a shard's name, size or time changes.
 
     Args:
         location: directory, glob or brace pattern, see `list_files`.
         cache: see `cache_directory`.
 
     Raises:
-        UserError: no shards; a shard is cut off, compressed or no tar; an image without label or a label without image;
-            a label that is not an integer from 0 up. Names `shard:member`.
+        UserError: no shards, or not all of them yet; a shard is cut off, compressed or no tar; an image without label
+            or a label without image; a label that is not an integer from 0 up. Names `shard:member`.
     """
     listing = list_files(location, ".tar")
+    if filesystem(listing.url)[0].exists(f"{listing.root}/{UNFINISHED}"):
+        raise UserError(
+            f"{listing.shown}: is not finished; run jobs/prepare.py again as before, or remove {UNFINISHED} to use the "
+            "shards that are there"
+        )
     places = [listing.cached("webdataset", cache)]
     if listing.is_local:
         places.insert(0, listing.beside())
@@ -68,16 +76,13 @@ def _class_lines(listing: Listing) -> list[str] | None:
 
 
 def _build(listing: Listing, lines: list[str] | None) -> Arrays:
-    fs, _ = filesystem(listing.url)
-
-    def scan(name: str, size: int) -> Shard:
-        path = f"{listing.root}/{name}"
-        with open(path, "rb") if listing.is_local else io.BufferedReader(Ranges(fs, path, size), BUFFER) as file:  # noqa: PTH123
-            return scan_shard(file, f"{listing.shown}/{name}")
+    def scan(number: int) -> Shard:
+        with open_tar(listing, number) as file:
+            return scan_shard(file, f"{listing.shown}/{listing.names[number]}")
 
     with ThreadPoolExecutor(THREADS) as pool:
         bar = tqdm(
-            pool.map(scan, listing.names, listing.sizes),
+            pool.map(scan, range(len(listing.names))),
             desc="indexing shards",
             total=len(listing.names),
             disable=None if len(listing.names) > MANY else True,  # None: not where stderr is no terminal
@@ -120,6 +125,14 @@ def _classes(members: list[str], labels: np.ndarray) -> list[str]:
     return names
 
 
+def open_tar(listing: Listing, number: int) -> BinaryIO:
+    """A file of a listing, to be read here and there."""
+    path = f"{listing.root}/{listing.names[number]}"
+    if listing.is_local:
+        return Path(path).open("rb")
+    return io.BufferedReader(Ranges(filesystem(listing.url)[0], path, listing.sizes[number]), BUFFER)
+
+
 def scan_shard(file: BinaryIO, shown: str) -> Shard:
     """Read the headers of one tar, skipping over the images.
 
@@ -145,12 +158,9 @@ def scan_shard(file: BinaryIO, shown: str) -> Shard:
                     label = _json_label(_content(tar, member), where)
                     if label is not None:
                         labels[key] = label
-            file.seek(tar.offset)
-            if len(end := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE or any(end):
-                # tarfile takes the end of the file, and a damaged header, for the end of the archive.
-                raise tarfile.ReadError("no end-of-archive block")
+            check_end(file, tar)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shown}: is cut off, damaged, or no uncompressed tar ({error}); fetch it again") from error
+        raise UserError(DAMAGED.format(shown, error)) from error
     for key in images.keys() ^ labels.keys():
         raise UserError(
             f"{shown}:{images[key][0]}: has no label; add {key}.cls, or {key}.json with label or cls"
@@ -164,6 +174,16 @@ def scan_shard(file: BinaryIO, shown: str) -> Shard:
         found.sizes.append(size)
         found.labels.append(labels[key])
     return found
+
+
+def check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
+    """tarfile.ReadError if a tar whose members have all been read is not whole.
+
+    tarfile takes the end of the file, and a damaged header, for the end of the archive.
+    """
+    file.seek(tar.offset)
+    if len(end := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError("no end-of-archive block")
 
 
 def _split_key(member: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbone.data.decode import decode
+from backbone.data.findings import Findings, Report, Severity
 from backbone.data.listing import THREADS
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem
@@ -15,7 +16,7 @@ from detection.data.annotated import AS_STORED, EXIF_ORIENTATION, read
 from detection.data.coco import annotations_of
 from detection.data.doctor_coco import examine_coco
 from detection.data.doctor_voc import examine_voc
-from detection.data.findings import Findings, Report, Severity, statistics
+from detection.data.findings import statistics
 
 File = tuple[str, str, tuple[int, int] | None]  # as in Survey
 Fault = tuple[Severity, str, str, str]  # as Findings.add takes them
@@ -57,7 +58,8 @@ def examine(kind: str, location: str, annotations: str = "", check_images: bool 
         _check(findings, survey.files)
     else:
         findings.add("note", "images were not opened", "missing and damaged ones go unseen", count=len(survey.files))
-    return Report(kind, location, annotations, findings.sorted(), statistics(survey))
+    subject = {"source": kind, "images": location, "annotations": annotations}
+    return Report(subject, findings.sorted(), statistics(survey))
 
 
 def _check(findings: Findings, files: Sequence[File]) -> None:

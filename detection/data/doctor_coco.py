@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from backbone.data.findings import Findings
 from backbone.errors import UserError
 from backbone.storage import filesystem
 from detection.data.annotated import THINNEST
 from detection.data.coco import FARTHEST, Malformed, no_collection, read_json, run_lengths, tabulate_coco, usable
-from detection.data.findings import Findings, Survey
+from detection.data.findings import Survey
 from detection.data.segments import flatten, run_totals
 
 BORDER = 0.01  # pixels a box may reach over the border before it is worth a word: COCO rounds to hundredths

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from xml.etree.ElementTree import Element
 
+from backbone.data.findings import Findings
 from backbone.data.listing import THREADS
 from detection.data.annotated import read
-from detection.data.findings import Findings, Survey
+from detection.data.findings import Survey
 from detection.data.voc import ANNOTATIONS, CLASSES, IMAGES, Record, image_files, list_images, parse, record_of
 
 COUNTED = "left out of training; scoring counts them as missed: correct or remove them"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backbone.data.test_doctor import make, picture
 from tests.detection.data.making import REAL, make_coco, make_voc
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -31,11 +32,28 @@ def test_errors(run_job: Run, tmp_path: Path) -> None:
     assert tree["findings"][0]["examples"] == ["JPEGImages/000005.jpg"]
 
 
+def test_labelled_images(run_job: Run, tmp_path: Path) -> None:
+    train, val = make(tmp_path / "train"), make(tmp_path / "val", 100)
+    words = ["--source", "imagefolder", "--images", train, "--val", val]
+    done = run_job("doctor", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0 errors, 0 warnings, 0 notes" in done.stdout
+    (val / "a/0.png").write_bytes(picture(3))
+    file = tmp_path / "report.json"
+    done = run_job("doctor", *words, "--json_file", file)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the same image in both splits" in done.stdout
+    assert json.loads(file.read_text())["val"] == str(val)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--images", "/nowhere"], "/nowhere: no such folder"),
         ([], "images: name the folder"),
+        (["--source", "imagefolder", "--images", "/nowhere"], "/nowhere: no such directory"),
+        (["--images", "x", "--val", "y"], "val is not read by source coco"),
+        (["--source", "parquet", "--images", "x", "--annotations", "y"], "annotations is not read by source parquet"),
         (["--source", "yolo", "--images", "x"], "source"),
         (["--images", "x", "--imags", "y"], "--imags: unknown option; perhaps you meant --images"),
     ],

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from backbone.data.findings import Finding, Report
 from backbone.errors import UserError
 from detection.data.doctor import examine
-from detection.data.findings import Finding, Report
 from detection.data.sources import open_source
 from tests.detection.data.making import VOC, jpeg, make_coco, make_voc, voc_xml
 

@@ -1,0 +1,28 @@
+"""Make tar shards of images, verified, reduced and encoded once instead of in every epoch:
+
+python jobs/prepare.py --source imagefolder --images /data/imagenet/train --output /data/shards/train --shorter_side 256
+python jobs/prepare.py --source ilsvrc --images /data/ILSVRC2012_img_val.tar --output /data/shards/val --format raw
+
+Run the same again to go on after a stop, or to verify what is there.
+"""
+
+import sys
+
+from backbone.cli import fail, parse
+from backbone.data.prepare_options import Prepare
+from backbone.errors import UserError
+
+
+def main() -> None:
+    options, _ = parse(Prepare, sys.argv[1:])
+    try:
+        from backbone.data.prepare import prepare  # from here on OpenCV is imported
+
+        done = prepare(options)
+    except UserError as error:
+        fail(error)
+    print(done.as_text())
+
+
+if __name__ == "__main__":
+    main()

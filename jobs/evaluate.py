@@ -1,17 +1,29 @@
-"""Judge a detector by COCO's and Pascal VOC's measures, on this machine or on a Ray cluster:
+"""Judge a detector by COCO's and Pascal VOC's measures, or backbones as classifiers by the paper's protocols, on this
+machine or on a Ray cluster:
 
 python jobs/evaluate.py --detector runs/my-detector/artifact --data.source coco --data.val /data/coco/val2017
+python jobs/evaluate.py --backbone runs/a/artifact runs/b/artifact --protocols 1-crop 10-crop multi-scale
+
+--detector --help and --backbone --help say what each takes.
 """
 
 import sys
+from itertools import pairwise
 
-from backbone.cli import fail, parse
+from backbone.cli import fail, parse, read_yaml
 from backbone.errors import UserError
+from backbone.judging import Judging
 from detection.recipe import Evaluation
 
 
 def main() -> None:
-    recipe, _ = parse(Evaluation, sys.argv[1:])
+    words = one_by_one(sys.argv[1:])
+    if judges_backbones(words):
+        judge_backbones(words)
+        return
+    if words in (["--help"], ["-h"]):
+        print(__doc__)
+    recipe, _ = parse(Evaluation, words)
     from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
     from detection.evaluation import table
     from detection.inference import evaluate, prepare
@@ -23,6 +35,45 @@ def main() -> None:
         fail(error)
     print(table(metrics))
     print(f"results   {payload['url']}")
+
+
+def judge_backbones(words: list[str]) -> None:
+    recipe, _ = parse(Judging, words)
+    from backbone.evaluation import evaluate, prepare, table
+    from backbone.training.cluster import launch
+
+    try:
+        payload = prepare(recipe)
+        judged = launch(evaluate, payload, recipe.scaling)
+    except UserError as error:
+        fail(error)
+    print(table(judged))
+    print(f"results   {payload['url']}")
+
+
+def one_by_one(words: list[str]) -> list[str]:
+    """`--backbone A ... --backbone B` as `--backbone A B ...`: of an option given twice, the last alone would count."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if words.count("--backbone") < 2:
+        return words
+    backbones, others, target = [], [], None
+    for word in words:
+        if word.startswith("--"):
+            target = backbones if word == "--backbone" else others
+        if word != "--backbone":
+            (others if target is None else target).append(word)
+    return ["--backbone", *backbones, *others]
+
+
+def judges_backbones(words: list[str]) -> bool:
+    """Whether the command line, or else the recipe it names, has a backbone and no detector."""
+    if "--detector" in words or "--backbone" in words:
+        return "--detector" not in words
+    files = [after for word, after in pairwise(words) if word == "--config"]
+    try:
+        return bool(files) and "backbone" in read_yaml(files[-1])
+    except UserError:
+        return False  # `parse` says it
 
 
 if __name__ == "__main__":

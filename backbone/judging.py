@@ -1,0 +1,102 @@
+"""What `jobs/evaluate.py --backbone` and `jobs/analyse.py` are told. Imports nothing slow."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from backbone.data.options import Data
+from backbone.options import Strict
+from backbone.training.recipe import Compute, Scaling
+
+Protocol = Literal["1-crop", "10-crop", "multi-scale"]
+
+
+def no_training_images(tree: Any) -> Any:
+    """`data.train`, which a recipe must have, is not read here; `val` stands in for it."""
+    data = tree.get("data") if isinstance(tree, dict) else None
+    if isinstance(data, dict) and data.get("val") and not data.get("train"):
+        tree = {**tree, "data": {**data, "train": data["val"]}}
+    return tree
+
+
+class Judging(Strict):
+    """Judge backbones as classifiers: each alone and, where there are several, their ensemble. The command line gives
+    the fields, or a YAML file (--config FILE).
+
+    Data that are not given are those the first was trained with. Images that cannot be read are left out, counted and
+    named.
+    """
+
+    backbone: tuple[str, ...] = Field(min_length=1)
+    """Backbone artifacts: folders or URLs. They are verified. Several: their ensemble is judged too."""
+
+    protocols: tuple[Protocol, ...] = Field(("1-crop",), min_length=1)
+    """1-crop: the evaluation view of training. 10-crop: four corners and centre of the image at shorter side 256 for a
+    net of 224 px, and their mirror images (AlexNet's). multi-scale: whole images, fully convolutional, at several
+    sizes, and their mirror images (section 3.4). Images are read once for all of them."""
+
+    scales: tuple[int, ...] = Field((224, 256, 384, 480, 640), min_length=1)
+    """multi-scale: shorter sides for a net of 224 px. For a net of another size they are in proportion."""
+
+    by_position: bool = False
+    """Take label k of the data for class k of the nets, whatever their names: the usual order of ImageNet's 1000."""
+
+    data: Data = Data()
+    """Only `val` is read. size and crop_pct: judge at others than the net's own."""
+
+    batch: int = Field(32, ge=1)
+    """Images read at once by each worker; through the net go as many pixels at a time as so many of its own size."""
+
+    compute: Compute = Compute(precision="fp32")
+    scaling: Scaling = Scaling(num_workers=0)
+
+    output: str = ""
+    """Folder or URL of the results. Empty: `evaluation-<protocols>-<fingerprint of the data>` beside the first
+    artifact, with `ensemble` and a fingerprint of its members where there are several."""
+
+    _no_training_images = model_validator(mode="before")(no_training_images)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Judging":
+        if len(set(self.backbone)) < len(self.backbone):
+            raise ValueError("backbone: one is named twice; an ensemble counts each net once")
+        if min(self.scales) < 224:
+            raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
+        if self.scales != type(self).model_fields["scales"].default and "multi-scale" not in self.protocols:
+            raise ValueError("scales are read by protocol multi-scale only")
+        if self.compute.compile:
+            raise ValueError("compute.compile: shapes change with every image; leave it off")
+        if self.compute.precision == "fp16" and not self.scaling.use_gpu:
+            raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        return self
+
+
+class Analysis(Strict):
+    """Look into nets: the gradient each unit gets, what scaled shortcuts make of it, layer responses (Fig. 7). The
+    command line gives the fields, or a YAML file (--config FILE)."""
+
+    backbone: tuple[str, ...] = ()
+    """Trained artifacts: residual or plain nets. All must read images of one size."""
+
+    depths: tuple[int, ...] = (20, 56, 110)
+    """CIFAR nets, plain and residual (option A), to look at as they are initialised."""
+
+    scales: tuple[float, ...] = (0.5, 0.9, 1.0, 1.1)
+    """λ: scaled shortcuts of the deepest of `depths`."""
+
+    size: int = Field(32, ge=16)
+    """Side of the images for the nets of `depths`, pixels. With backbones: theirs."""
+
+    data: Data = Data()
+    """Where images come from; only `val` is read, and neither size nor crop_pct."""
+
+    images: int = Field(128, ge=2)
+    """How many of them, evenly spread: one batch."""
+
+    seed: int = Field(0, ge=0)
+    """Of the initialisations."""
+
+    output: str = "analysis"
+    """Folder or URL of the results."""
+
+    _no_training_images = model_validator(mode="before")(no_training_images)

@@ -1,0 +1,94 @@
+"""What a net is shown of an image to be judged: one crop, ten, or the whole image at several sizes (section 3.4)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from backbone.data.augment import evaluation_view
+from backbone.data.sources import Source
+from backbone.errors import BadImage
+
+
+class View(NamedTuple):
+    """How a net of one input size is shown an image."""
+
+    protocol: str
+    size: int
+    crop_pct: float
+    scales: tuple[int, ...] = ()
+
+
+def views(image: np.ndarray, view: View) -> list[np.ndarray]:
+    """What a net sees of an image, uint8 RGB [H, W, 3] each, but for the mirror images.
+
+    1-crop: one [size, size]. 10-crop: five of them, whose mirror images make ten as in AlexNet; torchvision's TenCrop
+    cuts five from the mirrored image, the middle one of which may lie a pixel aside. multi-scale: the whole image once
+    a scale.
+    """
+    if view.protocol == "1-crop":
+        return [evaluation_view(image, view.size, view.crop_pct)]
+    if view.protocol == "multi-scale":
+        return [resized(image, in_proportion(scale, view.size)) for scale in view.scales]
+    image, size = resized(image, in_proportion(256, view.size)), view.size
+    bottom, right = image.shape[0] - size, image.shape[1] - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+    return [image[top : top + size, left : left + size] for top, left in corners]
+
+
+def in_proportion(side: int, size: int) -> int:
+    """A side given for a net of 224 px, for one of `size` px; rounded down, as `evaluation_view` rounds."""
+    return side * size // 224
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """Shorter side to `side`, filtered and rounded as in `evaluation_view`; uint8 [H, W, 3]."""
+    height, width = image.shape[:2]
+    if min(height, width) == side:
+        return image
+    size = side * width // min(height, width), side * height // min(height, width)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+@dataclass
+class ViewSet(Dataset):
+    """Sample ids -> the views of their images, those of one shape together."""
+
+    source: Source
+    views: tuple[View, ...]
+    on_bad: str
+
+    def __getitems__(self, ids: list[int]) -> dict[str, Any]:
+        """`labels` int64 [N], -1 where an image could not be read; `bad`, those by name; `groups`, for each view a list
+        of (rows int64 [M], images uint8 [M, 3, H, W])."""
+        labels, bad = [], []
+        found: list[dict[tuple, tuple[list, list]]] = [{} for _ in self.views]
+        for row, sample in enumerate(ids):
+            try:
+                image = self.source.image(sample)
+            except BadImage as error:
+                if self.on_bad == "stop":
+                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
+                bad.append(str(error))
+                labels.append(-1)
+                continue
+            labels.append(int(self.source.labels[sample]))
+            for view, groups in zip(self.views, found, strict=True):
+                for seen in views(image, view):
+                    rows, images = groups.setdefault(seen.shape, ([], []))
+                    rows.append(row)
+                    images.append(seen)
+        stacked = [
+            [
+                (torch.tensor(rows), torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()))
+                for rows, images in groups.values()
+            ]
+            for groups in found
+        ]
+        return {"labels": torch.tensor(labels), "bad": bad, "groups": stacked}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])

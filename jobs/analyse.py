@@ -1,0 +1,27 @@
+"""Look into nets: the gradient each unit gets at the start and after training, λ-scaled shortcuts, layer responses:
+
+python jobs/analyse.py --output analysis
+python jobs/analyse.py --backbone runs/resnet20/artifact runs/plain20/artifact --data.source parquet --data.val ...
+"""
+
+import sys
+
+from backbone.cli import fail, parse
+from backbone.errors import UserError
+from backbone.judging import Analysis
+
+
+def main() -> None:
+    options, _ = parse(Analysis, sys.argv[1:])
+    from backbone.analysis import analyse, table  # from here on torch is imported
+
+    try:
+        record = analyse(options)
+    except UserError as error:
+        fail(error)
+    print(table(record))
+    print(f"results   {options.output}")
+
+
+if __name__ == "__main__":
+    main()

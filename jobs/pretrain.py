@@ -13,16 +13,25 @@ from backbone.training.recipe import Recipe
 
 
 def main() -> None:
-    recipe, flags = parse(Recipe, sys.argv[1:], {"dry_run": "print net, cost, steps and batch split, then stop"})
+    words, rates_file = rates_of(sys.argv[1:])
+    recipe, flags = parse(
+        Recipe,
+        words,
+        {"dry_run": "print net, cost, steps and batch split, then stop; --rates FILE of measured rates adds time"},
+    )
     from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
+    from backbone.training.cost import read_rates
     from backbone.training.plan import describe
     from backbone.training.pretrain import finished, open_data, prepare, pretrain
 
     try:
         if flags["dry_run"]:
             train, val = open_data(recipe.data, recipe.seed)
-            print(describe(recipe, len(train), len(val), len(train.classes)))
+            rates = read_rates(rates_file) if rates_file else None
+            print(describe(recipe, len(train), len(val), len(train.classes), rates))
             return
+        if rates_file:
+            raise UserError("--rates is read with --dry-run only")
         payload = prepare(recipe)
         metrics = finished(payload["url"])
         if metrics:
@@ -36,6 +45,17 @@ def main() -> None:
     print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
     print(f"curves    {payload['url']}/curves.png")
     print(f"artifact  {payload['url']}/artifact")
+
+
+def rates_of(words: list[str]) -> tuple[list[str], str]:
+    """The command line without `--rates FILE`, which is no part of a recipe, and the file."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--rates=") else [word])]
+    if "--rates" not in words:
+        return words, ""
+    at = words.index("--rates")
+    if at + 1 == len(words) or words[at + 1].startswith("--"):
+        fail("--rates: name the file of measured rates")
+    return words[:at] + words[at + 2 :], words[at + 1]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What a recipe will cost and do, before it does it: `--dry-run`."""
 
+import math
+
 import torch
 
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
-from backbone.training import schedule
+from backbone.training import cost, schedule
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import check_split, first_micro_batch, run_url
 from backbone.training.schedule import Events, learning_rate
@@ -12,8 +14,11 @@ from backbone.training.schedule import Events, learning_rate
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> str:
-    """The plan of a run as text.
+HOW_TO_MEASURE = "not known without rates: python benchmarks/cost_model.py measures them, --rates FILE reads them"
+
+
+def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rates: cost.Rates | None = None) -> str:
+    """The plan of a run as text; with `rates` also how long it will take, see `backbone.training.cost`.
 
     Raises:
         UserError: the batch does not split over the workers, or the net cannot be built.
@@ -66,6 +71,23 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int) -> 
         lines.append(
             ("elastic", f"{scaling.min_workers} to {scaling.num_workers} workers share the same micro-batches")
         )
+    if rates:
+        epochs = steps.total * optim.batch / num_train
+        shape = cost.Shape(
+            workers=workers,
+            batch=optim.batch,
+            micro_batch=micro_batch,
+            multiply_adds=multiply_adds,
+            gradient_bytes=4 * parameters(net),
+            train_images=num_train,
+            val_images=num_val,
+            steps=steps.total,
+            evaluations=math.ceil(epochs / recipe.run.eval_every) + 1,  # the last is of the artifact
+            loader_cores=recipe.data.workers,
+        )
+        lines += cost.lines(cost.predict(shape, rates), shape, rates)
+    else:
+        lines.append(("time", HOW_TO_MEASURE))
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 
 

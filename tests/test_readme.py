@@ -13,8 +13,10 @@ import torch
 from backbone.artifact import save
 from backbone.cli import load as load_recipe
 from backbone.cli import parse, read_yaml
+from backbone.data.prepare_options import Prepare
 from backbone.inputs import InputConvention
 from backbone.interop.options import Export, Import
+from backbone.judging import Analysis, Judging
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.sweep.options import Sweep
@@ -52,6 +54,8 @@ MODELS = {
     "sweep": Sweep,
     "export": Export,
     "import": Import,
+    "prepare": Prepare,
+    "analyse": Analysis,
 }
 
 
@@ -68,7 +72,8 @@ def test_every_command_is_understood(job: str, monkeypatch: pytest.MonkeyPatch) 
     for words in commands(job):
         if any(word.endswith("/best.yaml") for word in words):
             continue  # the sweep before it makes the file; test_tuning trains one
-        recipe, _ = parse(MODELS[job], words, {"dry_run": ""})
+        model = Judging if job == "evaluate" and "--backbone" in words else MODELS[job]
+        recipe, _ = parse(model, words, {"dry_run": ""})
         if isinstance(recipe, Gains):
             plan(recipe)  # the recipes it names, with what the command changes in them
         if isinstance(recipe, Sweep):

@@ -90,7 +90,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
 def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
-    job = "python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 2".split()
+    job = "python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 1".split()
     job += "--base_with.data.train_images 128 --base_with.data.val_images 64 --base_with.run.precise_bn 64".split()
     relative = subprocess.run([*submit, *job], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert "storage 'runs' is relative" in relative.stdout + relative.stderr
@@ -98,9 +98,9 @@ def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_pat
         [*submit, *job, "--storage", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[0001] epoch" in done.stdout  # what happens is seen as it happens
+    assert "[0000] epoch" in done.stdout  # what happens is seen as it happens
     record = read(tmp_path / "quickstart-sweep")
     assert record.dashboard == address
-    assert len(record.of_state("finished", "stopped")) == 2
+    assert len(record.of_state("finished")) == 1
     load(Path(record.place(record.trial(record.best)), "artifact"))
     assert (tmp_path / "quickstart-sweep/best.yaml").exists()

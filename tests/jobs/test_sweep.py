@@ -23,7 +23,7 @@ SWEEP: dict[str, Any] = {
     "name": "s",
     "base_with": {
         "scaling": {"num_workers": 1},
-        "schedule": {"total": 40},  # four epochs
+        "schedule": {"total": 30},  # three epochs
         "run": {"checkpoint_every": 2, "log_every": 2},
     },
     # The last rate is beyond all measure: its loss is soon not finite.
@@ -88,7 +88,9 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     for trial in under_way:
         after = record.trial(trial.id)
         assert after.history[: len(trial.history)] == trial.history
-        assert "resuming at step" in Path(record.place(after), "log.txt").read_text()
+        log = Path(record.place(after), "log.txt").read_text()
+        if log.count("1 worker(s) on cpu") > 1:  # else its last step was done when the driver was killed
+            assert "resuming at step" in log
     (failed,) = record.of_state("failed")
     assert "is not finite at step" in failed.why
     assert "FloatingPointError" in Path(record.place(failed), "log.txt").read_text()
@@ -99,7 +101,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
         assert trial.history[-1]["val_error"] > min(at_rung)
         assert not Path(record.place(trial), "checkpoints").exists()
     for trial in record.of_state("finished"):
-        assert trial.epoch == trial.epochs == 4
+        assert trial.epoch == trial.epochs == 3
         assert set(trial.values) == {"params", "macs", "val_error", "latency_ms", "device_hours"}
         _, _, about = load(Path(record.place(trial), "artifact"))
         assert about["provenance"]["metrics"]["val_error"] == trial.values["val_error"]

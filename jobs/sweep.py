@@ -29,6 +29,9 @@ def main() -> None:
         fs.pipe_file(path, page.report(record).encode())
     except (UserError, FloatingPointError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; submitted again, it goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     print(summary.headline(record))
     print("\n".join(["Pareto front:", *summary.front(record)]))
     print(f"finished in {time.monotonic() - began:.0f} s")

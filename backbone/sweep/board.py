@@ -199,7 +199,8 @@ class Board:
         change = lineage[-1]
         trial.folder, trial.lineage = f"trials/{run}", lineage
         trial.history = [row for row in trial.history if row["step"] <= change["step"]]
-        trial.lr = schedule.curve(self._best(trial).schedule, self.base.optim, self._steps(self._best(trial)))
+        recipe = self._best(trial)
+        trial.lr = schedule.curve(recipe.schedule, recipe.optim, self._steps(recipe))
         self.say(
             f"[{trial.id}] takes over trial {change['from']} at epoch {change['epoch']:g}: "
             f"learning rate {change['lr_before']:g} becomes {change['lr']:g}"
@@ -231,13 +232,16 @@ class Board:
         self.say(f"[{trial.id}] {text}  ({self._counts()})")
         self.write()
 
+    def _ranked(self) -> list[Trial]:
+        """Finished trials, the best by the first objective first."""
+        first = self.record.objectives[0]
+        sign = 1 if first.mode == "min" else -1
+        return sorted(self.record.of_state("finished"), key=lambda trial: sign * trial.values[first.name])
+
     def _judge(self) -> None:
         """Best, Pareto front and importance from what is finished."""
-        record, done = self.record, self.record.of_state("finished")
-        first = record.objectives[0]
-        sign = 1 if first.mode == "min" else -1
-        if done:
-            record.best = min(done, key=lambda trial: sign * trial.values[first.name]).id
+        record, done, first = self.record, self.record.of_state("finished"), self.record.objectives[0]
+        record.best = self._ranked()[0].id if done else ""
         axes = record.objectives if len(record.objectives) > 1 else [first, _against(first)]
         rows = [(trial.id, [trial.values[o.name] for o in axes]) for trial in done]
         record.pareto = pareto(rows, [o.mode for o in axes])
@@ -245,10 +249,7 @@ class Board:
 
     def _remove_checkpoints(self) -> None:
         """Trials that have ended keep none, but for the best finished; artifacts and logs stay."""
-        first = self.record.objectives[0]
-        sign = 1 if first.mode == "min" else -1
-        done = sorted(self.record.of_state("finished"), key=lambda trial: sign * trial.values[first.name])
-        kept = {trial.id for trial in done[: self.sweep.keep_checkpoints]}
+        kept = {trial.id for trial in self._ranked()[: self.sweep.keep_checkpoints]}
         for trial in self.record.of_state("finished", "stopped", "failed"):
             fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
             # A run that was stopped just now may still be writing; what it leaves goes with the next that ends.

@@ -51,6 +51,9 @@ def _run(board: Board, judge: Judge | None, say: Callable[[str], None]) -> None:
         tune_board(board, places, judge)
         if board.record.of_state("waiting", "running") and not board.over_budget():
             raise KeyboardInterrupt  # Tune takes Ctrl-C for an ordinary end
+    except KeyboardInterrupt:
+        board.end("interrupted", "by hand")
+        raise
     except BaseException as error:
         board.end("interrupted", f"{type(error).__name__}: {error}".splitlines()[0])
         raise

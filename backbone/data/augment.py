@@ -1,21 +1,25 @@
-"""How training images are varied: pure functions of image and 64-bit key. The only module that knows albumentations.
+"""How training images are varied: pure functions of image and 64-bit key.
+
+Crops and flips are those of albumentations 2.0 (RandomResizedCrop, SmallestMaxSize, RandomCrop, HorizontalFlip), which
+itself knows a crop only once the image is decoded, and may draw otherwise in its next version.
 
 Everything that works on pixels happens here, on uint8; what is cheaper or more exact on normalised floats (AlexNet's
 colour shift, mixup, CutMix) is drawn here and applied on the device, see `Draws` and `blend`.
 """
 
-import os
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
+from torch.nn import functional as F
 
 from backbone.data.options import Augment
 from backbone.data.stream import mix
@@ -40,59 +44,170 @@ def evaluation_view(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray
     return image[top : top + size, left : left + size]
 
 
-def training_view(
-    options: Augment, size: int, crop_pct: float, fill: tuple[int, int, int]
-) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A function (uint8 [H, W, 3], key) -> uint8 [size, size, 3]. `fill` is the colour outside the image (cifar)."""
-    if options.kind == "none":
-        return lambda image, key: evaluation_view(image, size, crop_pct)
+class Box(NamedTuple):
+    """A part of an image, pixels."""
 
-    import albumentations as A  # takes seconds, so nobody else pays for it
+    top: int
+    left: int
+    height: int
+    width: int
 
-    # "image": area averaging when shrinking. albumentations' default aliases, and its nets then see other images in
-    # training than in any evaluation.
-    resize: dict[str, Any] = {"interpolation": cv2.INTER_LINEAR, "area_for_downscale": "image"}
-    steps = {
-        "paper": lambda: [
-            A.SmallestMaxSize(max_size=list(range(options.shorter_side[0], options.shorter_side[1] + 1)), **resize),
-            A.RandomCrop(size, size),
-        ],
-        "modern": lambda: [A.RandomResizedCrop(size=(size, size), scale=options.area, **resize)],
-        # The paper subtracts the mean image before it pads with zeros; here the padding is the mean colour and the mean
-        # image is subtracted after the crop, from where it stands. Differs by less than the mean image's own contrast.
-        "cifar": lambda: [A.Pad(padding=4, fill=fill), A.RandomCrop(size, size)],
-    }
-    transforms = [*steps[options.kind](), A.HorizontalFlip(p=0.5)]
-    policy = _policy(options.policy)
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """That part of [H, W, 3]; a view."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def view(image: np.ndarray, key: int) -> np.ndarray:
-        if options.kind == "cifar":
-            image = evaluation_view(image, size, crop_pct)
-        # Generators of a worker would repeat themselves across workers, ranks and epochs; and A.Compose would start
-        # all transforms from one seed, so that just those images are flipped which are cropped at the top.
-        for number, transform in enumerate(transforms):
-            transform.set_random_seed(mix(key, number))
-            image = transform(image=image)["image"]
-        return policy(image, key) if policy else image
+    def within(self, image: np.ndarray, whole: tuple[int, int]) -> "Box":
+        """The same part of an image decoded smaller than `whole` (height, width), to the nearest pixel.
 
-    return view
+        Or decoded in its full width, but not down to its lowest rows.
+        """
+        if image.shape[1] == whole[1]:
+            return self
+        down, across = image.shape[0] / whole[0], image.shape[1] / whole[1]
+        top, left = round(self.top * down), round(self.left * across)
+        bottom, right = round((self.top + self.height) * down), round((self.left + self.width) * across)
+        return Box(top, left, max(1, bottom - top), max(1, right - left))
 
 
-def _policy(name: str) -> Callable[[np.ndarray, int], np.ndarray] | None:
-    """TrivialAugment and RandAugment: torchvision's, which albumentations lacks, with a generator keyed by sample."""
-    if name == "none":
-        return None
-    from torchvision.transforms import v2
+class TrainingView:
+    """What the net sees of a training image: a function of its pixels and a 64-bit key.
 
-    transform = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[name]()
+    Each decision has a generator of its own: generators of a loader process would repeat themselves across processes,
+    ranks and epochs, and one seed for all would flip just those images which are cropped at the top.
+    """
 
-    def apply(image: np.ndarray, key: int) -> np.ndarray:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key >> 1)  # torch.manual_seed would seed the GPUs too
-            changed = transform(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
-        return changed.permute(1, 2, 0).numpy()
+    def __init__(self, options: Augment, size: int, crop_pct: float, colour: tuple[int, int, int]) -> None:
+        """`colour` is what lies outside the image (cifar)."""
+        self.options, self.size, self.crop_pct, self.colour = options, size, crop_pct, colour
 
-    return apply
+    @cached_property
+    def policy(self) -> Callable[[Tensor, int], Tensor] | None:
+        """TrivialAugment or RandAugment of (uint8 [3, H, W], key): torchvision's, with a generator keyed by sample."""
+        if self.options.policy == "none":
+            return None
+        from torchvision.transforms import v2  # takes seconds, so nobody else pays for it
+
+        return partial(_vary, {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[self.options.policy]())
+
+    def __call__(self, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] -> [size, size, 3]. See `fill`."""
+        planes = np.empty((3, self.size, self.size), np.uint8)
+        self.fill(planes, image, key, whole)
+        return planes.transpose(1, 2, 0)
+
+    def fill(self, planes: np.ndarray, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> None:
+        """uint8 [H, W, 3] into [3, size, size]. `whole`: (height, width) of a file decoded in part."""
+        whole = whole or image.shape[:2]
+        match self.options.kind:
+            case "modern":
+                view = resize(self.box(*whole, key).within(image, whole).cut(image), self.size, self.size)
+            case "paper":
+                scale = self._shorter_side(key) / min(whole)
+                view = self._crop(resize(image, *(max(1, round(side * scale)) for side in whole)), key)
+            case "cifar":
+                # The paper subtracts the mean image before it pads with zeros; here the padding is the mean colour and
+                # the mean image is subtracted after the crop, from where it stands. Differs by less than the mean
+                # image's own contrast.
+                view = evaluation_view(image, self.size, self.crop_pct)
+                padded = cv2.copyMakeBorder(view, *[PADDING] * 4, cv2.BORDER_CONSTANT, value=self.colour)
+                view = self.padded_box(key).cut(padded)
+            case "none":
+                view = evaluation_view(image, self.size, self.crop_pct)
+        to_planes(view, planes)
+        if self.options.kind != "none" and self.flips(key):
+            for plane in planes:
+                cv2.flip(plane, 1, dst=plane)
+        if self.policy:
+            planes[:] = self.policy(torch.from_numpy(planes), key).numpy()
+
+    def shrink(self, height: int, width: int, key: int) -> int:
+        """By how much a decoder may shrink an image of this size, 8, 4, 2 or 1, so that it need not be enlarged."""
+        if self.options.kind == "modern":
+            box = self.box(height, width, key)
+            slack = min(box.height, box.width) / self.size
+        else:
+            slack = min(height, width) / self._shorter_side(key)
+        return next((factor for factor in (8, 4, 2) if slack >= factor), 1)
+
+    def bottom(self, height: int, width: int, key: int) -> int:
+        """How many rows of an image of this size, from its top, the view is made of."""
+        if self.options.kind != "modern":
+            return height
+        box = self.box(height, width, key)
+        return box.top + box.height
+
+    def box(self, height: int, width: int, key: int) -> Box:
+        """modern: torchvision's RandomResizedCrop of an image of this size (Szegedy et al., arXiv:1409.4842)."""
+        draw = random.Random(mix(key, 0))
+        area = height * width
+        smallest, largest = (share * area for share in self.options.area)
+        for _ in range(10):
+            target = draw.uniform(smallest, largest)
+            aspect = math.exp(draw.uniform(*_LOG_ASPECTS))
+            across, down = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+            if 0 < across <= width and 0 < down <= height:
+                return _place(draw, height, width, down, across)
+        across, down = width, height
+        if width / height < _ASPECTS[0]:
+            down = round(width / _ASPECTS[0])
+        elif width / height > _ASPECTS[1]:
+            across = round(height * _ASPECTS[1])
+        return Box((height - down) // 2, (width - across) // 2, down, across)
+
+    def flips(self, key: int) -> bool:
+        """Whether the view is mirrored."""
+        return random.Random(mix(key, 1 if self.options.kind == "modern" else 2)).random() < 0.5
+
+    def padded_box(self, key: int) -> Box:
+        """cifar: the crop in the evaluation view padded by `PADDING` on each side."""
+        side = self.size + 2 * PADDING
+        return _place(random.Random(mix(key, 1)), side, side, self.size, self.size)
+
+    def _shorter_side(self, key: int) -> int:
+        smallest, largest = self.options.shorter_side
+        return random.Random(mix(key, 0)).choice(range(smallest, largest + 1))
+
+    def _crop(self, image: np.ndarray, key: int) -> np.ndarray:
+        return _place(random.Random(mix(key, 1)), *image.shape[:2], self.size, self.size).cut(image)
+
+
+PADDING = 4  # pixels on each side, section 4.2
+ALIASES = 1.2  # shrinking further than by this shows; up to it a filter moves pixels by half a grey level on average
+_ASPECTS = (3 / 4, 4 / 3)
+_LOG_ASPECTS = (math.log(_ASPECTS[0]), math.log(_ASPECTS[1]))
+
+
+def _place(draw: random.Random, height: int, width: int, down: int, across: int) -> Box:
+    top, left = draw.random(), draw.random()
+    return Box(int((height - down + 1) * top), int((width - across + 1) * left), down, across)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3] to another size: bilinear, antialiased where a side shrinks by more than a fifth.
+
+    Without it nets would see other images in training than in any evaluation. torch's filter is within one grey level
+    of PIL's; OpenCV has none, its averages over areas take longer and lie further off. Its bilinear is the fastest.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.shape[0] <= ALIASES * height and image.shape[1] <= ALIASES * width:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def to_planes(image: np.ndarray, planes: np.ndarray) -> None:
+    """Copy uint8 [H, W, 3] into [3, H, W]. In place."""
+    if image.strides[2] == 1:
+        cv2.split(image, list(planes))
+    else:  # torch resizes into planes
+        np.copyto(planes, image.transpose(2, 0, 1))
+
+
+def _vary(transform: Callable[[Tensor], Tensor], image: Tensor, key: int) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key >> 1)  # torch.manual_seed would seed the GPUs too
+        return transform(image)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Sources, order and augmentation put together into batches: uint8, normalised later, on the device."""
 
 import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import cv2
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backbone.data.augment import Draws, evaluation_view, training_view
+from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
+from backbone.data.decode import decode, decode_down_to, jpeg_header
+from backbone.data.index import IndexedSource
 from backbone.data.options import Data
+from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import MicroBatches, Stream, mix
 from backbone.errors import BadImage
+
+CPU = torch.device("cpu")
 
 
 class Batch(TypedDict):
@@ -26,6 +32,17 @@ class Batch(TypedDict):
     blending: Tensor  # float32 [N, 5], see Draws.blending
     position: int  # of the first sample
     bad: list[str]  # names of images that could not be read, each with the reason
+    undecoded: NotRequired[list["Undecoded"]]  # decode nvjpeg, on the way to the GPU: views that `images` lacks
+
+
+class Undecoded(NamedTuple):
+    """A training image whose bytes travel to the GPU."""
+
+    place: int  # in the batch
+    epoch: int
+    sample: int
+    key: int
+    data: bytes
 
 
 @dataclass
@@ -37,43 +54,75 @@ class TrainSet(Dataset):
     seed: int
     fill: tuple[int, int, int]
     stream: Stream = field(init=False)
+    view: TrainingView = field(init=False)
 
     def __post_init__(self) -> None:
         self.stream = Stream(self.seed, len(self.source))
-        self._view: Any = None
+        options = self.options
+        self.view = TrainingView(options.augment, options.size, options.crop_pct, self.fill)
 
-    def __getitems__(self, positions: range) -> Batch:
-        if self._view is None:  # built where it is used: transforms do not travel to loader processes
-            augment = self.options.augment
-            self._view = training_view(augment, self.options.size, self.options.crop_pct, self.fill)
+    def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
+        """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size]."""
         draws = Draws(self.options.augment, self.seed)
-        images, labels, shifts, bad = [], [], [], []
-        for position in positions:
+        planes = images.numpy()
+        labels, shifts, undecoded, bad = [], [], [], []
+        for place, position in enumerate(positions):
             epoch, sample = self.stream[position]
-            image, sample = self._read(sample, bad)
-            images.append(self._view(image, mix(self.seed, epoch, sample)))
+            sample, data = self._read(epoch, sample, planes[place], bad)
+            if data is not None:
+                undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
             labels.append(self.source.labels[sample])
             shifts.append(draws.shift(epoch, sample))
         blending = [draws.blending(position) for position in positions]
-        return _batch(images, labels, shifts, blending, positions[0], bad)
+        batch = _batch(images, labels, shifts, blending, positions[0], bad)
+        if self.options.decode == "nvjpeg":
+            batch["undecoded"] = undecoded
+        return batch
+
+    def __getitems__(self, positions: range) -> Batch:
+        return self.fill_in(positions, empty_images(len(positions), self.options.size))
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__(range(index, index + 1))
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_view": None}
+    def decoded(self, one: Undecoded, bad: list[str]) -> tuple[Tensor, int]:
+        """What was left to the GPU, decoded here after all: uint8 [3, size, size], and the sample it shows."""
+        image = empty_images(1, self.options.size)[0]
+        sample, _ = self._read(one.epoch, one.sample, image.numpy(), bad, on_host=True)
+        return image, sample
 
-    def _read(self, sample: int, bad: list[str]) -> tuple[np.ndarray, int]:
-        """The image, or with on_bad skip the next readable one: still a function of the position and the data."""
+    def _read(
+        self, epoch: int, sample: int, planes: np.ndarray, bad: list[str], on_host: bool = False
+    ) -> tuple[int, bytes | None]:
+        """Fill in the view, or with on_bad skip the next readable one: still a function of the position and the data.
+
+        Returns the sample it shows, and its bytes where only the GPU is to decode them.
+        """
         for _ in range(self.options.max_bad + 1):
             try:
-                return self.source.image(sample), sample
+                return sample, self._look(epoch, sample, planes, on_host)
             except BadImage as error:
                 if self.options.on_bad == "stop":
                     raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
                 bad.append(str(error))
                 sample = (sample + 1) % len(self.source)
         raise BadImage(f"more than data.max_bad {self.options.max_bad} unreadable images in a row: {bad[-1]}")
+
+    def _look(self, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> bytes | None:
+        key = mix(self.seed, epoch, sample)
+        if not isinstance(self.source, IndexedSource):
+            return self.view.fill(planes, self.source.image(sample), key)
+        data, name = self.source.data(sample), self.source.name(sample)
+        header = jpeg_header(data)
+        if header is None or not header.is_upright:  # nvJPEG turns nothing
+            return self.view.fill(planes, decode(data, name), key)
+        if self.options.decode == "nvjpeg" and not on_host:
+            return data
+        whole = header.height, header.width
+        shrink = self.view.shrink(*whole, key) if self.options.decode == "scaled" else 1
+        if shrink > 1:
+            return self.view.fill(planes, decode(data, name, shrink), key, whole)
+        self.view.fill(planes, decode_down_to(data, name, header, self.view.bottom(*whole, key)), key, whole)
 
 
 @dataclass
@@ -83,42 +132,92 @@ class ValSet(Dataset):
     source: Source
     options: Data
 
-    def __getitems__(self, ids: list[int]) -> Batch:
-        images, labels, bad = [], [], []
-        size = self.options.size
-        for sample in ids:
+    def fill_in(self, ids: Sequence[int], images: Tensor) -> Batch:
+        """The views of these samples, in `images`, uint8 [len(ids), 3, size, size]."""
+        planes = images.numpy()
+        labels, bad = [], []
+        for place, sample in enumerate(ids):
             try:
-                images.append(evaluation_view(self.source.image(sample), size, self.options.crop_pct))
+                to_planes(
+                    evaluation_view(self.source.image(sample), images.shape[-1], self.options.crop_pct), planes[place]
+                )
                 labels.append(self.source.labels[sample])
             except BadImage as error:
                 if self.options.on_bad == "stop":
                     raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
                 bad.append(str(error))
-                images.append(np.zeros((size, size, 3), np.uint8))
+                planes[place] = 0
                 labels.append(-1)
         none = np.zeros((len(ids), 8), np.float32)
         return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
+
+    def __getitems__(self, ids: list[int]) -> Batch:
+        return self.fill_in(ids, empty_images(len(ids), self.options.size))
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
 
-def train_loader(train_set: TrainSet, batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
-    """All micro-batches of one rank to the end of the run; one set of loader processes serves every epoch."""
-    return make_loader(train_set, train_set.options.workers, pin_memory, batch_sampler=batches)
+def train_loader(train_set: TrainSet, batches: MicroBatches, device: torch.device = CPU) -> Iterable[Batch]:
+    """All micro-batches of one rank to the end of the run, on the device, to be iterated once.
+
+    A batch stays as it is until the next but one is asked for. See `Loader`.
+
+    Raises:
+        UserError: decode nvjpeg, and torch has no GPU or no nvJPEG; or too little shared memory.
+    """
+    options = train_set.options
+    if options.remote_cpus:
+        from backbone.data.remote import remote_batches
+
+        return to_device(remote_batches(train_set, batches, pinned=device.type == "cuda"), device)
+    here = CPU if options.decode == "nvjpeg" else device
+    loader = Loader(train_set, batches, batches.micro_batch, options.size, options.workers, here)
+    if options.decode != "nvjpeg":
+        return loader
+    from backbone.data.nvjpeg import Decoder  # torchvision takes seconds to import
+
+    decoder = Decoder(train_set)
+    return (decoder(batch) for batch in loader)
 
 
-def val_loader(val_set: ValSet, ids: range, batch: int, pin_memory: bool = False) -> DataLoader:
-    """The evaluation views of `ids` in order; may be iterated again and again."""
-    return make_loader(val_set, val_set.options.workers, pin_memory, sampler=ids, batch_size=batch)
+def val_loader(val_set: ValSet, ids: range | Sequence[int], batch: int, device: torch.device = CPU) -> "Loader":
+    """The evaluation views of `ids` in order, on the device; may be iterated again and again. See `train_loader`."""
+    options = val_set.options
+    batches = [ids[first : first + batch] for first in range(0, len(ids), batch)]
+    return Loader(val_set, batches, batch, options.size, options.workers, device)
 
 
-def make_loader(data: Dataset, workers: int, pin_memory: bool, **how: Any) -> DataLoader:
+class Loader:
+    """The batches of a data set, made in processes that live as long as this does, or with no `workers` in this one."""
+
+    def __init__(
+        self, data: Filler, ids: Iterable[Sequence[int]], batch: int, size: int, workers: int, device: torch.device
+    ) -> None:
+        self.data, self.ids, self.size, self.device = data, ids, size, device
+        self._filled = None
+        if workers:
+            ring = Ring(workers, batch, size, device)
+            turns = InTurn(ids, len(ring.images))
+            filled = Filled(data, ring.images)
+            self._filled = FromRing(make_loader(filled, workers, batch_sampler=turns, prefetch_factor=AHEAD), ring)
+        else:
+            _one_thread()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return to_device(self._here() if self._filled is None else self._filled, self.device)
+
+    def _here(self) -> Iterator[Any]:
+        for ids in self.ids:
+            yield self.data.fill_in(ids, empty_images(len(ids), self.size))
+
+
+def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: Any) -> DataLoader:
     """A DataLoader of a set that gives whole batches; `how` says in which order (sampler, batch_sampler...)."""
     if workers:
         # forkserver: forking a process that runs Ray's or torch's threads can deadlock. Its server imports once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([type(data).__module__])
+        context.set_forkserver_preload([__name__, type(data).__module__])
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
         _one_thread()
@@ -135,9 +234,14 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _batch(images: list, labels: list, shifts: Any, blending: Any, position: int, bad: list[str]) -> Batch:
+def empty_images(count: int, size: int) -> Tensor:
+    """uint8 [count, 3, size, size], of any values."""
+    return torch.empty((count, 3, size, size), dtype=torch.uint8)
+
+
+def _batch(images: Tensor, labels: list, shifts: Any, blending: Any, position: int, bad: list[str]) -> Batch:
     return Batch(
-        images=torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()),
+        images=images,
         labels=torch.from_numpy(np.asarray(labels, np.int64)),
         shift=torch.from_numpy(np.asarray(shifts, np.float32)),
         blending=torch.from_numpy(np.asarray(blending, np.float32)),

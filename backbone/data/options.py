@@ -80,8 +80,21 @@ class Data(Strict):
 
     augment: Augment = Augment()
 
+    decode: Literal["exact", "scaled", "nvjpeg"] = "exact"
+    """Training images; evaluation is always exact. exact: whole, pixel for pixel as PIL decodes. scaled: JPEGs at 1/2,
+    1/4 or 1/8 of their size where the crop is that much larger than `size`; pays for photographs above 500 pixels.
+    nvjpeg: decoded, cropped and resized on the GPU. Pixels differ: see docs/input.md."""
+
+    resident: bool = False
+    """Decode all images once, at the start, and keep them on the training device, where crops are then cut: for small
+    images and nets that outrun any loader. Same pixels. For augment kinds cifar and none, whose crops need no resize."""
+
     workers: int = Field(4, ge=0)
     """Loader processes for each training worker. 0: load in the training process."""
+
+    remote_cpus: int = Field(0, ge=0)
+    """CPUs of the cluster that make each training worker's batches through Ray Data, on nodes without a GPU where there
+    are any; `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
 
     on_bad: Literal["stop", "skip"] = "stop"
     """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
@@ -100,6 +113,20 @@ class Data(Strict):
                     raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
         elif self.train or self.val or self.cache:
             raise ValueError("train, val and cache are not read by source synthetic; name the source of these images")
+        kinds = {"scaled": ("modern", "paper"), "nvjpeg": ("modern",)}.get(self.decode)
+        if kinds and self.augment.kind not in kinds:
+            raise ValueError(f"decode {self.decode} is for augment {' or '.join(kinds)}, not {self.augment.kind}")
+        if kinds and self.source == "synthetic":
+            raise ValueError(f"decode {self.decode} is for JPEG files; source synthetic has none, use exact")
+        if self.resident and self.augment.kind not in ("cifar", "none"):
+            raise ValueError(
+                f"resident is for augment cifar or none, whose crops are cut from one view of an image: {self.augment.kind} "
+                "crops and resizes each image anew; leave it off"
+            )
+        if self.remote_cpus and self.decode == "nvjpeg":
+            raise ValueError("remote_cpus make finished images, decode nvjpeg has the GPU make them: give one of the two")
+        if self.remote_cpus and self.resident:
+            raise ValueError("remote_cpus is not read with resident, whose images are decoded once: leave one of the two off")
         if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:

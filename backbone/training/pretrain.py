@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.loader import TrainSet, ValSet, train_loader, val_loader
 from backbone.data.options import Data
+from backbone.data.resident import Resident
 from backbone.data.sources import Source, check_splits, open_source
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
@@ -139,9 +140,9 @@ class Classification:
         red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
         self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, (red, green, blue))
         self.val = ValSet(self.val_source, self.recipe.data)
-        self._pin = self.world.device.type == "cuda"
-        mine = share(len(self.val_source), self.world.rank, self.world.size)
-        self._val_loader = val_loader(self.val, mine, self.recipe.optim.micro_batch, self._pin)
+        if self.world.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches have one shape
+        self.inputs.prepare(self.world.device)
         self._smoothing = self.recipe.optim.label_smoothing
         augment = self.recipe.data.augment
         self._shifts, self._blends = augment.pca > 0, augment.mixup > 0 or augment.cutmix > 0
@@ -162,7 +163,25 @@ class Classification:
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
         """This rank's training batches."""
-        return train_loader(self.train, micro_batches, self._pin)
+        if self.recipe.data.resident:
+            return self._resident.batches(micro_batches)
+        return train_loader(self.train, micro_batches, self.world.device)
+
+    @cached_property
+    def _resident(self) -> Resident:
+        return Resident(self.train, self.world.device, len(self._mine), self.world.is_first)
+
+    @cached_property
+    def _mine(self) -> range:
+        return share(len(self.val_source), self.world.rank, self.world.size)
+
+    @cached_property
+    def _val_batches(self) -> Iterable[Any]:
+        """This rank's evaluation views, to be iterated again and again."""
+        loader = val_loader(self.val, self._mine, self.recipe.optim.micro_batch, self.world.device)
+        if not self.recipe.data.resident:
+            return loader
+        return [{**batch, "images": batch["images"].clone()} for batch in loader]  # what a loader gives does not last
 
     def blame(self, position: int) -> str:
         """File name of the sample at this position."""
@@ -178,7 +197,7 @@ class Classification:
         start = step * (self.recipe.optim.batch // size)
         stream = MicroBatches(size, size, 0, 1, start + mine.start, start + mine.stop)
         with engine.autocast(self.recipe.compute, self.world.device):
-            for batch in train_loader(self.train, stream, self._pin):
+            for batch in self.batches(stream):
                 yield self._normalize(batch["images"].to(self.world.device), None)
 
     @torch.no_grad()
@@ -187,7 +206,7 @@ class Classification:
         assert isinstance(model, Backbone)
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)
         bad: list[str] = []
-        for batch in self._val_loader:
+        for batch in self._val_batches:
             labels = batch["labels"].to(world.device)
             with engine.autocast(self.recipe.compute, self.world.device):
                 logits = model.classify(self._normalize(batch["images"].to(world.device), None)).float()

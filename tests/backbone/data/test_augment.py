@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from backbone.data import augment
-from backbone.data.augment import Draws, blend, evaluation_view, training_view
+from backbone.data.augment import ALIASES, Draws, TrainingView, blend, evaluation_view, resize
 from backbone.data.options import Augment
 from backbone.data.stream import mix
 
@@ -31,7 +32,7 @@ def ramp(height: int, width: int, step: int) -> np.ndarray:
 
 
 def views(count: int, image: np.ndarray, size: int, **options: Any) -> list[np.ndarray]:
-    view = training_view(Augment(**options), size, 1.0, FILL)
+    view = TrainingView(Augment(**options), size, 1.0, FILL)
     return [view(image, mix(1, i)) for i in range(count)]
 
 
@@ -94,7 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_views_depend_on_image_and_key_alone(name: str):
     options, image = Augment(**KINDS[name]), noise(40, 48)
-    one, two = (training_view(options, 32, 1.0, FILL) for _ in range(2))
+    one, two = (TrainingView(options, 32, 1.0, FILL) for _ in range(2))
     before = torch.get_rng_state()
     np.random.seed(1)
     found = [one(image, mix(i)) for i in range(20)]
@@ -183,14 +184,79 @@ def test_cifar_shows_each_padded_crop_and_its_mirror_image_equally_often():
 def test_policies_are_torchvisions(name: Any, reference: Callable[[], Any]):
     """On top of the crop and flip of the same key."""
     image = noise(40, 40)
-    plain = training_view(Augment(), 32, 1.0, FILL)
-    changed = training_view(Augment(policy=name), 32, 1.0, FILL)
+    plain = TrainingView(Augment(), 32, 1.0, FILL)
+    changed = TrainingView(Augment(policy=name), 32, 1.0, FILL)
     for i in range(30):
         key = mix(i)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key >> 1)
             expected = reference()(torch.from_numpy(plain(image, key).copy()).permute(2, 0, 1))
         assert np.array_equal(changed(image, key), expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("kind", ["modern", "paper", "cifar"])
+def test_crops_and_flips_are_albumentations(kind: str):
+    """Also where an image is far too wide for a crop to fit by chance. Only its filter differs, where it shrinks."""
+    import albumentations as A
+
+    how: Any = {"interpolation": cv2.INTER_LINEAR, "area_for_downscale": "image"}
+    steps = {
+        "modern": lambda: [A.RandomResizedCrop(size=(32, 32), scale=(0.08, 1.0), **how)],
+        "paper": lambda: [A.SmallestMaxSize(max_size=list(range(36, 61)), **how), A.RandomCrop(32, 32)],
+        "cifar": lambda: [A.Pad(padding=4, fill=FILL), A.RandomCrop(32, 32)],
+    }
+    transforms: list[Any] = [*steps[kind](), A.HorizontalFlip(p=0.5)]
+    view = TrainingView(Augment(**KINDS[kind]), 32, 1.0, FILL)
+    for i, (height, width) in enumerate([(64, 64), (100, 75), (37, 240), (240, 41), (33, 34), (20, 31)] * 12):
+        image = ramp(height, width, 1)
+        expected = evaluation_view(image, 32, 1.0) if kind == "cifar" else image
+        for number, transform in enumerate(transforms):
+            transform.set_random_seed(mix(mix(7, i), number))
+            expected = transform(image=expected)["image"]
+        apart = np.abs(view(image, mix(7, i))[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2])
+        assert apart.max() <= 1, (height, width)  # a grey level is a pixel
+
+
+def test_resized_as_pil_does():
+    """Within a grey level where a side shrinks by more than a fifth; OpenCV's bilinear has fewer bits."""
+    for i, (height, width) in enumerate(SHAPES):
+        image = noise(height, width, i)
+        for to in ((32, 32), (20, 40), (60, 50), (224, 224)):
+            shrinks = max(height / to[0], width / to[1])
+            if 1 < shrinks <= ALIASES:
+                continue  # noise is where the filter counts most
+            expected = np.asarray(Image.fromarray(image).resize(to[::-1], Image.Resampling.BILINEAR))
+            apart = np.abs(resize(image, *to).astype(int) - expected)
+            assert apart.max() <= (1 if shrinks > 1 else 2), (image.shape, to)
+            assert apart.mean() < 0.3
+
+
+@pytest.mark.parametrize("name", ["modern", "paper"])
+def test_decoders_shrink_as_far_as_nothing_is_enlarged(name: str):
+    view = TrainingView(Augment(**KINDS[name]), 32, 1.0, FILL)
+    found = set()
+    for i in range(300):
+        height, width = 200 + 3 * i, 300 + i
+        if name == "modern":
+            needed = min(view.box(height, width, mix(i))[2:]) / 32
+        else:
+            needed = min(height, width) / view._shorter_side(mix(i))
+        shrink = view.shrink(height, width, mix(i))
+        assert shrink <= max(1, needed) < 2 * shrink or shrink == 8
+        found.add(shrink)
+    assert found >= {2, 4, 8}
+    assert view.shrink(60, 60, 0) == 1
+
+
+@pytest.mark.parametrize("name", ["modern", "paper"])
+def test_views_of_shrunk_images_show_the_same_part(name: str):
+    """Of a ramp whose sides the factor does not divide: places agree to a pixel of the smaller image."""
+    options = Augment(**KINDS[name])
+    view, image = TrainingView(options, 32, 1.0, FILL), ramp(243, 251, 1)
+    small = cv2.resize(image, (126, 122), interpolation=cv2.INTER_AREA)
+    for i in range(100):
+        whole, part = view(image, mix(i)), view(small, mix(i), (243, 251))
+        assert np.abs(whole.astype(int) - part).max() <= 4  # grey levels are pixels here; half a pixel of 2, and blur
 
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)  # fb.resnet.torch, datasets/imagenet.lua

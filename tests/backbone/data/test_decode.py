@@ -1,5 +1,6 @@
 """Decoding, against PIL."""
 
+import contextlib
 import io
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from backbone.data.decode import decode
+from backbone.data.decode import decode, decode_down_to, jpeg_header
 from backbone.errors import BadImage
 
 
@@ -140,3 +141,108 @@ def test_no_image_is_a_named_error(data, reason):
     with pytest.raises(BadImage, match=r"^shard\.tar:dir/x\.jpg: ") as error:
         decode(data, "shard.tar:dir/x.jpg")
     assert reason in str(error.value)
+
+
+LARGE = Image.fromarray(smooth(301, 406))
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_shrunk_jpegs_are_pils_draft(shrink: int, mode: str):
+    """Both ask libjpeg for the same scale; and it is the average of the pixels it stands for, to two grey levels."""
+    data = encode(LARGE.convert(mode), "JPEG", quality=95)
+    image = decode(data, "x", shrink)
+    with Image.open(io.BytesIO(data)) as draft:
+        draft.draft(mode, (406 // shrink, 301 // shrink))
+        assert np.abs(image.astype(int) - np.asarray(draft.convert("RGB"))).max() <= 1
+    assert image.shape == (-(-301 // shrink), -(-406 // shrink), 3)
+    down, across = 301 // shrink, 406 // shrink
+    whole = decode(data, "x")[: down * shrink, : across * shrink].reshape(down, shrink, across, shrink, 3).mean((1, 3))
+    assert np.abs(image[:down, :across] - whole).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_header_says_the_upright_size(orientation: int):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = encode(LARGE, "JPEG", exif=exif)
+    height, width = decode(data, "x").shape[:2]
+    header = jpeg_header(data)
+    assert header
+    assert header[:3] == (height, width, orientation == 1)
+    assert decode(data, "x", 2).shape == (-(-height // 2), -(-width // 2), 3)
+
+
+def test_only_grey_and_colour_jpegs_have_a_header():
+    for mode in ("RGB", "L"):
+        header = jpeg_header(encode(LARGE.convert(mode), "JPEG"))
+        assert header
+        assert header[:3] == (301, 406, True)
+    whole = encode(LARGE, "JPEG")
+    for data in (encode(LARGE.convert("CMYK"), "JPEG"), encode(LARGE, "PNG"), whole[:-100], b"", b"\xff\xd8\xff\xd9"):
+        assert jpeg_header(data) is None
+
+
+def test_broken_headers_are_no_headers():
+    """Whatever byte is damaged, a header is either none or has a size; nothing is raised."""
+    data = bytearray(encode(PHOTO, "JPEG", exif=Image.Exif().tobytes()))
+    draw = np.random.default_rng(3)
+    for _ in range(3000):
+        damaged = bytearray(data)
+        damaged[draw.integers(2, 620)] = draw.integers(256)
+        header = jpeg_header(bytes(damaged))
+        assert header is None or header.height > 0 < header.width
+        if header:
+            with contextlib.suppress(BadImage):
+                assert decode_down_to(bytes(damaged), "x", header, 8).shape[0] >= 8
+
+
+def test_exif_with_no_or_a_wrong_orientation_turns_nothing():
+    for orientation in (None, 0, 9):
+        exif = Image.Exif()
+        exif[0x010E] = "a description"
+        if orientation is not None:
+            exif[0x112] = orientation
+        data = encode(LARGE, "JPEG", exif=exif)
+        header = jpeg_header(data)
+        assert header
+        assert header[:3] == (301, 406, True)
+        assert decode(data, "x").shape == (301, 406, 3)
+    broken = encode(LARGE, "JPEG", exif=b"Exif\0\0II*\0\xff\xff")
+    header = jpeg_header(broken)
+    assert header
+    assert header.is_upright
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 7}, {"optimize": True}])
+@pytest.mark.parametrize("sampling", [0, 1, 2, "L"], ids=["444", "422", "420", "grey"])
+def test_upper_rows_are_those_of_the_whole(options: dict, sampling: int | str, capfd):
+    """Bit for bit, for any bottom, without a word of libjpeg's about data it did not read."""
+    image, how = (LARGE.convert("L"), {}) if sampling == "L" else (LARGE, {"subsampling": sampling})
+    data = encode(image, "JPEG", quality=90, **how, **options)
+    whole, header = decode(data, "x"), jpeg_header(data)
+    assert header
+    for bottom in (1, 8, 100, 160, 283, 284, 285, 300, 301):
+        part = decode_down_to(data, "x", header, bottom)
+        assert len(part) < bottom + 2 * header.block or "progressive" in options
+        assert len(part) >= bottom
+        assert (part[:bottom] == whole[:bottom]).all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unusual_sampling_and_rgb_jpegs():
+    """Chroma with half the rows alone (4:4:0), and JPEGs that store RGB."""
+    tall = cv2.imencode(
+        ".jpg", smooth(301, 406), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440]
+    )
+    for data in (tall[1].tobytes(), encode(LARGE, "JPEG", keep_rgb=True, quality=90)):
+        header = jpeg_header(data)
+        assert header
+        assert (decode_down_to(data, "x", header, 77)[:77] == decode(data, "x")[:77]).all()
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.99])
+def test_truncated_jpegs_are_bad_at_every_scale(kept: float):
+    data = encode(NOISE, "JPEG")
+    with pytest.raises(BadImage, match=r"^x: .*truncated"):
+        decode(data[: int(len(data) * kept)], "x", 4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from backbone.data.augment import evaluation_view
-from backbone.data.loader import Batch, TrainSet, ValSet, train_loader, val_loader
+from backbone.data.loader import Batch, Loader, TrainSet, ValSet, train_loader, val_loader
 from backbone.data.options import Augment, Data
 from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource
@@ -41,9 +41,7 @@ def micro_batches(rank: int = 0, world: int = 1, start: int = 0) -> MicroBatches
 
 
 def assert_same(found: Iterable[Any], expected: list[Any]) -> None:
-    found = list(found)
-    assert len(found) == len(expected)
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(found, expected, strict=True):  # one by one: a batch's memory is used again
         assert one.keys() == two.keys()
         for key, value in one.items():
             other = two[key]
@@ -100,23 +98,26 @@ def test_same_for_every_number_of_ranks(alone, kind: str, world: int):
 
 @dataclass
 class AllKinds:
-    """Every kind in one data set, asked for as (kind, positions): processes start once for all of them."""
+    """Every kind in one data set, asked for as [(kind, position)...]: processes start once for all of them."""
 
     options: Data
     sets: dict[str, TrainSet] = field(default_factory=lambda: {kind: train_set(kind) for kind in KINDS})
 
-    def __getitems__(self, asked: tuple[str, range]) -> Batch:
-        return self.sets[asked[0]].__getitems__(asked[1])
+    def fill_in(self, ids: Any, images: torch.Tensor) -> Batch:
+        kind, positions = ids[0][0], range(ids[0][1], ids[-1][1] + 1)
+        return self.sets[kind].fill_in(positions, images)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
 @pytest.mark.parametrize("workers", [1, 4])
 def test_same_for_every_number_of_loader_processes(alone, workers: int):
     """As the second of two ranks."""
-    asked: Any = [(kind, positions) for kind in KINDS for positions in micro_batches(rank=1, world=2)]
+    asked: Any = [
+        [(kind, position) for position in positions] for kind in KINDS for positions in micro_batches(rank=1, world=2)
+    ]
     everything: Any = AllKinds(data(workers=workers))
     expected = [batch for batches in alone.values() for number, batch in enumerate(batches) if number % 4 >= 2]
-    assert_same(train_loader(everything, asked), expected)
+    assert_same(Loader(everything, asked, 4, 32, workers, torch.device("cpu")), expected)
 
 
 @pytest.mark.parametrize("start", [1, 2, 4])

@@ -119,6 +119,7 @@ OTHER = {
     "data.normalize": "pixel",
     "data.size": 160,
     "data.on_bad": "skip",
+    "data.decode": "scaled",
     "data.augment.area": [0.25, 1],
     "optim.batch": 128,
     "optim.micro_batch": 64,

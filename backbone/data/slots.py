@@ -1,0 +1,130 @@
+"""Batches of images in a ring of shared memory, which loader processes fill in again and again.
+
+torch's DataLoader maps fresh shared memory for each tensor of each batch, and hands it over through sockets: for raw
+pixels that costs more than loading them. Here a process is told which slot to fill in and answers with small arrays.
+"""
+
+import itertools
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from backbone.errors import UserError
+
+AHEAD = 2  # batches a loader process may be asked for beyond the one it works on: DataLoader's prefetch_factor
+KEPT = 2  # batches that stay as they are: the one handed over last and the one before
+SHARED = "/dev/shm"
+
+
+class Filler(Protocol):
+    """A data set that makes whole batches in memory it is given."""
+
+    def fill_in(self, ids: Sequence[int], images: Tensor, /) -> Any:
+        """The batch of these ids, a dict; its "images" are `images`, uint8 [len(ids), 3, S, S], filled in."""
+        ...
+
+
+class Ring:
+    """Slots for `workers` loader processes: uint8 [slots, batch, 3, size, size]."""
+
+    def __init__(self, workers: int, batch: int, size: int, device: torch.device) -> None:
+        """Page-locked where batches go to a GPU, so that they are copied while it works.
+
+        Raises:
+            UserError: there is not enough shared memory.
+        """
+        shape = (workers * AHEAD + KEPT, batch, 3, size, size)
+        check_space(torch.Size(shape).numel(), workers)
+        self.images = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        if device.type == "cuda":
+            # Of a failure (a limit on locked memory) nothing is to be said: copies are then slower, and else the same.
+            torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.nbytes, 0)
+            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, self.images.data_ptr())
+
+
+def check_space(needed: int, workers: int) -> None:
+    """Refuse what would end in a bus error.
+
+    Raises:
+        UserError: `needed` bytes are more than is free in shared memory. Names what to change.
+    """
+    if not Path(SHARED).is_dir():
+        return
+    stat = os.statvfs(SHARED)
+    free = stat.f_bavail * stat.f_frsize
+    if needed > free:
+        raise UserError(
+            f"data.workers {workers} need {needed / 2**20:.0f} MiB of shared memory for their batches, {SHARED} has "
+            f"{free / 2**20:.0f} free; set data.workers or optim.micro_batch lower, or enlarge it (docker run "
+            "--shm-size, Kubernetes: an emptyDir of medium Memory)"
+        )
+
+
+class Filled(Dataset):
+    """What runs in a loader process: (slot, ids) -> the batch without its images, which lie in the slot."""
+
+    def __init__(self, data: Filler, images: Tensor) -> None:
+        self.data, self.images = data, images
+
+    def __getitems__(self, asked: tuple[int, Sequence[int]]) -> dict[str, Any]:
+        slot, ids = asked
+        batch = self.data.fill_in(ids, self.images[slot, : len(ids)])
+        small = {name: value for name, value in batch.items() if name != "images"}
+        # numpy's arrays travel in the message itself, tensors would each take a file and a socket
+        return {"slot": slot, **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in small.items()}}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__((0, [index]))
+
+
+class InTurn:
+    """Gives each of `batches` a slot, in turn: a DataLoader's batch_sampler."""
+
+    def __init__(self, batches: Iterable[Sequence[int]], slots: int) -> None:
+        self.batches, self.slots = batches, slots
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
+        return zip(itertools.cycle(range(self.slots)), self.batches, strict=False)
+
+
+class FromRing:
+    """The batches of a loader of `Filled`. Each stays as it is until the next but one is asked for.
+
+    When batch k is handed over, k + workers * AHEAD may be under way; so that with KEPT more slots, none is filled in
+    that k - 1 or k lies in.
+    """
+
+    def __init__(self, loader: DataLoader, ring: Ring) -> None:
+        self.loader, self.ring = loader, ring
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            slot = batch.pop("slot")
+            batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+            yield {"images": self.ring.images[slot, : len(batch["labels"])], **batch}
+
+
+def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches with their tensors on the device, copied beside its work; on a CPU as they are."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        copied = stream.record_event()
+        working = torch.cuda.current_stream(device)
+        working.wait_event(copied)
+        for value in moved.values():
+            if isinstance(value, Tensor):
+                value.record_stream(working)
+        yield moved
+        copied.synchronize()  # before its slot is filled in again; waits for no work of the net's

@@ -36,9 +36,9 @@ class InputConvention:
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"normalize takes uint8 images of 0..255, not {images.dtype}; normalise once only")
-        mean, std = self._constants(images.device)
-        if self.mean_image is not None and images.shape[-2:] == self.mean_image.shape[-2:]:
-            mean = self.mean_image.to(images.device, non_blocking=True)[None]
+        mean, std, mean_image = self.prepare(images.device)
+        if mean_image is not None and images.shape[-2:] == mean_image.shape[-2:]:
+            mean = mean_image
         if shift is not None:
             mean = mean - shift[:, :, None, None]
         normal = (images.float() / 255 - mean) / std
@@ -50,11 +50,16 @@ class InputConvention:
         return replace(self, mean=(r, g, b), mean_image=mean_image)
 
     @cached_property
-    def _on_device(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+    def _on_device(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor | None]]:
         return {}
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._on_device:  # copied once: a small transfer each step would wait for the device
+    def prepare(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and deviation, [1, 3, 1, 1], and mean image, [1, 3, size, size], on the device.
+
+        Copied once: a transfer each step would wait for the device, and cannot be part of a CUDA graph.
+        """
+        if device not in self._on_device:
             mean, std = (torch.tensor(c, device=device).view(1, 3, 1, 1) for c in (self.mean, self.std))
-            self._on_device[device] = (mean, std)
+            mean_image = None if self.mean_image is None else self.mean_image[None].to(device)
+            self._on_device[device] = (mean, std, mean_image)
         return self._on_device[device]

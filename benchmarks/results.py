@@ -29,8 +29,8 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return median, low, high
 
 
-def write(output: Path, rows: list[dict[str, Any]]) -> None:
-    """Print `rows` (one form, numbers or text) and write them with command, versions, hardware, date and load."""
+def write(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Print `rows` (one form, numbers or text); write them with command, versions, hardware, date, load and `more`."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + " --- |" * len(rows[0]))
     for row in rows:
@@ -38,7 +38,7 @@ def write(output: Path, rows: list[dict[str, Any]]) -> None:
     host = {"cpu": _cpu(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "threads": torch.get_num_threads()}
     script = Path(sys.argv[0])
     command = " ".join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
-    record = {"command": command, "rows": rows, "host": host, **environment()}
+    record = {"command": command, "rows": rows, **more, "host": host, **environment()}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -47,7 +47,7 @@ class Finetune(TrainingRecipe):
     def _readable(self) -> "Finetune":
         if self.data.source != "synthetic" and not self.data.train:
             raise ValueError(f"data.train is empty: source {self.data.source} needs the location of its images")
-        if self.compute.compile:
+        if self.compute.compile != "none":
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.schedule.hold_lr:
             raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
@@ -87,7 +87,7 @@ class Evaluation(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> "Evaluation":
-        if self.compute.compile:
+        if self.compute.compile != "none":
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")

@@ -109,7 +109,8 @@ class TrainingView:
                 # the mean image is subtracted after the crop, from where it stands. Differs by less than the mean
                 # image's own contrast.
                 view = evaluation_view(image, self.size, self.crop_pct)
-                padded = cv2.copyMakeBorder(view, *[PADDING] * 4, cv2.BORDER_CONSTANT, value=self.colour)
+                sides = (PADDING, PADDING, PADDING, PADDING)
+                padded = cv2.copyMakeBorder(view, *sides, cv2.BORDER_CONSTANT, value=self.colour)
                 view = self.padded_box(key).cut(padded)
             case "none":
                 view = evaluation_view(image, self.size, self.crop_pct)

@@ -87,7 +87,7 @@ class Data(Strict):
 
     resident: bool = False
     """Decode all images once, at the start, and keep them on the training device, where crops are then cut: for small
-    images and nets that outrun any loader. Same pixels. For augment kinds cifar and none, whose crops need no resize."""
+    images and nets that outrun any loader. Same pixels. For augment cifar and none, whose crops are not resized."""
 
     workers: int = Field(4, ge=0)
     """Loader processes for each training worker. 0: load in the training process."""
@@ -120,13 +120,17 @@ class Data(Strict):
             raise ValueError(f"decode {self.decode} is for JPEG files; source synthetic has none, use exact")
         if self.resident and self.augment.kind not in ("cifar", "none"):
             raise ValueError(
-                f"resident is for augment cifar or none, whose crops are cut from one view of an image: {self.augment.kind} "
-                "crops and resizes each image anew; leave it off"
+                "resident is for augment cifar or none, whose crops are cut from one view of an image: "
+                f"{self.augment.kind} crops and resizes each image anew; leave it off"
             )
         if self.remote_cpus and self.decode == "nvjpeg":
-            raise ValueError("remote_cpus make finished images, decode nvjpeg has the GPU make them: give one of the two")
+            raise ValueError(
+                "remote_cpus make finished images, decode nvjpeg has the GPU make them: give one of the two"
+            )
         if self.remote_cpus and self.resident:
-            raise ValueError("remote_cpus is not read with resident, whose images are decoded once: leave one of the two off")
+            raise ValueError(
+                "remote_cpus is not read with resident, whose images are decoded once: leave one of the two off"
+            )
         if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:

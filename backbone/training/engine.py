@@ -159,8 +159,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=compute.precision == "fp16")
         self.units = optim.batch // optim.micro_batch
         module: nn.Module = _Loss(task)
-        if compute.compile:
-            module.compile()  # in place: the saved keys carry no prefix
+        if compute.compile != "none":
+            module.compile(mode=compute.compile)  # in place: the saved keys carry no prefix
+        self.graphs = compute.compile == "reduce-overhead" and world.device.type == "cuda"
+        self.keeps_gradients = self.graphs and self.units > world.size
+        if self.keeps_gradients:
+            # A graph's gradients lie in its own memory, which the next micro-batch overwrites; where several add up
+            # they must have memory of their own. A single one's are read before that, and copying them is saved.
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         if world.size > 1:
             # Buffers are batch statistics, which each rank keeps alone and shares when they are read.
             device_ids = [world.device] if world.device.type == "cuda" else None
@@ -187,6 +194,8 @@ class Trainer:
             # Dropout's generator is a function of the step too; it need not be saved to be resumed.
             seed_draws(mix(self.seed, step, unit) >> 1, self.world.device)
             is_last = unit == units[-1]
+            if self.graphs:  # what the one before gave may be overwritten: `meter` has copied it
+                torch.compiler.cudagraph_mark_step_begin()
             no_sync = self.module.no_sync if isinstance(self.module, DistributedDataParallel) and not is_last else None
             with no_sync() if no_sync else nullcontext():
                 with self.autocast:
@@ -200,7 +209,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         if self.average is not None:
             with torch.no_grad():
                 average: list[Tensor] = list(self.average.parameters())
@@ -226,7 +235,10 @@ class Trainer:
         self.task.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # this device's, not that of the one the run began on
         self.scaler.load_state_dict(state["scaler"])
         return Progress.from_dict(state["progress"])
 
@@ -278,11 +290,13 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": optim.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
+    on_gpu = all(parameter.is_cuda for _, parameter in named)
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=optim.peak_lr,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
+        fused=True if on_gpu else None,  # a few kernels for all parameters
     )
 
 
@@ -316,7 +330,8 @@ class Meter:
         self._steps_samples += len(losses)
         self._bad += batch["bad"]
         for name, value in {"loss": losses.sum(), **sums}.items():
-            self._sums[name] = self._sums[name] + value.detach().double() if name in self._sums else value.double()
+            value = value.detach().to(torch.float64, copy=True)  # a CUDA graph overwrites what it gave
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         positions = batch["position"] + torch.arange(len(losses), device=losses.device)
         broken = torch.where(torch.isfinite(losses), self._nowhere, positions).min()
         self._first_broken = torch.minimum(self._first_broken, broken)

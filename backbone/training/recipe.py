@@ -132,8 +132,9 @@ class Compute(Strict):
     """Autocast. fp16 scales the loss and skips steps that overflow."""
 
     channels_last: bool = True
-    compile: bool = False
-    """torch.compile: slower to start, faster after."""
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    """torch.compile, by its modes: slower to start, faster after. reduce-overhead: with CUDA graphs, where the host
+    would hold up small nets."""
 
 
 class Scaling(Strict):
@@ -243,7 +244,7 @@ class TrainingRecipe(Strict, ABC):
 class Recipe(TrainingRecipe):
     """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
 
-    PLACES: ClassVar[tuple[str, ...]] = ("data.train", "data.val", "data.cache", "data.workers")
+    PLACES: ClassVar[tuple[str, ...]] = ("data.train", "data.val", "data.cache", "data.workers", "data.resident")
 
     model: NetOptions = NetOptions()
     data: Data = Data()

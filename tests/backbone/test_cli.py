@@ -61,7 +61,7 @@ def test_command_line_wins_over_file(recipe_file):
         (["--optim.lr=0.5"], "optim.lr", 0.5),
         (["--run.storage=s3://bucket/a=b"], "run.storage", "s3://bucket/a=b"),
         (["--compute.channels-last", "false"], "compute.channels_last", False),
-        (["--compute.compile"], "compute.compile", True),
+        (["--optim.nesterov"], "optim.nesterov", True),
         (["--data.augment.area", "0.5", "1"], "data.augment.area", (0.5, 1.0)),
         (["--schedule.kind", "steps", "--schedule.milestones", "30", "60.5"], "schedule.milestones", (30.0, 60.5)),
         (["--schedule.kind", "steps", "--schedule.milestones=30"], "schedule.milestones", (30.0,)),

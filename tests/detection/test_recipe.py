@@ -19,7 +19,7 @@ MISTAKES = [
     pytest.param({"from_scratch": True, "detector.norm": "group", "detector.freeze_at": 1}, "freeze_at 0", id="stem"),
     pytest.param({"data": VOC, "detector.masks": True}, "detector.masks: Pascal VOC", id="masks of VOC"),
     pytest.param({"data": {**VOC, "train": ""}}, "data.train is empty", id="nothing to train on"),
-    pytest.param({"compute.compile": True}, "compute.compile", id="compile"),
+    pytest.param({"compute.compile": "default"}, "compute.compile", id="compile"),
     pytest.param({"schedule.hold_lr": 0.01}, "schedule.hold_lr", id="hold"),
     pytest.param({"detector.nrom": "frozen"}, "detector.nrom: unknown key; perhaps you meant detector.norm", id="typo"),
     pytest.param({"detector.roi.size": -1}, "detector.roi.size", id="size"),
@@ -59,7 +59,9 @@ def test_titles(small: Make) -> None:
     assert small({"name": ""}).run_name.startswith("faster-rcnn-fpn-")
 
 
-@pytest.mark.parametrize(("change", "complaint"), [({"compile": True}, "compile"), ({"precision": "fp16"}, "use_gpu")])
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"compile": "default"}, "compile"), ({"precision": "fp16"}, "use_gpu")]
+)
 def test_an_evaluation_refuses_what_it_would_not_do(change: dict, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         validate(Evaluation, {"detector": "x", "compute": change}, "file")

@@ -61,6 +61,13 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
+SOURCES = SyntheticSource(0, 160, 32, "train"), SyntheticSource(0, 50, 32, "val")
+CONVENTIONS = {
+    "imagenet": InputConvention(size=32, crop_pct=1.0),
+    "pixel": InputConvention(size=32, crop_pct=1.0).with_mean_image(torch.full((3, 32, 32), 0.5)),
+}
+
+
 def is_average(name: str) -> bool:
     """Moving averages of batch statistics, which are the first rank's own."""
     return "running" in name or "tracked" in name
@@ -240,6 +247,95 @@ def test_ema_is_the_closed_form(tiny: Make) -> None:
         trainer.step(batches, micro_batches, 0.1, step, meter)
         expected = 0.75 * expected + 0.25 * task.model.fc.weight.detach()
     torch.testing.assert_close(trainer.judged.fc.weight, expected)
+
+
+def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whole graph. Traced only: generating code would take a minute here."""
+    modes, original = [], nn.Module.compile
+
+    def traced(module: nn.Module, mode: str) -> None:
+        modes.append(mode)
+        original(module, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    options = {"optim.micro_batch": 8, "schedule.total": 4, "model.bn_group": 4, "run.checkpoint_every": 2}
+    plain, compiled = tiny({**options, "name": "plain"}), tiny({**options, "compute.compile": "reduce-overhead"})
+    run(plain)
+    run(compiled, stop_at=4)
+    assert any("resuming at step 2" in r.get("text", "") for r in run(compiled))
+    assert modes == ["reduce-overhead"] * 2
+    a, b = weights(plain), weights(compiled)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["imagenet", "pixel"])
+def test_a_compiled_step_reads_the_device_alone(tiny: Make, normalize: str) -> None:
+    """What is made on the host within a step keeps it from being a CUDA graph: constants are inputs, not copies."""
+    recipe = tiny({"data.normalize": normalize, "optim.micro_batch": 16})
+    task = Classification(recipe, CONVENTIONS[normalize], *SOURCES, ALONE)
+    trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
+    operations: list[Any] = []
+
+    def look(graph: torch.fx.GraphModule, _example: list) -> Callable:
+        operations.extend(node.target if node.op != "get_attr" else "constant" for node in graph.graph.nodes)
+        return graph.forward
+
+    trainer.module.compile(backend=look, fullgraph=True)
+    batch = next(iter(task.batches(MicroBatches(16, 16, 0, 1, 0, 1))))
+    trainer.module({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
+    assert len(operations) > 50
+    assert not {torch.tensor, torch.as_tensor, "to", "constant"} & set(operations)
+
+
+def test_gradients_in_memory_of_their_own_add_up_alike(tiny: Make) -> None:
+    """CUDA graphs overwrite theirs. What is done about it is tried without them, bit for bit."""
+    recipe = tiny({"optim.micro_batch": 4, "optim.clip": 1.0})
+    found = []
+    for keeps in (False, True):
+        task = Classification(recipe, CONVENTIONS["imagenet"], *SOURCES, ALONE)
+        trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
+        trainer.keeps_gradients = trainer.graphs = keeps
+        micro_batches = MicroBatches(16, 4, 0, 1, 0, 3)
+        batches, meter = iter(task.batches(micro_batches)), engine.Meter(ALONE, 16)
+        for parameter in task.model.parameters() if keeps else ():
+            parameter.grad = torch.zeros_like(parameter)
+        for step in range(3):
+            trainer.step(batches, micro_batches, 0.1, step, meter)
+        found.append(dict(task.model.state_dict()))
+        assert all((p.grad is not None and not p.grad.any()) == keeps for p in task.model.parameters())
+    assert_equal(*found)
+
+
+def test_a_run_begun_on_a_gpu_goes_on_here(tiny: Make) -> None:
+    """Its checkpoint says fused, which is the other device's way to take the same step."""
+    recipe = tiny({"optim.micro_batch": 16})
+    trainers = [
+        engine.Trainer(
+            Classification(recipe, CONVENTIONS["imagenet"], *SOURCES, ALONE), recipe.optim, recipe.compute, 0, ALONE
+        )
+        for _ in range(2)
+    ]
+    state = {**trainers[0].state(), "progress": engine.Progress(step=3).as_dict()}
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True
+    assert trainers[1].restore(state).step == 3
+    assert [group["fused"] for group in trainers[1].optimizer.param_groups] == [None]
+
+
+def test_images_kept_on_the_device_train_the_same_net(tiny: Make) -> None:
+    """To the last bit, evaluations and exact batch statistics included; a run goes on with or without."""
+    ordinary, resident = tiny({"name": "ordinary"}), tiny({"name": "resident", "data.resident": True})
+    records = run(ordinary)
+    run(tiny({"name": "resident"}), stop_at=13)
+    again = run(resident)
+    assert any("resuming at step 12" in r.get("text", "") for r in again)
+    assert_equal(weights(ordinary), weights(resident))
+    errors = [[r["val_error"] for r in found if r["kind"] == "evaluation"][-1] for found in (records, again)]
+    assert errors[0] == errors[1]
+    artifacts = [load(f"{x.run.storage}/{x.name}/artifact")[0].state_dict() for x in (ordinary, resident)]
+    assert_equal(*artifacts)
 
 
 class OneBroken(SyntheticSource):

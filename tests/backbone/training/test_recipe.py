@@ -99,6 +99,7 @@ SAME = {
     "data.val": "s3://elsewhere/val",
     "data.cache": "/tmp",
     "data.workers": 0,
+    "data.resident": True,
     "scaling.num_workers": 4,
     "scaling.min_workers": 1,
     "scaling.use_gpu": True,
@@ -132,11 +133,12 @@ OTHER = {
 
 
 def test_another_place_is_the_same_run():
-    base = recipe(**FILES)
+    files = {**FILES, "data.augment.kind": "cifar"}  # which may be resident
+    base = recipe(**files)
     for name, value in SAME.items():
-        given = {**FILES, name: value} | ({"scaling.num_workers": 2} if name == "scaling.min_workers" else {})
+        given = {**files, name: value} | ({"scaling.num_workers": 2} if name == "scaling.min_workers" else {})
         assert recipe_hash(recipe(**given)) == recipe_hash(base), name
-    assert recipe_hash(recipe(**FILES, **{k: v for k, v in SAME.items() if k not in FILES})) == recipe_hash(base)
+    assert recipe_hash(recipe(**files, **{k: v for k, v in SAME.items() if k not in FILES})) == recipe_hash(base)
 
 
 def test_other_mathematics_is_another_run():

@@ -18,7 +18,7 @@ from backbone import artifact
 from backbone.data.loader import ValSet
 from backbone.data.sources import Source
 from backbone.errors import UserError
-from backbone.evaluation import class_targets, open_images
+from backbone.evaluation import class_targets, open_images, training_of
 from backbone.figures import draw_gradients, draw_responses, draw_scaling
 from backbone.inputs import InputConvention
 from backbone.judging import Analysis
@@ -177,7 +177,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
     for url, net, inputs, block in loaded:
         seen = inputs.normalize(batch["images"])
         places = torch.from_numpy(class_targets((url,), [block["classes"]], net.num_classes, source))
-        of = {**about(net), "of": url, "steps": block["provenance"].get("steps")}
+        of = {**about(net), "of": url, "trained": training_of(block["provenance"])}
         gradients.append({**of, "state": "trained", "units": gradient_norms(net, seen, places[labels])})
         responses.append({**of, "layers": layer_responses(net, seen.split(32))})
     for scale in options.scales if options.depths else ():

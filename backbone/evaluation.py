@@ -8,6 +8,7 @@ arXiv:1502.01852) use them, and so is done here.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -126,7 +127,7 @@ def judge(
     judged = len(members) + (len(members) > 1)
     sums = torch.zeros(len(options.protocols), judged, 2, dtype=torch.float64, device=world.device)
     bad: list[str] = []
-    read, done, tenth = 0, 0, -1
+    read, done, tenth, began = 0, 0, 0, time.monotonic()
     data = ViewSet(source, distinct, options.data.on_bad)
     context = engine.autocast(options.compute, world.device)
     loader = make_loader(
@@ -150,9 +151,9 @@ def judge(
         bad += batch["bad"]
         read += int(kept.sum())
         done += len(kept)
-        if world.is_first and done * 10 // len(mine) > tenth:
+        if world.is_first and (done * 10 // len(mine) > tenth or done == len(kept)):
             tenth = done * 10 // len(mine)
-            report({"kind": "say", "text": f"{done * world.size:,} of about {len(source):,} images"})
+            report({"kind": "say", "text": _progress(done, len(mine), world.size, time.monotonic() - began)})
     counts = world.sum(torch.tensor([read, len(bad)], dtype=torch.float64, device=world.device))
     images, unread = map(int, counts.tolist())
     if images + unread != len(source):
@@ -177,6 +178,26 @@ def judge(
         "unreadable": unread,
         "unreadable_names": [name for part in world.gather(bad) for name in part],
     }
+
+
+def _progress(done: int, of: int, ranks: int, seconds: float) -> str:
+    """Of all ranks, taking them to be as far as the first."""
+    left = f", about {(of - done) * seconds / done:.0f} s left" if done < of else ""
+    count = f"{done:,} of {of:,} images" + (f" of the first of {ranks} workers" if ranks > 1 else "")
+    return f"{count}, {done * ranks / max(seconds, 1e-9):.3g} img/s{left}"
+
+
+def training_of(provenance: dict[str, Any]) -> str:
+    """How long a net was trained, for a table cell; where its weights come from if not from here. Empty: unknown."""
+    told = []
+    if provenance.get("steps") is not None:
+        batch = provenance.get("recipe", {}).get("optim", {}).get("batch")
+        epochs = provenance.get("epochs")
+        of, in_epochs = f" of {batch}" if batch else "", f" ({epochs:.3g} epochs)" if epochs is not None else ""
+        told.append(f"{provenance['steps']:,} steps{of}{in_epochs}")
+    if "imported" in provenance:
+        told.append(f"imported from {provenance['imported']['source']}")
+    return "; ".join(told)
 
 
 def prepare(recipe: Judging) -> dict[str, Any]:
@@ -278,10 +299,15 @@ def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> di
     source = open_images(recipe.data, payload["seed"])
     judged = judge(members, source, payload["targets"], recipe, world, report)
     where = recipe.data.val or f"synthetic scenes of seed {payload['seed']}"
+    trained = [training_of(block["provenance"]) or "unknown" for block in blocks]
     for result in judged["results"]:
-        options = members[recipe.backbone.index(result["of"])].net.options if result["nets"] == 1 else None
         result |= {"classes": members[0].net.num_classes, "data": where}
-        result |= {"net": options.name if options else "", "shortcut": options.shortcut if options else ""}
+        if result["nets"] == 1:
+            place = recipe.backbone.index(result["of"])
+            options = members[place].net.options
+            result |= {"net": options.name, "shortcut": options.shortcut, "trained": trained[place]}
+        else:
+            result |= {"net": "", "shortcut": "", "trained": " / ".join(dict.fromkeys(trained))}
     judged["paper"] = beside(judged["results"])
     if world.is_first:
         provenance = {
@@ -315,4 +341,5 @@ def table(judged: dict[str, Any]) -> str:
     ]
     lines.append(f"{judged['images']:,} images, {judged['unreadable']} unreadable left out")
     lines += [f"  {name}" for name in judged["unreadable_names"][:10]]
-    return "\n".join([*lines, "", markdown(judged["paper"])] if judged["paper"] else lines)
+    none = "no row of the paper's tables 2 to 6 has such a net, as many classes and this protocol: none stands beside"
+    return "\n".join([*lines, "", markdown(judged["paper"])] if judged["paper"] else [*lines, none])

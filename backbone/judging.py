@@ -64,7 +64,7 @@ class Judging(Strict):
             raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
         if self.scales != type(self).model_fields["scales"].default and "multi-scale" not in self.protocols:
             raise ValueError("scales are read by protocol multi-scale only")
-        if self.compute.compile:
+        if self.compute.compile != "none":
             raise ValueError("compute.compile: shapes change with every image; leave it off")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")

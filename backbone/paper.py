@@ -128,7 +128,7 @@ def beside(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                         "top1_error": published.top1,
                         "top5_error": published.top5,
                     },
-                    "ours": {key: result[key] for key in ("of", "data", "top1_error", "top5_error")}
+                    "ours": {key: result[key] for key in ("of", "data", "trained", "top1_error", "top5_error")}
                     if result
                     else None,
                 }
@@ -137,20 +137,22 @@ def beside(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["table"] in filled]
 
 
+COLUMNS = ("paper: net", "paper: data", "paper: top-1", "paper: top-5", "ours: top-1", "ours: top-5")
+COLUMNS += ("ours: net", "ours: data", "ours: trained")
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows of `beside` as tables; empty where there are none."""
+    """The rows of `beside` as tables, their columns padded to be read as they are; empty where there are none."""
     lines = []
     for table in sorted({row["table"] for row in rows}):
-        lines += [f"Table {table}: error, percent", ""]
-        lines.append(
-            "| paper: net | paper: data | paper: top-1 | paper: top-5 | ours: top-1 | ours: top-5 | ours: net, data |"
-        )
-        lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+        cells = [COLUMNS, ("---",) * len(COLUMNS)]
         for row in (row for row in rows if row["table"] == table):
             paper, ours = row["paper"], row["ours"] or {}
             numbers = [paper["top1_error"], paper["top5_error"], ours.get("top1_error"), ours.get("top5_error")]
-            what = f"{ours['of']}, {ours['data']}" if ours else "-"
-            cells = [paper["net"], paper["data"], *("-" if n is None else f"{n:.2f}" for n in numbers), what]
-            lines.append(f"| {' | '.join(cells)} |")
+            what = [ours.get(key, "-") for key in ("of", "data", "trained")]
+            cells.append((paper["net"], paper["data"], *("-" if n is None else f"{n:.2f}" for n in numbers), *what))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += [f"Table {table}: error, percent", ""]
+        lines += [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells]
         lines.append("")
     return "\n".join([*lines, COMPARABLE, ""]) if lines else ""

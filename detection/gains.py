@@ -276,9 +276,16 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
 
 
 def _pretrained_on(provenance: dict[str, Any]) -> str:
+    """What a report says of a backbone's origin: data and images where trained here, the file where imported."""
+    told = []
     data = provenance.get("recipe", {}).get("data", {})
-    place = f" {data['train']}" if data.get("train") else ""
-    return f"{data.get('source', 'unknown')}{place}, {provenance.get('train_images', 0):,} images"
+    if data:
+        place = f" {data['train']}" if data.get("train") else ""
+        told.append(f"{data.get('source', 'unknown')}{place}, {provenance.get('train_images', 0):,} images")
+    imported = provenance.get("imported")
+    if imported:  # of one that was exported here once, the recipe is known as well
+        told.append(f"imported from {imported['source']}: {imported['file']}")
+    return "; ".join(told) or "unknown"
 
 
 def _accuracy(metrics: dict[str, float]) -> dict[str, float]:

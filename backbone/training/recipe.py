@@ -244,7 +244,14 @@ class TrainingRecipe(Strict, ABC):
 class Recipe(TrainingRecipe):
     """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
 
-    PLACES: ClassVar[tuple[str, ...]] = ("data.train", "data.val", "data.cache", "data.workers", "data.resident")
+    PLACES: ClassVar[tuple[str, ...]] = (
+        "data.train",
+        "data.val",
+        "data.cache",
+        "data.workers",
+        "data.remote_cpus",
+        "data.resident",
+    )
 
     model: NetOptions = NetOptions()
     data: Data = Data()

@@ -18,7 +18,7 @@ from backbone.analysis import (
 )
 from backbone.data.synthetic import CLASSES
 from backbone.errors import UserError
-from backbone.figures import draw_gradients, draw_responses, draw_scaling
+from backbone.figures import _label, _title, draw_gradients, draw_responses, draw_scaling
 from backbone.inputs import InputConvention
 from backbone.judging import Analysis
 from backbone.nets import build
@@ -111,6 +111,20 @@ def test_figures_are_pictures() -> None:
     for png in (gradients, responses, draw_scaling([closed], "tiny")):
         assert png.startswith(b"\x89PNG")
         assert len(png) > 5000
+
+
+@pytest.mark.parametrize(
+    ("second", "title", "label"),
+    [
+        ("1,300 steps of 64", "after 1,300 steps of 64", "a"),
+        ("20 steps of 64", "trained", "a, 1,300 steps of 64"),
+        ("", "trained", "a, 1,300 steps of 64"),
+    ],
+)
+def test_figures_say_how_long_nets_were_trained(second: str, title: str, label: str) -> None:
+    rows = [{"name": "a", "trained": "1,300 steps of 64"}, {"name": "b", "trained": second}]
+    assert _title(rows) == title
+    assert _label(rows[0], rows) == label
 
 
 def test_sizes_that_differ_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from backbone import artifact
 from backbone.data.sources import Source, open_source
 from backbone.data.synthetic import render
 from backbone.errors import BadImage, UserError
-from backbone.evaluation import Member, dense, evaluate, judge, prepare, probabilities
+from backbone.evaluation import Member, dense, evaluate, judge, prepare, probabilities, training_of
 from backbone.inputs import IMAGENET_MEAN, IMAGENET_STD, InputConvention
 from backbone.judging import Judging
 from backbone.nets import build
@@ -98,7 +98,7 @@ def ten_crop(net: nn.Module, image: np.ndarray, size: int) -> Tensor:
 @torch.no_grad()
 def fully_convolutional(net: nn.Module, image: np.ndarray, size: int) -> Tensor:
     """Window by window: the last map's cells that an image of `size` fills, their mean, the classifier."""
-    trunk, fc, cells = nn.Sequential(*list(net.children())[:-2]), net.fc, size // 32
+    trunk, fc, cells = nn.Sequential(*list(net.children())[:-2]), net.fc, -(-size // 32)  # 112 px fill 4 x 4
     scores = []
     for scale in SCALES:
         scaled = transforms.Resize(scale * size // 224)(Image.fromarray(image))
@@ -331,6 +331,13 @@ def test_what_does_not_fit_is_said(tmp_path: Path, images: Path) -> None:
         prepare(Judging(backbone=(known,)))
 
 
+def test_tables_say_how_long_ours_was_trained() -> None:
+    here = {"steps": 1300, "epochs": 3.328, "recipe": {"optim": {"batch": 128}}}
+    assert training_of(here) == "1,300 steps of 128 (3.33 epochs)"
+    assert training_of({"imported": {"source": "timm"}}) == "imported from timm"
+    assert training_of({}) == ""
+
+
 @pytest.mark.ray
 def test_workers_write_what_one_process_writes(ray_cluster: Any, tmp_path: Path, images: Path) -> None:
     classes = ("x", "y", "z", *map(str, range(7)))
@@ -350,6 +357,6 @@ def test_workers_write_what_one_process_writes(ray_cluster: Any, tmp_path: Path,
     row = next(r for r in written["paper"] if r["paper"]["net"] == "ResNet-20")
     assert row["paper"]["top1_error"] == 8.75
     assert row["ours"]["top1_error"] == written["results"][0]["top1_error"]
-    text = (tmp_path / "two" / "beside_paper.md").read_text()
+    text = " ".join((tmp_path / "two" / "beside_paper.md").read_text().split())  # without the padding
     assert "| ResNet-20 | CIFAR-10 test | 8.75 | - |" in text
-    assert "| ResNet-56 | CIFAR-10 test | 6.97 | - | - | - | - |" in text
+    assert "| ResNet-56 | CIFAR-10 test | 6.97 | - | - | - | - | - | - |" in text

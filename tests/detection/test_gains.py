@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 import yaml
 
+from backbone import artifact
 from backbone.cli import validate
 from backbone.errors import UserError
-from detection.gains import Gains, check, plan, run, write_report
+from backbone.interop.importing import run as bring
+from backbone.interop.options import Import
+from detection.gains import Gains, _pretrained_on, check, plan, run, write_report
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL, write_backbone
 
@@ -176,6 +181,20 @@ def test_what_is_not_pretrained_yet_is_pretrained_first(gains: MakeGains, tmp_pa
     assert report["rows"][0]["pretrain"] == {"top-1": pytest.approx(1 - metrics["val_error"] / 100)}
     assert report["rows"][0]["pretrained"] == "synthetic, 160 images"
     assert report["rows"][1]["pretrain"] == {}
+
+
+def test_imported_backbones_are_said_to_be(tmp_path: Path) -> None:
+    """The provenance is what the import wrote; of one that was trained here once, both are said."""
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    bring(Import(source="torchvision", weights=str(weights), output=str(tmp_path / "artifact")))
+    provenance = artifact.load(str(tmp_path / "artifact"))[2]["provenance"]
+    assert _pretrained_on(provenance) == f"imported from torchvision: {weights}"
+    here = {"recipe": {"data": {"source": "imagefolder", "train": "/data/train"}}, "train_images": 1200}
+    trained = "imagefolder /data/train, 1,200 images"
+    assert _pretrained_on(here) == trained
+    assert _pretrained_on({**here, **provenance}) == f"{trained}; imported from torchvision: {weights}"
+    assert _pretrained_on({}) == "unknown"
 
 
 @pytest.mark.ray

@@ -35,6 +35,7 @@ def test_figures_and_the_numbers_behind_them(tmp_path: Path, run_job: Run) -> No
     names = [(row["name"], row["state"]) for row in record["gradients"]]
     initial = [(f"{kind}{depth}", "at initialisation") for depth in (8, 14) for kind in ("plain", "resnet")]
     assert names == [*initial, ("resnet8", "trained")]
+    assert record["gradients"][4]["trained"] == record["responses"][0]["trained"] == "0 steps"
     assert record["gradients"][4]["units"] == record["gradients"][1]["units"]
     assert [len(row["layers"]) for row in record["responses"]] == [7]
     assert [row["scale"] for row in record["scaling"]] == [0.5, 0.9, 1.0, 1.1]

@@ -52,7 +52,7 @@ MISTAKES = [
     pytest.param(lambda a, t: [], "detector: Field required", id="no detector"),
     pytest.param(lambda a, t: ["--detector", a, "--data.val", "x"], "name the source of these images", id="no source"),
     pytest.param(lambda a, t: ["--detector", a, "--data.shorter_side", "200"], "longer_side 96 is below", id="sizes"),
-    pytest.param(lambda a, t: ["--detector", a, "--compute.compile", "true"], "compute.compile", id="compile"),
+    pytest.param(lambda a, t: ["--detector", a, "--compute.compile", "default"], "compute.compile", id="compile"),
 ]
 
 

@@ -41,7 +41,8 @@ def test_the_numbers_of_the_run(trained: list[Path], run_job: Run) -> None:
     assert mine["results"][0]["top5_error"] == pytest.approx(own["val_top5_error"])
     assert mine["paper"] == [], "12 classes are nothing of the paper's"
     assert f"{own['val_error']:.2f} %" in done.stdout
-    assert "50 of about 50 images" in done.stdout
+    assert "50 of 50 images" in done.stdout
+    assert "no row of the paper's tables 2 to 6" in done.stdout
 
 
 def test_an_ensemble_by_all_protocols(trained: list[Path], run_job: Run, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ SAME = {
     "data.val": "s3://elsewhere/val",
     "data.cache": "/tmp",
     "data.workers": 0,
+    "data.remote_cpus": 2,
     "data.resident": True,
     "scaling.num_workers": 4,
     "scaling.min_workers": 1,

@@ -1,12 +1,11 @@
 """Measures the rates that `--dry-run --rates FILE` predicts with, and sets the prediction beside runs of gloo workers.
 
-Rates come from one process that computes, one that loads, and two that all-reduce; the runs are pretraining on rendered
-images with 1, 2 and 4 workers on this machine, one thread each, all of it in turns. The file it writes is what --rates
-reads.
+Rates come from one process that computes, updates and loads, and two that all-reduce; the runs are pretraining on
+rendered images with 1, 2 and 4 workers on this machine, one thread each, all of it in turns. The file it writes is what
+--rates reads.
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import socket
@@ -50,23 +49,36 @@ def make_recipe(storage: str, given: Any, windows: int, name: str) -> Recipe:
     return validate(Recipe, {**tree, "name": name}, "benchmark")
 
 
-def one_device(recipe: Recipe, world: World) -> tuple[float, float]:
-    """(images/s of training steps with the data at hand, images/s of loading alone)."""
+def one_device(recipe: Recipe, world: World) -> tuple[float, float, float]:
+    """Training with the data at hand, images/s; the optimizer, bytes of weights a second; loading alone, images/s."""
     train, val = open_data(recipe.data, recipe.seed)
     task = Classification(recipe, input_convention(recipe, train, print), train, val, world)
     optim = recipe.optim
-    micro_batches = MicroBatches(optim.batch, optim.micro_batch, 0, 1, 0, 1)
+    micro_batches = MicroBatches(optim.batch, optim.micro_batch, 0, 1, 0, 1 + STEPS)
+    loader = iter(task.batches(micro_batches))
+    ready = list(itertools.islice(loader, len(micro_batches.units)))  # the first step loads slower
     began = time.perf_counter()
-    ready = list(task.batches(micro_batches))
-    loading = optim.batch / (time.perf_counter() - began)
+    loaded = sum(len(batch["labels"]) for batch in loader)
+    loading = loaded / (time.perf_counter() - began)
     trainer = engine.Trainer(task, optim, recipe.compute, recipe.seed, world)
     meter = engine.Meter(world, optim.batch)
     batches = itertools.cycle(ready)
     trainer.step(batches, micro_batches, 0.001, 0, meter)
+    updating, update = 0.0, trainer.optimizer.step
+
+    def timed(*args: Any) -> Any:
+        nonlocal updating
+        began = now(world.device)
+        result = update(*args)
+        updating += now(world.device) - began
+        return result
+
+    trainer.optimizer.step = timed  # ty: ignore[invalid-assignment]
     began = now(world.device)
     for step in range(STEPS):
         trainer.step(batches, micro_batches, 0.001, step + 1, meter)
-    return STEPS * optim.batch / (now(world.device) - began), loading
+    computing = now(world.device) - began - updating
+    return STEPS * optim.batch / computing, STEPS * 4 * parameters(task.model) / updating, loading
 
 
 def link(world: World) -> list[float]:
@@ -139,7 +151,7 @@ def main() -> None:
     words.add_argument("--turns", type=int, default=3)
     words.add_argument("--windows", type=int, default=3, help="of each run, after warm-up")
     given = words.parse_args()
-    alone: list[tuple[float, float]] = []
+    alone: list[tuple[float, float, float]] = []
     links: list[list[float]] = []
     runs: dict[int, list[float]] = {count: [] for count in given.workers}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,13 +164,15 @@ def main() -> None:
                 prepare(recipe, lambda text: None)
                 runs[count] += on_ranks(count, Job(run, recipe))
     net = build(NetOptions(depth=given.depth), 12)
+    images, update, loading = (statistics.median(values) for values in zip(*alone, strict=True))
     bucket, message = (statistics.median(values) for values in zip(*links, strict=True))
     # Of two workers: one bucket's bytes through the link and two messages, beside two messages alone.
     rates = Rates(
         measured=f"ResNet-{given.depth} at {given.size} px, {given.precision}, one CPU thread; gloo on one machine",
         multiply_adds=macs(net, given.size),
-        images_per_second=statistics.median(value for value, _ in alone),
-        loader_images_per_second=statistics.median(value for _, value in alone),
+        images_per_second=images,
+        update_bytes_per_second=update,
+        loader_images_per_second=loading,
         bandwidth=BUCKET / max(bucket - message, 1e-9),
         latency=message / 2,
         devices=os.cpu_count() or 1,
@@ -186,14 +200,14 @@ def main() -> None:
                 "lowest to highest": f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f}",
                 "predicted, ms a step": 1e3 * cost.step,
                 "compute": 1e3 * cost.compute,
+                "update": 1e3 * cost.update,
                 "all-reduce": 1e3 * cost.all_reduce,
                 "loading": 1e3 * cost.loading,
                 "predicted / measured": cost.step / measured,
                 "windows": len(seconds),
             }
         )
-    write(given.output, rows)
-    given.output.write_text(json.dumps({**json.loads(given.output.read_text()), "rates": rates.model_dump()}, indent=2))
+    write(given.output, rows, rates=rates.model_dump())
 
 
 if __name__ == "__main__":

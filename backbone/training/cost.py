@@ -4,6 +4,7 @@ The model, for n workers, of which the slowest computes u of the step's micro-ba
 
 - compute: u x micro-batch / (images/s of one device), for another net than the measured one scaled by multiply-adds.
   Workers that share devices (CPU workers on fewer cores) take turns.
+- update: bytes of the weights / rate of the optimizer, by every worker in full however small its share of the step.
 - all-reduce: a ring, 2 (n - 1) / n x bytes / bandwidth + 2 (n - 1) x latency a bucket of 25 MiB (Patarasuk and Yuan
   2009; DDP's buckets). Gradients are float32.
 - overlap: what is seen of the all-reduce is what the last micro-batch's backward, two thirds of its compute, does not
@@ -12,7 +13,8 @@ The model, for n workers, of which the slowest computes u of the step's micro-ba
   slower of the two counts; before it where the worker loads by itself (data.workers 0) or shares its cores.
 - evaluation: forward alone, a third of the compute.
 
-Left out: start, checkpoints, compilation, warm-up of the loaders, stragglers, nodes whose links differ.
+Left out: start, checkpoints, compilation, warm-up of the loaders, stragglers, nodes whose links differ, and what
+workers that share cores lose to each other beyond taking turns.
 """
 
 import json
@@ -39,7 +41,10 @@ class Rates(Strict):
     """Of the measured net for one image, forward."""
 
     images_per_second: float = Field(gt=0)
-    """Of one device training that net: forward, backward and step, data at hand."""
+    """Of one device training that net: forward and backward, data at hand."""
+
+    update_bytes_per_second: float = Field(gt=0)
+    """Bytes of float32 weights that one device's optimizer brings up to date in a second."""
 
     loader_images_per_second: float = Field(gt=0)
     """Of one core that reads, decodes and augments."""
@@ -79,6 +84,7 @@ class Cost:
     """Predicted seconds, of a step and of what it is made of, and what follows."""
 
     compute: float
+    update: float
     all_reduce: float
     exposed: float  # of the all-reduce
     loading: float
@@ -92,7 +98,7 @@ class Cost:
     @property
     def data_wait(self) -> float:
         """Share of a step that waits for data."""
-        return 1 - (self.compute + self.exposed) / self.step
+        return 1 - (self.compute + self.update + self.exposed) / self.step
 
 
 def ring_all_reduce(workers: int, num_bytes: float, bandwidth: float, latency: float) -> float:
@@ -110,10 +116,11 @@ def predict(shape: Shape, rates: Rates) -> Cost:
     sharing = max(1.0, shape.workers / rates.devices) if rates.devices else 1.0
     image = sharing * shape.multiply_adds / rates.multiply_adds / rates.images_per_second
     compute = mine * image
+    update = sharing * shape.gradient_bytes / rates.update_bytes_per_second
     all_reduce = ring_all_reduce(shape.workers, shape.gradient_bytes, rates.bandwidth, rates.latency)
     hidden = 2 / 3 * shape.micro_batch * image if rates.overlaps else 0.0
     exposed = max(0.0, all_reduce - hidden)
-    busy = compute + exposed
+    busy = compute + exposed + update
     beside = rates.overlaps and shape.loader_cores > 0
     share = 1.0 if rates.overlaps else sharing
     loading = share * mine / (max(1, shape.loader_cores if beside else 1) * rates.loader_images_per_second)
@@ -123,6 +130,7 @@ def predict(shape: Shape, rates: Rates) -> Cost:
     total = shape.steps * step + shape.evaluations * evaluation
     return Cost(
         compute=compute,
+        update=update,
         all_reduce=all_reduce,
         exposed=exposed,
         loading=loading,
@@ -143,8 +151,8 @@ def lines(cost: Cost, shape: Shape, rates: Rates) -> list[tuple[str, str]]:
         ("rates", f"{rates.measured}; {of}"),
         (
             "step time",
-            f"{_time(cost.step)}: compute {_time(cost.compute)}, all-reduce {_time(cost.all_reduce)} of which "
-            f"{_time(cost.exposed)} shows, data wait {cost.data_wait:.0%}",
+            f"{_time(cost.step)}: compute {_time(cost.compute)}, update {_time(cost.update)}, all-reduce "
+            f"{_time(cost.all_reduce)} of which {_time(cost.exposed)} shows, data wait {cost.data_wait:.0%}",
         ),
         (
             "time",

@@ -17,6 +17,7 @@ RATES = Rates(
     measured="ResNet-50 on a round number",
     multiply_adds=4_000_000_000,
     images_per_second=1000,
+    update_bytes_per_second=1e10,
     loader_images_per_second=100,
     bandwidth=1e9,
     latency=1e-4,
@@ -51,7 +52,8 @@ def test_hidden_all_reduce() -> None:
     assert cost.compute == pytest.approx(0.128)
     assert cost.all_reduce == pytest.approx(0.175 + 0.0056)
     assert cost.exposed == pytest.approx(0.1806 - 0.128 * 2 / 3)
-    assert cost.step == pytest.approx(0.128 + cost.exposed)
+    assert cost.update == pytest.approx(0.01)
+    assert cost.step == pytest.approx(0.128 + cost.exposed + 0.01)
     assert cost.data_wait == pytest.approx(0)
     assert cost.epoch == pytest.approx(100 * cost.step)
     assert cost.evaluation == pytest.approx(1000 * 0.001 / 3 * 1.875), "16 loader cores give 1600 images/s, not 3000"
@@ -61,7 +63,7 @@ def test_hidden_all_reduce() -> None:
 
 def test_all_hidden_behind_a_fast_link_and_accumulation_adds_compute_alone() -> None:
     fast = RATES.model_copy(update={"bandwidth": 1e12})
-    assert predict(SHAPE, fast).step == pytest.approx(0.128)
+    assert predict(SHAPE, fast).step == pytest.approx(0.138)
     accumulated = predict(replace(SHAPE, micro_batch=32), RATES)
     assert accumulated.compute == pytest.approx(0.128)
     assert accumulated.exposed == pytest.approx(0.1806 - 0.032 * 2 / 3), "the last micro-batch alone hides"
@@ -72,9 +74,9 @@ def test_loaders() -> None:
     enough = predict(SHAPE, fast)
     assert enough.loader_cores == 10
     short = predict(replace(SHAPE, loader_cores=5), fast)
-    assert (short.step, short.data_wait) == pytest.approx((128 / 500, 0.5))
+    assert (short.step, short.data_wait) == pytest.approx((128 / 500, 1 - 0.138 / 0.256))
     alone = predict(replace(SHAPE, loader_cores=0), fast)
-    assert alone.step == pytest.approx(0.128 + 1.28)
+    assert alone.step == pytest.approx(0.138 + 1.28)
 
 
 def test_other_nets_and_uneven_shares() -> None:
@@ -90,13 +92,14 @@ def test_workers_on_the_same_cores_take_turns_and_hide_nothing() -> None:
     assert four.compute == pytest.approx(two.compute) == pytest.approx(0.512)
     assert four.loading == pytest.approx(two.loading)
     assert four.exposed == four.all_reduce
-    assert four.step == pytest.approx(four.compute + four.all_reduce + four.loading)
+    assert (four.update, two.update) == pytest.approx((0.02, 0.01)), "each of them in full"
+    assert four.step == pytest.approx(four.compute + four.update + four.all_reduce + four.loading)
 
 
 def test_text_and_files(tmp_path: Path) -> None:
     text = dict(lines(predict(SHAPE, RATES), SHAPE, RATES))
     assert text["rates"] == "ResNet-50 on a round number; as measured"
-    assert "223 ms: compute 128 ms, all-reduce 181 ms of which 95.3 ms shows" in text["step time"]
+    assert "233 ms: compute 128 ms, update 10 ms, all-reduce 181 ms of which 95.3 ms shows" in text["step time"]
     assert text["loaders"] == "6 core(s) a worker keep up; data.workers is 16"
     file = tmp_path / "rates.json"
     file.write_text(json.dumps({"rows": [], "rates": RATES.model_dump()}))

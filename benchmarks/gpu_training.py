@@ -67,12 +67,16 @@ class Way:
 def ours(given: argparse.Namespace, kind: str, root: str, cache: str, data: dict[str, Any], compile: str) -> Loop:
     """`engine.Trainer` as `jobs/pretrain.py` runs it, its records every turn."""
     small = {"net": "resnet", "depth": 18 if given.tiny else 50}
+    on_gpu = given.device.type == "cuda"
+    if data.get("decode") == "nvjpeg" and not on_gpu:
+        raise UserError("nvJPEG decodes on GPUs")
     recipe = Recipe.model_validate(
         {
             "model": small,
             "data": {"source": kind, "train": root, "val": root, "size": given.size, "workers": given.workers, **data},
             "optim": {"batch": given.batch, "micro_batch": given.batch},
             "compute": {"precision": "bf16", "channels_last": True, "compile": compile},
+            "scaling": {"num_workers": 0, "use_gpu": on_gpu},
         }
     )
     source = open_source(kind, root, cache)

@@ -81,7 +81,7 @@ class Data(Strict):
     augment: Augment = Augment()
 
     decode: Literal["exact", "scaled", "nvjpeg"] = "exact"
-    """Training images; evaluation is always exact. exact: whole, pixel for pixel as PIL decodes. scaled: JPEGs at 1/2,
+    """Training images; evaluation is always exact. exact: pixel for pixel as PIL decodes. scaled: JPEGs at 1/2,
     1/4 or 1/8 of their size where the crop is that much larger than `size`; pays for photographs above 500 pixels.
     nvjpeg: decoded, cropped and resized on the GPU. Pixels differ: see docs/input.md."""
 

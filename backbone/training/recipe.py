@@ -258,6 +258,17 @@ class Recipe(TrainingRecipe):
     optim: PretrainOptim = PretrainOptim()
     run: PretrainRun = PretrainRun()
 
+    @model_validator(mode="after")
+    def _can_load(self) -> "Recipe":
+        if self.data.decode == "nvjpeg" and not self.scaling.use_gpu:
+            raise ValueError("data.decode nvjpeg decodes on GPUs: set scaling.use_gpu, or data.decode exact or scaled")
+        if self.data.remote_cpus and not self.scaling.num_workers:
+            raise ValueError(
+                f"data.remote_cpus {self.data.remote_cpus}: scaling.num_workers 0 trains without Ray; set it to 1 or "
+                "more, or data.remote_cpus to 0"
+            )
+        return self
+
     @property
     def title(self) -> str:
         """See `TrainingRecipe.title`."""

@@ -26,8 +26,9 @@ SWEEP: dict[str, Any] = {
         "schedule": {"total": 30},  # three epochs
         "run": {"checkpoint_every": 2, "log_every": 2},
     },
-    # The last rate is beyond all measure: its loss is soon not finite.
-    "space": {"optim.lr": {"choice": [0.05, 0.02, 0.1, 1e30]}},
+    # 1e30 is beyond all measure: its loss is soon not finite. After an epoch 0.05 is better than 0.1, so that one of
+    # them goes on whenever the driver is killed, and 0.02 is the worst.
+    "space": {"optim.lr": {"choice": [0.1, 1e30, 0.05, 0.02]}},
     "search": "grid",
     "objectives": ["val_error", "macs", "latency_ms"],
     "scheduler": {"kind": "asha", "grace": 1, "reduction": 2},
@@ -81,6 +82,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert sorted(t.point["optim.lr"] for t in record.trials) == [0.02, 0.05, 0.1, 1e30]
     states = {t.point["optim.lr"]: t.state for t in record.trials}
     assert states.pop(1e30) == "failed"
+    assert states.pop(0.02) == "stopped"
     assert set(states.values()) <= {"finished", "stopped"}
     for trial_id, before in ended.items():
         trial = record.trial(trial_id)

@@ -166,7 +166,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
     source = open_images(data, options.seed)
     count = min(options.images, len(source))
     ids = [i * len(source) // count for i in range(count)]
-    batch = ValSet(source, data).__getitems__(ids)
+    batch = ValSet(source, data).batch(ids)
     labels, images = batch["labels"], plain.normalize(batch["images"])
     gradients, responses, scaling = [], [], []
     for depth in options.depths:

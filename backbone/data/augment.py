@@ -89,12 +89,6 @@ class TrainingView:
 
         return partial(_vary, {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[self.options.policy]())
 
-    def __call__(self, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] -> [size, size, 3]. See `fill`."""
-        planes = np.empty((3, self.size, self.size), np.uint8)
-        self.fill(planes, image, key, whole)
-        return planes.transpose(1, 2, 0)
-
     def fill(self, planes: np.ndarray, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> None:
         """uint8 [H, W, 3] into [3, size, size]. `whole`: (height, width) of a file decoded in part."""
         whole = whole or image.shape[:2]

@@ -106,11 +106,12 @@ def decode_down_to(data: bytes, name: str, header: Header, bottom: int) -> np.nd
         BadImage: as `decode`.
     """
     rows = (-(-bottom // header.block) + 1) * header.block
+    lower = data
     if header.frame and rows < header.height:
-        data = b"".join((data[: header.frame + 5], rows.to_bytes(2), data[header.frame + 7 :]))
+        lower = b"".join((data[: header.frame + 5], rows.to_bytes(2), data[header.frame + 7 :]))
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=False)  # strict: it would mind the data it is not to read
-    except ValueError:
+        return simplejpeg.decode_jpeg(lower, "RGB", strict=False)  # strict: it would mind the data it is not to read
+    except ValueError:  # 12 bits, arithmetic coding, damage: others may read it, or say what is wrong
         return decode(data, name)
 
 

@@ -46,8 +46,8 @@ class Undecoded(NamedTuple):
 
 
 @dataclass
-class TrainSet(Dataset):
-    """Position -> sample. Asked for whole micro-batches at a time."""
+class TrainSet:
+    """Positions -> micro-batch. A `Filler`, as is `ValSet`."""
 
     source: Source
     options: Data
@@ -79,11 +79,9 @@ class TrainSet(Dataset):
             batch["undecoded"] = undecoded
         return batch
 
-    def __getitems__(self, positions: range) -> Batch:
+    def batch(self, positions: range) -> Batch:
+        """`fill_in` with memory of its own."""
         return self.fill_in(positions, empty_images(len(positions), self.options.size))
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__(range(index, index + 1))
 
     def decoded(self, one: Undecoded, bad: list[str]) -> tuple[Tensor, int]:
         """What was left to the GPU, decoded here after all: uint8 [3, size, size], and the sample it shows."""
@@ -114,7 +112,7 @@ class TrainSet(Dataset):
             return self.view.fill(planes, self.source.image(sample), key)
         data, name = self.source.data(sample), self.source.name(sample)
         header = jpeg_header(data)
-        if header is None or not header.is_upright:  # nvJPEG turns nothing
+        if header is None or not header.is_upright:  # what follows turns nothing
             return self.view.fill(planes, decode(data, name), key)
         if self.options.decode == "nvjpeg" and not on_host:
             return data
@@ -126,7 +124,7 @@ class TrainSet(Dataset):
 
 
 @dataclass
-class ValSet(Dataset):
+class ValSet:
     """Sample id -> evaluation view. An unreadable image keeps its place with label -1, so counts stay honest."""
 
     source: Source
@@ -151,11 +149,9 @@ class ValSet(Dataset):
         none = np.zeros((len(ids), 8), np.float32)
         return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
 
-    def __getitems__(self, ids: list[int]) -> Batch:
+    def batch(self, ids: Sequence[int]) -> Batch:
+        """`fill_in` with memory of its own."""
         return self.fill_in(ids, empty_images(len(ids), self.options.size))
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
 
 
 def train_loader(train_set: TrainSet, batches: MicroBatches, device: torch.device = CPU) -> Iterable[Batch]:
@@ -202,7 +198,7 @@ class Loader:
             filled = Filled(data, ring.images)
             self._filled = FromRing(make_loader(filled, workers, batch_sampler=turns, prefetch_factor=AHEAD), ring)
         else:
-            _one_thread()
+            one_thread()
 
     def __iter__(self) -> Iterator[Batch]:
         return to_device(self._here() if self._filled is None else self._filled, self.device)
@@ -220,13 +216,14 @@ def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: An
         context.set_forkserver_preload([__name__, type(data).__module__])
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
-        _one_thread()
+        one_thread()
     return DataLoader(
-        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=_one_thread, **how
+        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=one_thread, **how
     )
 
 
-def _one_thread(worker: int = 0) -> None:
+def one_thread(worker: int = 0) -> None:
+    """For a process that loads."""
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
 
 

@@ -2,8 +2,8 @@
 
 Ray Data takes numbers of portions out and brings finished micro-batches back; what is in one is the business of
 `TrainSet`, so order and pixels are those of loader processes. Its iterators cannot resume: a resume asks for later
-micro-batches. Nor is its own back-pressure used: holding finished blocks back, it polls without a pause and takes two
-thirds of a core from the training process. Here numbers are given out no faster than portions are taken.
+micro-batches. Nor is its own back-pressure used: holding finished blocks back, it polls without a pause and takes much
+of a core from the training process. Here numbers are given out no faster than portions are taken.
 """
 
 import asyncio
@@ -200,9 +200,9 @@ def _pack(train_set: "TrainSet") -> bytes:
 
 
 def _unpack(made: bytes) -> "TrainSet":
-    from backbone.data.loader import TrainSet, _one_thread
+    from backbone.data.loader import TrainSet, one_thread
 
-    _one_thread()
+    one_thread()
     source, options, seed, fill = pickle.loads(made)
     if isinstance(source, str):
         source = _opened(options, source, ray.util.get_node_ip_address())

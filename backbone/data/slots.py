@@ -38,14 +38,18 @@ class Ring:
         """Page-locked where batches go to a GPU, so that they are copied while it works.
 
         Raises:
-            UserError: there is not enough shared memory.
+            UserError: there is not enough shared memory, or it cannot be page-locked.
         """
         shape = (workers * AHEAD + KEPT, batch, 3, size, size)
         check_space(torch.Size(shape).numel(), workers)
         self.images = torch.empty(shape, dtype=torch.uint8).share_memory_()
         if device.type == "cuda":
-            # Of a failure (a limit on locked memory) nothing is to be said: copies are then slower, and else the same.
-            torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.nbytes, 0)
+            failure = torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.nbytes, 0)
+            if int(failure):
+                raise UserError(
+                    f"data.workers {workers}: {self.images.nbytes / 2**20:.0f} MiB of shared memory cannot be "
+                    f"page-locked for the GPU ({failure}); set data.workers or optim.micro_batch lower"
+                )
             weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, self.images.data_ptr())
 
 

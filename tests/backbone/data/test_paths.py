@@ -78,7 +78,7 @@ def load(train: TrainSet, start: int = 0) -> list[Any]:
     if train.options.decode != "nvjpeg":
         return [{**batch, "images": batch["images"].clone()} for batch in train_loader(train, batches(start))]
     decoder = Decoder(train, "cpu")
-    return [decoder(train.__getitems__(positions)) for positions in batches(start)]
+    return [decoder(train.batch(positions)) for positions in batches(start)]
 
 
 def apart(one: list[Any], two: list[Any]) -> float:
@@ -156,8 +156,8 @@ def test_what_the_gpu_cannot_read_is_read_on_the_host_or_replaced(plain: Path, m
         raise RuntimeError("nvJPEG: unsupported")
 
     monkeypatch.setattr(decoder, "_decode", refuse)
-    assert apart([decoder(train.__getitems__(positions)) for positions in batches()], exact) == 0
-    waiting = [train.__getitems__(positions) for positions in batches()]
+    assert apart([decoder(train.batch(positions)) for positions in batches()], exact) == 0
+    waiting = [train.batch(positions) for positions in batches()]
     path = plain / "class" / "3.jpg"
     path.write_bytes(path.read_bytes()[:-100] + bytes(100))
     found = [decoder(batch) for batch in waiting]

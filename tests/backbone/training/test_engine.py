@@ -197,7 +197,7 @@ def test_step_equals_a_bare_sgd_step(tiny: Make) -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     for step in range(2):
         for half in range(2):
-            batch = task.train.__getitems__(range(step * 16 + half * 8, step * 16 + half * 8 + 8))
+            batch = task.train.batch(range(step * 16 + half * 8, step * 16 + half * 8 + 8))
             x = ((batch["images"].permute(0, 2, 3, 1) / 255 - mean) / std).permute(0, 3, 1, 2)
             (F.cross_entropy(reference.classify(x), batch["labels"], label_smoothing=0.1) / 2).backward()
         nn.utils.clip_grad_norm_(reference.parameters(), 0.5)

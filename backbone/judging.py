@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from backbone.data.options import Data
-from backbone.options import Strict
+from backbone.options import Seed, Strict
 from backbone.training.recipe import Compute, Scaling
 
 Protocol = Literal["1-crop", "10-crop", "multi-scale"]
@@ -93,7 +93,7 @@ class Analysis(Strict):
     images: int = Field(128, ge=2)
     """How many of them, evenly spread: one batch."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the initialisations."""
 
     output: str = "analysis"

@@ -4,12 +4,29 @@ The same model is the `model:` section of a recipe, what the builders in `backbo
 artifact records.
 """
 
-from typing import Literal
+from math import gcd
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 VGG_DEPTHS = (11, 13, 16, 19)
+NORM_GROUPS = 32  # of group norm (arXiv:1803.08494)
+# Where norms see the smallest maps: (stride, fewest channels of such a norm at width 1). Other nets' are never 1x1.
+NORM_MAPS = ((32, 512), (16, 256), (8, 128), (4, 64))
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What every generator takes: torch's refuse 2**64, and what is added to a seed must not reach it."""
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times the width multiplier, to the nearest integer, at least 1."""
+    return max(1, round(channels * width))
+
+
+def norm_groups(channels: int) -> int:
+    """Groups of a group norm: 32 where they divide the channels, else as many as do."""
+    return gcd(NORM_GROUPS, channels)
 
 
 class Strict(BaseModel):
@@ -61,6 +78,36 @@ class NetOptions(Strict):
             return f"vgg{self.depth}" + ("" if self.norm == "none" else "_bn")
         family = self.net.replace("resnet", "plain") if self.shortcut == "none" else self.net
         return f"{family}{self.depth}"
+
+    def check_maps(self, size: int, images: int) -> None:
+        """Check that every map has pixels, and every norm more than one value to take statistics over.
+
+        Args:
+            size: side of the square images, pixels.
+            images: how many the statistics of batch norm are taken over, see `bn_group`.
+
+        Raises:
+            ValueError: five pools leave nothing, or a norm sees a single value; what that is normalised to is always 0.
+        """
+        if self.net == "vgg" and size < 32:
+            raise ValueError(f"data.size {size}: the five pools of {self.name} halve it to nothing; give 32 or more")
+        if self.net != "resnet" or self.norm == "frozen":
+            return
+        for stride, base in NORM_MAPS:
+            channels = scaled(base, self.width)
+            if size > stride or (norm_groups(channels) < channels if self.norm == "group" else images > 1):
+                continue
+            what = f"model.norm {self.norm}: images of data.size {size} leave {self.name} a map of 1x1 pixels, where"
+            if self.norm == "group":
+                raise ValueError(
+                    f"{what} each of its {channels} groups is a single value; set data.size above {stride}, or a larger "
+                    "model.width"
+                )
+            one = "model.bn_group" if self.bn_group else "optim.micro_batch"
+            raise ValueError(
+                f"{what} {one} 1 gives it one value a channel; set {one} to 2 or more, data.size above {stride}, or "
+                "model.norm group"
+            )
 
     @model_validator(mode="after")
     def _possible(self) -> "NetOptions":

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.errors import UserError
-from backbone.options import NetOptions, Strict
+from backbone.options import NetOptions, Seed, Strict
 from backbone.storage import filesystem, join
 from backbone.training.recipe import Recipe, Scaling, TrainingRecipe
 from backbone.training.run import run_url
@@ -65,7 +65,7 @@ class Gains(Strict):
     finetune_with: dict[str, Any] = Field(default_factory=dict)
     """Fields that replace those of the fine-tuning recipe: --finetune_with.data.train /data/coco/train2017."""
 
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Each row is fine-tuned once with each. Their spread is reported."""
 
     storage: str = "runs"

@@ -43,6 +43,16 @@ class Finetune(TrainingRecipe):
         """See `TrainingRecipe.equal_shares`."""
         return self.detector.norm == "sync"
 
+    def check_micro_batch(self, unit: int) -> None:
+        """See `TrainingRecipe.check_micro_batch`."""
+        shortest = min(self.data.shorter_side)
+        if unit == 1 and self.detector.norm == "trainable" and shortest <= 32:
+            raise ValueError(
+                f"detector.norm trainable: images of data.shorter_side {shortest} may leave the backbone a last map of "
+                "1x1 pixels, where optim.micro_batch 1 gives batch norm one value a channel; set optim.micro_batch to "
+                "2 or more, data.shorter_side above 32, or detector.norm frozen"
+            )
+
     @model_validator(mode="after")
     def _readable(self) -> "Finetune":
         if self.data.source != "synthetic" and not self.data.train:

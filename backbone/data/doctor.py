@@ -17,7 +17,7 @@ from backbone.data.findings import Findings, Report, image_sizes
 from backbone.data.index import IndexedSource
 from backbone.data.pack import read_header
 from backbone.data.prepare import open_images
-from backbone.data.sources import Source, check_splits
+from backbone.data.sources import Source, check_classes, check_splits
 from backbone.errors import BadImage, UserError
 
 TINY = 32  # pixels: images of a shorter side below are mostly blown up before a net sees them
@@ -70,6 +70,10 @@ def examine(kind: str, images: str, val: str = "", check_images: bool = True, ca
             check_splits(*(split.source for split in splits))
         except UserError as error:
             findings.add("error", "splits whose classes differ", "training refuses them", error)
+    try:
+        check_classes(splits[0].source)
+    except UserError as error:
+        findings.add("error", "one class alone", "training refuses it", error)
     for split in splits:
         _classes(findings, split)
         if check_images:

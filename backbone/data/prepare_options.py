@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from backbone.options import Strict
+from backbone.options import Seed, Strict
 
 CONTENT = ("format", "shorter_side", "quality", "images_per_shard", "seed")  # what bytes of shards depend on
 
@@ -34,7 +34,7 @@ class Prepare(Strict):
     images_per_shard: int = Field(2000, ge=1)
     """Images of a shard, which is the unit of work and of resuming."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the order of images over all shards; synthetic: of the scenes, too."""
 
     on_bad: Literal["stop", "skip"] = "stop"

@@ -65,6 +65,21 @@ def open_source(kind: str, location: str, cache: str | None = None) -> Source:
     return KINDS[kind](location, cache)
 
 
+def check_classes(train: Source) -> None:
+    """Check that there is something to learn: two classes at least have images.
+
+    Raises:
+        UserError: all images are of one class.
+    """
+    only = int(train.labels[0])
+    if (train.labels != only).any():
+        return
+    raise UserError(
+        f"all {len(train)} images ({train.name(0)}, ...) are of one class, {train.classes[only]}: a net that always "
+        "answers so is never wrong, and nothing is learned; give images of two classes or more"
+    )
+
+
 def check_splits(train: Source, val: Source) -> None:
     """Check that labels mean the same in both splits.
 

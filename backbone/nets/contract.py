@@ -78,8 +78,3 @@ def run(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
-
-
-def scaled(channels: int, width: float) -> int:
-    """`channels` times the width multiplier, to the nearest integer, at least 1."""
-    return max(1, round(channels * width))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import gcd
 from typing import cast
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn.functional import batch_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.errors import UserError
-from backbone.options import NetOptions
+from backbone.options import NetOptions, norm_groups
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
@@ -66,7 +65,6 @@ def make_norm(options: NetOptions) -> Callable[[int], nn.Module]:
         case "frozen":
             return FrozenBatchNorm2d
         case "group":
-            # 32 groups (arXiv:1803.08494) where they divide the channels, else as many as do.
-            return lambda channels: nn.GroupNorm(gcd(32, channels), channels)
+            return lambda channels: nn.GroupNorm(norm_groups(channels), channels)
         case "none":
             return lambda channels: nn.Identity()

@@ -7,9 +7,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad, relu
 
-from backbone.nets.contract import Backbone, RegionHead, Stage, scaled
+from backbone.nets.contract import Backbone, RegionHead, Stage
 from backbone.nets.norm import make_norm
-from backbone.options import NetOptions
+from backbone.options import NetOptions, scaled
 
 # Units a stage, Table 1.
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

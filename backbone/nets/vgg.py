@@ -4,9 +4,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from backbone.nets.contract import Backbone, RegionHead, Stage, scaled
+from backbone.nets.contract import Backbone, RegionHead, Stage
 from backbone.nets.norm import make_norm
-from backbone.options import NetOptions
+from backbone.options import NetOptions, scaled
 
 CHANNELS = (64, 128, 256, 512, 512)
 # 3x3 convolutions before each of the five pools.

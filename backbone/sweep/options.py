@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from backbone.options import Strict
+from backbone.options import Seed, Strict
 from backbone.sweep.record import Objective
 
 OBJECTIVES = {
@@ -133,7 +133,7 @@ class Sweep(Strict):
     search: Literal["random", "grid", "tpe"] = "random"
     """How points are chosen. tpe: Optuna's, from what finished trials have shown."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the search. All trials are trained with the base recipe's."""
 
     scheduler: Scheduler = Scheduler()

@@ -54,7 +54,7 @@ class _Tpe:
         self._objectives = [OBJECTIVES[name] for name in sweep.objectives]
         directions: list[Any] = ["minimize" if o.mode == "min" else "maximize" for o in self._objectives]
         # Trials of a sweep that goes on are no news: another seed, or it would propose the same again.
-        sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(trials), n_startup_trials=5)
+        sampler = optuna.samplers.TPESampler(seed=(sweep.seed + len(trials)) % 2**32, n_startup_trials=5)
         self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._distributions = {field: self._distribution(d) for field, d in sweep.space.items()}
         for trial in trials:

@@ -18,7 +18,7 @@ from backbone.data.augment import blend
 from backbone.data.loader import TrainSet, ValSet, train_loader, val_loader
 from backbone.data.options import Data
 from backbone.data.resident import Resident
-from backbone.data.sources import Source, check_splits, open_source
+from backbone.data.sources import Source, check_classes, check_splits, open_source
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.inputs import InputConvention
@@ -41,7 +41,7 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
     """Training and validation images.
 
     Raises:
-        UserError: missing, empty, malformed, or splits whose classes differ.
+        UserError: missing, empty, malformed, of one class alone, or splits whose classes differ.
     """
     if data.source == "synthetic":
         return (
@@ -50,6 +50,7 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
         )
     cache = data.cache or None
     train, val = (open_source(data.source, place, cache) for place in (data.train, data.val))
+    check_classes(train)
     check_splits(train, val)
     return train, val
 

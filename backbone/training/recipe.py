@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from backbone.data.options import Data
-from backbone.options import NetOptions, Strict
+from backbone.options import NetOptions, Seed, Strict
 
 
 class Optim(Strict):
@@ -206,7 +206,7 @@ class TrainingRecipe(Strict, ABC):
     name: str = Field("", pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")
     """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     compute: Compute = Compute()
@@ -282,6 +282,8 @@ class Recipe(TrainingRecipe):
     def check_micro_batch(self, unit: int) -> None:
         """See `TrainingRecipe.check_micro_batch`."""
         group = self.model.bn_group
+        sharing = max(1, self.scaling.num_workers) if self.model.norm == "sync" else 1
+        self.model.check_maps(self.data.size, sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
         if (self.data.augment.mixup or self.data.augment.cutmix) and unit % 2:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from backbone.options import Strict
+from backbone.options import Seed, Strict
 
 
 class DetectionAugment(Strict):
@@ -41,7 +41,7 @@ class DetectionData(Strict):
     cache: str = ""
     """coco, voc: folder for annotations as flat arrays. Empty: ~/.cache/raybone."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """synthetic: which scenes. Not the run's seed: runs that differ in that one are judged on the same images."""
 
     train_images: int = Field(2000, ge=1)

@@ -80,6 +80,7 @@ MISTAKES = [
     pytest.param({"rows.two.pretrain": "x"}, "exactly one of pretrain, artifact, scratch, not 2", id="two at once"),
     pytest.param({"rows.a/b": {"artifact": "x"}}, "it becomes part of a run's name", id="label"),
     pytest.param({"seeds": [1, 1]}, "at least one, each once", id="seeds"),
+    pytest.param({"seeds": [0, 2**64]}, r"seeds\.1: .*less than 9223372036854775808", id="large seed"),
     pytest.param({"seeds": []}, "at least one, each once", id="no seed"),
     pytest.param({"rows": {"one": {"artifact": "x"}}}, "comparing takes at least two", id="one row"),
     pytest.param({"pretrain_with": {"seed": 1}}, "pretrain_with is read by rows with pretrain", id="unread"),

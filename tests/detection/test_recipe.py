@@ -26,6 +26,12 @@ MISTAKES = [
     pytest.param({"optim.batch": 6}, "micro_batch 4 does not divide batch 6", id="batch"),
     pytest.param({"eval_batch": 0}, "eval_batch", id="empty batches"),
     pytest.param({"compute.precision": "fp16"}, "fp16 needs scaling.use_gpu", id="fp16"),
+    pytest.param({"data.seed": 2**64}, "data.seed: .*less than 9223372036854775808", id="seed of the scenes"),
+    pytest.param(
+        {"detector.norm": "trainable", "optim.micro_batch": 1, "data.shorter_side": [32]},
+        "one value a channel; set optim.micro_batch to 2",
+        id="one value",
+    ),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The doctor for labelled images: each fault planted, and found alone."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from backbone.data import doctor
 from backbone.data.doctor import examine
 from backbone.data.findings import Finding, Report
+from backbone.data.sources import check_classes, open_source
 from backbone.errors import UserError
 from tests.backbone.data.making import make_shards
 from tests.backbone.data.test_decode import PHOTO, encode
@@ -116,6 +118,18 @@ def test_classes(tmp_path):
     differ = found(report)["splits whose classes differ"]
     assert differ.severity == "error"
     assert "only in train: c; only in val: d" in differ.examples[0]
+
+
+def test_one_class_alone_is_an_error_by_the_code_that_training_refuses_it_with(tmp_path):
+    root = make(tmp_path / "train")
+    shutil.rmtree(root / "b")
+    assert examine("imagefolder", str(root), check_images=False).errors == 0
+    shutil.rmtree(root / "c")
+    finding = found(examine("imagefolder", str(root), check_images=False))["one class alone"]
+    assert finding.severity == "error"
+    with pytest.raises(UserError) as refusal:
+        check_classes(open_source("imagefolder", str(root)))
+    assert finding.examples == [str(refusal.value)]
 
 
 def test_processes_see_what_one_process_sees(tmp_path, monkeypatch):

@@ -13,9 +13,9 @@ import pytest
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from backbone.data import index
-from backbone.data.sources import Source, check_splits, open_source
+from backbone.data.sources import Source, check_classes, check_splits, open_source
 from backbone.errors import BadImage, UserError
-from tests.backbone.data.making import TRAIN, make_folder, make_parquet, make_shards, values
+from tests.backbone.data.making import TRAIN, make_folder, make_parquet, make_shards, make_tar, samples, values
 
 PICKLED = 1000  # bytes, at most
 
@@ -139,3 +139,12 @@ def test_splits_must_have_the_same_classes(tmp_path):
     swapped = SimpleNamespace(classes=("b", "a", "c c"))
     with pytest.raises(UserError, match="label 0 is a in train, but b in val"):
         check_splits(train, cast(Source, swapped))
+
+
+def test_one_class_alone_teaches_nothing(tmp_path):
+    """Also where others are named but have no image."""
+    make_tar(tmp_path / "0.tar", [(name, b"1" if name.endswith("cls") else data) for name, data in samples(range(4))])
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=r"all 4 images \(.*0\.tar:n0/img_0\.png, \.\.\.\) are of one class, dog: "):
+        check_classes(open_source("webdataset", str(tmp_path)))
+    check_classes(open_source("webdataset", str(make_shards(tmp_path / "two"))))

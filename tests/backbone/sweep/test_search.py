@@ -42,6 +42,11 @@ def test_tpe_finds_what_random_search_does_not(tmp_path: Path) -> None:
     assert found["tpe"] < 0.5 * found["random"]
 
 
+def test_tpe_takes_any_seed_of_a_recipe(tmp_path: Path) -> None:
+    for seed in (2**32 - 1, 2**63 - 1):
+        assert searched(Search(make(tmp_path, SPACE, search="tpe", seed=seed, budget={"trials": 9}), []), 7)
+
+
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_a_search_that_goes_on_repeats_nothing(tmp_path: Path, kind: str) -> None:
     space = {"optim.batch": {"integers": [8, 16, 8]}, "model.depth": {"choice": [8, 14, 20]}}

@@ -10,6 +10,7 @@ import pytest
 from backbone.cli import fields, validate
 from backbone.errors import UserError
 from backbone.training.recipe import Recipe, identity, recipe_hash
+from backbone.training.run import check_split
 
 FILES = {"data.source": "imagefolder", "data.train": "a", "data.val": "b"}
 PLATEAU = {"schedule.kind": "plateau"}
@@ -52,6 +53,20 @@ def test_what_nothing_reads_is_refused(given: dict[str, Any], field: str, value:
         recipe(**given, **{field: value})
 
 
+ONE = {"data.size": 32, "optim.batch": 8, "optim.micro_batch": 1}
+
+
+@pytest.mark.parametrize("change", [{"data.size": 33}, {"optim.micro_batch": 2}, {"model.norm": "group"}])
+def test_one_value_a_channel_is_mended_as_the_message_says(change: dict[str, Any]):
+    recipe(**{**ONE, **change})
+
+
+def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
+    found = recipe(**{"data.size": 32, "optim.batch": 4, "scaling.num_workers": 4})
+    with pytest.raises(UserError, match="optim.micro_batch 1 gives it one value"):
+        check_split(found.model_copy(update={"optim": found.optim.model_copy(update={"micro_batch": 1})}))
+
+
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
@@ -82,6 +97,12 @@ def test_what_nothing_reads_is_refused(given: dict[str, Any], field: str, value:
         ({"name": ".."}, "name"),
         ({"name": "a\n"}, "name"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed: .*less than 9223372036854775808"),
+        ({**ONE, "model.depth": 18}, "one value a channel; set optim.micro_batch to 2 or more, data.size above 32"),
+        ({"data.size": 24, "model.net": "vgg", "model.depth": 11}, "five pools of vgg11_bn halve it to nothing"),
+        ({**ONE, "model.norm": "sync"}, "optim.micro_batch 1 gives it one value"),
+        ({**ONE, "optim.micro_batch": 4, "model.bn_group": 1}, "set model.bn_group to 2 or more"),
+        ({**ONE, "model.norm": "group", "model.width": 0.0625}, "each of its 32 groups is a single value"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], complaint: str):

@@ -100,8 +100,8 @@ class NetOptions(Strict):
             what = f"model.norm {self.norm}: images of data.size {size} leave {self.name} a map of 1x1 pixels, where"
             if self.norm == "group":
                 raise ValueError(
-                    f"{what} each of its {channels} groups is a single value; set data.size above {stride}, or a larger "
-                    "model.width"
+                    f"{what} each of its {channels} groups is a single value; set data.size above {stride}, or a "
+                    "larger model.width"
                 )
             one = "model.bn_group" if self.bn_group else "optim.micro_batch"
             raise ValueError(

@@ -1,5 +1,6 @@
 """Normalisation layers, against torch's own and against closed forms."""
 
+import contextlib
 import copy
 from typing import Any
 
@@ -159,14 +160,13 @@ def test_nets_are_refused_exactly_where_maps_are_too_small(net: dict[str, Any], 
     built.eval()
     for images, size in ((1, 16), (1, 31), (1, 32), (1, 33), (2, 16), (2, 32)):
         seen.clear()
-        empty = False
-        try:
-            built.classify(torch.empty(images, 3, size, size, device="meta"))
-        except ValueError:  # torch refuses some of these, too; the hook has seen them
-            pass
-        except RuntimeError as error:
-            assert "Output size is too small" in str(error)
-            empty = True
+        empty = options.net == "vgg" and size < 32
+        with contextlib.suppress(ValueError):  # torch refuses some of these, too; the hook has seen them
+            if empty:
+                with pytest.raises(RuntimeError, match="Output size is too small"):
+                    built.classify(torch.empty(images, 3, size, size, device="meta"))
+            else:
+                built.classify(torch.empty(images, 3, size, size, device="meta"))
         try:
             options.check_maps(size, images)
             refused = False

@@ -63,7 +63,7 @@ def test_one_value_a_channel_is_mended_as_the_message_says(change: dict[str, Any
 
 def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
     found = recipe(**{"data.size": 32, "optim.batch": 4, "scaling.num_workers": 4})
-    with pytest.raises(UserError, match="optim.micro_batch 1 gives it one value"):
+    with pytest.raises(UserError, match=r"optim\.micro_batch 1 gives it one value"):
         check_split(found.model_copy(update={"optim": found.optim.model_copy(update={"micro_batch": 1})}))
 
 

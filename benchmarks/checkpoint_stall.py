@@ -17,10 +17,11 @@ import torch
 from results import parser, spread, write
 from torch.nn import functional as F
 
+from backbone.compute import Compute
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
-from backbone.training.recipe import Compute, Optim
+from backbone.training.recipe import Optim
 from backbone.training.state import Checkpointer, Progress, Store
 from backbone.training.world import World
 

@@ -17,7 +17,7 @@ import yaml
 from results import parser, write
 
 from backbone.errors import UserError
-from backbone.paper import PUBLISHED
+from backbone.evaluate.paper import PUBLISHED
 from backbone.training.pretrain import finished, prepare, pretrain
 from backbone.training.recipe import Recipe, recipe_hash
 from backbone.training.run import run_url

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from results import parser, spread, write
 
 from detection.data.contract import Categories
-from detection.evaluation import STATS, matches, score_coco, score_voc
+from detection.scoring import STATS, matches, score_coco, score_voc
 
 HEIGHT, WIDTH = 480, 640  # of every image, pixels
 OBJECTS = 7.4  # an image, on average; COCO's 36,781 objects on 5,000 images

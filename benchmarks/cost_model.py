@@ -27,7 +27,7 @@ from backbone.nets.count import macs, parameters
 from backbone.options import NetOptions
 from backbone.training import engine
 from backbone.training.cost import BUCKET, Rates, Shape, predict
-from backbone.training.pretrain import Classification, input_convention, open_data, prepare, pretrain
+from backbone.training.pretrain import Classification, Pretraining, input_convention, open_data, prepare, pretrain
 from backbone.training.recipe import Recipe
 from backbone.training.world import World, local_world
 
@@ -98,11 +98,8 @@ def link(world: World) -> list[float]:
 def run(recipe: Recipe, world: World) -> list[float]:
     """Seconds a step of a real run, a value a window."""
     rates: list[float] = []
-    payload = {
-        "recipe": recipe.model_dump(mode="json"),
-        "inputs": input_convention(recipe, open_data(recipe.data, recipe.seed)[0], print),
-        "url": f"{recipe.run.storage}/{recipe.name}",
-    }
+    inputs = input_convention(recipe, open_data(recipe.data, recipe.seed)[0], print)
+    payload = Pretraining(f"{recipe.run.storage}/{recipe.name}", recipe, inputs)
     pretrain(payload, world, lambda r: rates.append(r["images_per_second"]) if r["kind"] == "log" else None)
     return [recipe.optim.batch / rate for rate in rates[1:]]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_step import Scenes, arguments, data_and_backbone, in_tuples, make_recipe, now, run, twin
+from detection_step import Scenes, Turns, arguments, data_and_backbone, in_tuples, make_recipe, now, run, twin
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from results import spread, write
@@ -25,14 +25,13 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_convert
 
 from backbone.training import engine
-from backbone.training.world import World
-from detection import evaluation
+from backbone.training.world import Report, World
+from detection import scoring
 from detection.data.loader import EvalSet, eval_loader
 from detection.data.sources import open_sources
-from detection.engine import build_detector, load_backbone
-from detection.inference import detect_batches
+from detection.evaluate import detect_batches
+from detection.finetune import build_detector, load_backbone
 from detection.nets import Detector
-from detection.recipe import Finetune
 
 
 class Scorer:
@@ -103,10 +102,10 @@ def spread_scores(model: Detector, images: Tensor, sizes: Tensor) -> None:
     layer.bias[0] += 10
 
 
-def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+def measure(payload: Turns, world: World, report: Report) -> dict[str, Any]:
     """Seconds of an evaluation both ways and of scoring in it, turn by turn, and how many detections."""
-    recipe = Finetune.model_validate(payload["recipe"])
-    folder, context = Path(payload["url"]), engine.autocast(recipe.compute, world.device)
+    recipe = payload.recipe
+    folder, context = Path(payload.url), engine.autocast(recipe.compute, world.device)
     net, inputs, _ = load_backbone(recipe.backbone, False, recipe.seed)
     train, source = open_sources(recipe.data)
     ours = build_detector(recipe, net, train).eval()
@@ -121,18 +120,18 @@ def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dic
     reference = DataLoader(scenes, recipe.eval_batch, num_workers=recipe.data.workers, collate_fn=in_tuples)
     taken: dict[str, list[float]] = {"ours": [], "theirs": [], "our scoring": [], "their scoring": []}
     counts: dict[str, int] = {}
-    for _ in range(payload["turns"] + 1):
+    for _ in range(payload.turns + 1):
         began = now(world.device)
         found, bad = detect_batches(ours, inputs, loader, source.image_ids, world.device, context)
         detected = now(world.device)
-        evaluation.judge(found, source, world, bad)
+        scoring.gather_and_score(found, source, world, bad)
         ended = now(world.device)
         with context:  # the reference knows none, and evaluates in float32
-            _, count, scoring = evaluate(theirs, reference, scenes.coco, world.device)
+            _, count, their_scoring = evaluate(theirs, reference, scenes.coco, world.device)
         taken["ours"].append(ended - began)
         taken["our scoring"].append(ended - detected)
         taken["theirs"].append(now(world.device) - ended)
-        taken["their scoring"].append(scoring)
+        taken["their scoring"].append(their_scoring)
         counts = {"ours": len(found), "theirs": count}
     return {**{name: seconds[1:] for name, seconds in taken.items()}, "detections": counts}
 

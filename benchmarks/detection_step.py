@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,18 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as F
 
 from backbone import artifact
+from backbone.compute import Scaling
 from backbone.data.stream import MicroBatches
 from backbone.data.synthetic import CLASSES, render
 from backbone.inputs import InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
-from backbone.training.cluster import launch
-from backbone.training.recipe import Scaling
+from backbone.training.ray_train import Payload, launch
 from backbone.training.state import Store
-from backbone.training.world import World
+from backbone.training.world import Report, World
 from detection.data.sources import open_sources
-from detection.engine import Detection
+from detection.finetune import Detection
 from detection.nets import Detector
 from detection.recipe import Finetune
 
@@ -56,6 +57,14 @@ CASES = {
     "bf16": ("bf16", False),
     "bf16 channels_last": ("bf16", True),
 }
+
+
+@dataclass(frozen=True)
+class Turns(Payload):
+    """What a measurement is given: the folder of its data and run, the recipe, and how often both take turns."""
+
+    recipe: Finetune
+    turns: int
 
 
 def write_scenes(folder: Path, count: int) -> None:
@@ -213,9 +222,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, list[float]]:
+def measure(payload: Turns, world: World, report: Report) -> dict[str, list[float]]:
     """Seconds a step of both, turn by turn, and of ours those waiting for data and in the forward pass."""
-    recipe = Finetune.model_validate(payload["recipe"])
+    recipe = payload.recipe
     steps = recipe.run.log_every
     theirs: list[float] = []
 
@@ -233,7 +242,7 @@ def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dic
     optimizer = torch.optim.SGD(trained, optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     micro_batches = MicroBatches(optim.batch, optim.batch, 0, 1, 0, int(recipe.schedule.total))
     same = [[task.train.stream[position][1] for position in positions] for positions in micro_batches]
-    scenes = Scenes(Path(payload["url"]), recipe.data.augment.flip)
+    scenes = Scenes(Path(payload.url), recipe.data.augment.flip)
     loader = DataLoader(scenes, batch_sampler=same, num_workers=recipe.data.workers, collate_fn=in_tuples)
     reference = train_one_epoch(model, optimizer, loader, world, engine.autocast(recipe.compute, world.device))
     with tempfile.TemporaryDirectory() as checkpoints:
@@ -267,7 +276,7 @@ def data_and_backbone(images: int) -> Generator[Path]:
 
 def run(worker: Callable[..., Any], folder: Path, recipe: Finetune, given: argparse.Namespace) -> Any:
     """`worker(payload, world, report)` in this process; what it reports goes to a file."""
-    payload = {"recipe": recipe.model_dump(), "url": str(folder), "turns": given.turns}
+    payload = Turns(str(folder), recipe, given.turns)
     scaling = Scaling(num_workers=0, use_gpu=given.device == "cuda", cpus_per_worker=given.threads)
     with (folder / "log").open("w") as log, contextlib.redirect_stdout(log):
         return launch(worker, payload, scaling)

@@ -32,8 +32,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from backbone.data.augment import resize
+from backbone.data.batches import TrainSet, make_loader
 from backbone.data.index import IndexedSource
-from backbone.data.loader import TrainSet, make_loader, train_loader
+from backbone.data.loader import train_loader
 from backbone.data.options import Data
 from backbone.data.raw import MAGIC, encode_raw
 from backbone.data.sources import open_source

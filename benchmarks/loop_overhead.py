@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from results import parser, spread, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone.compute import Compute, Scaling
 from backbone.data.stream import MicroBatches
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
-from backbone.training.cluster import launch
-from backbone.training.recipe import Compute, PretrainOptim, PretrainRun, Recipe, Scaling, Schedule
+from backbone.training.ray_train import Payload, launch
+from backbone.training.recipe import PretrainOptim, PretrainRun, Recipe, Schedule
 from backbone.training.state import Store
-from backbone.training.world import World
+from backbone.training.world import Report, World
 
 CLASSES = 100
 CASES = {
@@ -34,6 +36,15 @@ CASES = {
     "cifar_resnet8, batch 2": (NetOptions(net="cifar_resnet", depth=8, shortcut="A"), 32, 2, 200),
     "resnet50 (GPU)": (NetOptions(depth=50), 224, 256, 20),
 }
+
+
+@dataclass(frozen=True)
+class Steps(Payload):
+    """What a measurement is given: pixels a side, and steps a turn."""
+
+    recipe: Recipe
+    size: int
+    steps: int
 
 
 class Prepared:
@@ -93,9 +104,9 @@ def make_recipe(net: NetOptions, batch: int, steps: int, turns: int, precision: 
     )
 
 
-def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, list[float]]:
+def measure(payload: Steps, world: World, report: Report) -> dict[str, list[float]]:
     """Seconds a step of the loop and of the bare one, turn by turn."""
-    recipe, steps = Recipe.model_validate(payload["recipe"]), payload["steps"]
+    recipe, steps = payload.recipe, payload.steps
     bare: list[float] = []
 
     def run_bare() -> None:
@@ -108,13 +119,13 @@ def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dic
             optimizer.zero_grad(set_to_none=True)
         bare.append((now(world.device) - began) / steps)
 
-    task = Prepared(recipe, payload["size"], steps, world, run_bare)
+    task = Prepared(recipe, payload.size, steps, world, run_bare)
     net = build(recipe.model, CLASSES).to(world.device).train()
     if recipe.compute.channels_last:
         net.to(memory_format=torch.channels_last)
     optimizer = engine.build_optimizer(net, recipe.optim)
     context = engine.autocast(recipe.compute, world.device)
-    engine.train(task, recipe, world, Store(payload["url"] + "/checkpoints"), report)
+    engine.train(task, recipe, world, Store(payload.url + "/checkpoints"), report)
     return {"loop": task.seconds[1:], "bare": bare[1:]}
 
 
@@ -132,7 +143,7 @@ def main() -> None:
         net, size, batch, steps = CASES[case]
         recipe = make_recipe(net, batch, steps, given.turns, given.precision, given.channels_last)
         with tempfile.TemporaryDirectory() as folder:
-            payload = {"recipe": recipe.model_dump(), "size": size, "steps": steps, "url": folder}
+            payload = Steps(folder, recipe, size, steps)
             scaling = Scaling(num_workers=0, use_gpu=given.gpu, cpus_per_worker=given.threads)
             with Path(folder, "log").open("w") as log, contextlib.redirect_stdout(log):
                 seconds = launch(measure, payload, scaling)

@@ -14,9 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from backbone.cli import validate
-from backbone.training.cluster import launch
+from backbone.training.ray_train import launch
 from benchmarks.results import parser, write
-from detection.engine import finetune, prepare
+from detection.finetune import finetune, prepare
 from detection.recipe import Finetune
 
 C4 = {"kind": "c4"}

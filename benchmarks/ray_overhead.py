@@ -17,17 +17,16 @@ import loop_overhead
 from loop_overhead import CASES, make_recipe
 from results import parser, spread, write
 
-from backbone.training import engine
-from backbone.training.cluster import launch
-from backbone.training.recipe import Scaling
-from backbone.training.world import World
+from backbone.compute import Scaling
+from backbone.training.ray_train import launch
+from backbone.training.world import Report, World
 
 EVALUATIONS = 5
 REST = 3.0
 """Seconds between evaluations, which in a run are minutes apart."""
 
 
-def measure(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, list[float]]:
+def measure(payload: loop_overhead.Steps, world: World, report: Report) -> dict[str, list[float]]:
     """Seconds a step of both loops, turn by turn; of each log and evaluation record; cores used at rest."""
     took: dict[str, list[float]] = {"say": [], "log": [], "evaluation": []}
 
@@ -63,7 +62,7 @@ def main() -> None:
             url = Path(folder, f"run{number}")
             url.mkdir()
             (url / "run.json").touch()  # by which workers check that they see the run's folder
-            payload = {"recipe": recipe.model_dump(), "size": size, "steps": steps, "url": str(url)}
+            payload = loop_overhead.Steps(str(url), recipe, size, steps)
             with (url / "log").open("w") as log, contextlib.redirect_stdout(log):
                 found = launch(measure, payload, Scaling(num_workers=1, cpus_per_worker=given.threads, max_failures=0))
             ratio, low, high = spread([a / b for a, b in zip(found["loop"], found["bare"], strict=True)])

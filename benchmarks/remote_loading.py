@@ -25,8 +25,9 @@ from input_pipeline import SHORTER, SIDE, repack
 from ray.cluster_utils import Cluster
 from results import parser, spread, write
 
+from backbone.data.batches import TrainSet
 from backbone.data.index import IndexedSource
-from backbone.data.loader import TrainSet, train_loader
+from backbone.data.loader import train_loader
 from backbone.data.options import Data
 from backbone.data.raw import encode_raw
 from backbone.data.remote import AHEAD, PORTION

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detection.artifact import load as load
-    from detection.inference import detect as detect
+    from detection.evaluate import detect as detect
 
 __all__ = ["detect", "load"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "detect":
-        from detection.inference import detect
+        from detection.evaluate import detect
 
         return detect
     raise AttributeError(f"module 'detection' has no attribute {name!r}")

@@ -5,17 +5,18 @@ never done again, and what was interrupted goes on.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from backbone.cli import laid_over, read_yaml, validate
+from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.options import NetOptions, Seed, Strict
 from backbone.storage import filesystem, join
-from backbone.training.recipe import Recipe, Scaling, TrainingRecipe
+from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import run_url
 from detection.recipe import Finetune
 
@@ -143,16 +144,16 @@ def check(todo: Plan) -> None:
     Raises:
         UserError: they cannot be read, or the detector does not fit them.
     """
-    from detection import engine
+    from detection import finetune
     from detection.data.sources import open_sources
 
     train, val = open_sources(next(iter(todo.finetunings.values())).data)
-    engine.check_ground_truth(val)
+    finetune.check_ground_truth(val)
     made = {join(run_url(recipe), "artifact") for recipe in todo.pretrainings.values()}
     looked_at = {(recipe.backbone, recipe.from_scratch): recipe for recipe in todo.finetunings.values()}
     for (backbone, from_scratch), recipe in looked_at.items():
         if backbone not in made:
-            engine.build_detector(recipe, engine.load_backbone(backbone, from_scratch, recipe.seed)[0], train)
+            finetune.build_detector(recipe, finetune.load_backbone(backbone, from_scratch, recipe.seed)[0], train)
 
 
 def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
@@ -162,14 +163,14 @@ def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
         UserError: a mistake in a recipe, data or an artifact; or a run that failed for one, the others being finished
             first.
     """
-    from backbone.training import pretrain as pretraining
-    from backbone.training.cluster import connect, room
-    from detection import engine
+    from backbone.cluster import connect, room
+    from backbone.training.pretrain import PRETRAIN
+    from detection.finetune import FINETUNE
 
     todo = plan(gains)
     check(todo)
-    done = [pretraining.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
-    done += [engine.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
+    done = [PRETRAIN.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
+    done += [FINETUNE.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
     on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
     places, leave = 1, None
     if on_ray:
@@ -182,26 +183,21 @@ def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
         say(
             f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
         )
-        first = {label: (pretraining, pretraining.pretrain, recipe) for label, recipe in todo.pretrainings.items()}
-        _all(first, parallel, say)
-        second = {f"{label}/{s}": (engine, engine.finetune, recipe) for (label, s), recipe in todo.finetunings.items()}
-        _all(second, parallel, say)
+        _all(PRETRAIN, todo.pretrainings, parallel, say)
+        _all(FINETUNE, {f"{label}/{seed}": recipe for (label, seed), recipe in todo.finetunings.items()}, parallel, say)
     finally:
         if leave:
             leave()
     return todo
 
 
-def _all(runs: dict[str, tuple[Any, Any, Any]], parallel: int, say: Callable[[str], None]) -> None:
-    from backbone.training.cluster import launch
+def _all(job: Any, runs: Mapping[str, TrainingRecipe], parallel: int, say: Callable[[str], None]) -> None:
+    from backbone.job import submit
 
     def one(label: str) -> None:
-        module, worker, recipe = runs[label]
-        payload = module.prepare(recipe, lambda text: say(f"[{label}] {text}"))
-        if module.finished(payload["url"]):
-            say(f"[{label}] {payload['url']} is finished")
-        else:
-            launch(worker, payload, recipe.scaling, label)
+        outcome = submit(job, runs[label], label, say=lambda text: say(f"[{label}] {text}"))
+        if outcome.seconds is None:
+            say(f"[{label}] {outcome.url} is finished")
 
     with ThreadPoolExecutor(parallel) as pool:
         futures = {label: pool.submit(one, label) for label in runs}

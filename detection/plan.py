@@ -5,7 +5,7 @@ from backbone.training import schedule
 from backbone.training.plan import lr_curve, lr_line
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.sources import open_sources
-from detection.engine import build_detector, check_ground_truth, load_backbone
+from detection.finetune import build_detector, check_ground_truth, load_backbone
 from detection.nets import summary
 from detection.recipe import Finetune
 
@@ -14,7 +14,7 @@ def describe(recipe: Finetune) -> str:
     """The plan of a run as text.
 
     Raises:
-        UserError: as `detection.engine.prepare`, but for the storage.
+        UserError: as `detection.finetune.prepare`, but for the storage.
     """
     net, inputs, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
     train, val = open_sources(recipe.data)

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from backbone.compute import Compute, Scaling
 from backbone.options import Strict
-from backbone.training.recipe import Compute, Optim, Scaling, TrainingRecipe
+from backbone.training.recipe import Optim, TrainingRecipe
 from detection.data.options import DetectionData
 from detection.options import DetectorOptions
 
@@ -70,7 +71,7 @@ class Finetune(TrainingRecipe):
         return self
 
 
-class Evaluation(Strict):
+class DetectorEvaluation(Strict):
     """Judge a detector. The command line gives the fields, or a YAML file (--config FILE).
 
     Data that are not given are those it was trained with.
@@ -96,7 +97,7 @@ class Evaluation(Strict):
     shorter side where it is another than in training."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Evaluation":
+    def _possible(self) -> "DetectorEvaluation":
         if self.compute.compile != "none":
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:

@@ -6,14 +6,14 @@ python jobs/analyse.py --backbone runs/resnet20/artifact runs/plain20/artifact -
 
 import sys
 
+from backbone.analyse.options import Analysis
 from backbone.cli import fail, parse
 from backbone.errors import UserError
-from backbone.judging import Analysis
 
 
 def main() -> None:
     options, _ = parse(Analysis, sys.argv[1:])
-    from backbone.analysis import analyse, table  # from here on torch is imported
+    from backbone.analyse.analysis import analyse, table  # from here on torch is imported
 
     try:
         record = analyse(options)

@@ -9,46 +9,44 @@ python jobs/evaluate.py --backbone runs/a/artifact runs/b/artifact --protocols 1
 
 import sys
 from itertools import pairwise
+from typing import Any
 
 from backbone.cli import fail, parse, read_yaml
 from backbone.errors import UserError
-from backbone.judging import Judging
-from detection.recipe import Evaluation
+from backbone.evaluate.options import BackboneEvaluation
+from detection.recipe import DetectorEvaluation
 
 
 def main() -> None:
     words = one_by_one(sys.argv[1:])
-    if judges_backbones(words):
-        judge_backbones(words)
+    if names_backbones(words):
+        evaluate_backbones(words)
         return
     if words in (["--help"], ["-h"]):
         print(__doc__)
-    recipe, _ = parse(Evaluation, words)
-    from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
-    from detection.evaluation import table
-    from detection.inference import evaluate, prepare
+    recipe, _ = parse(DetectorEvaluation, words)
+    from detection.evaluate import EVALUATE  # from here on torch and Ray are imported, which takes seconds
+    from detection.scoring import table
+
+    carry_out(EVALUATE, recipe, table)
+
+
+def evaluate_backbones(words: list[str]) -> None:
+    recipe, _ = parse(BackboneEvaluation, words)
+    from backbone.evaluate.evaluation import EVALUATE, table
+
+    carry_out(EVALUATE, recipe, table)
+
+
+def carry_out(job: Any, options: Any, table: Any) -> None:
+    from backbone.job import submit
 
     try:
-        payload = prepare(recipe)
-        metrics = launch(evaluate, payload, recipe.scaling)
+        outcome = submit(job, options)
     except UserError as error:
         fail(error)
-    print(table(metrics))
-    print(f"results   {payload['url']}")
-
-
-def judge_backbones(words: list[str]) -> None:
-    recipe, _ = parse(Judging, words)
-    from backbone.evaluation import evaluate, prepare, table
-    from backbone.training.cluster import launch
-
-    try:
-        payload = prepare(recipe)
-        judged = launch(evaluate, payload, recipe.scaling)
-    except UserError as error:
-        fail(error)
-    print(table(judged))
-    print(f"results   {payload['url']}")
+    print(table(outcome.results))
+    print(f"results   {outcome.url}")
 
 
 def one_by_one(words: list[str]) -> list[str]:
@@ -65,7 +63,7 @@ def one_by_one(words: list[str]) -> list[str]:
     return ["--backbone", *backbones, *others]
 
 
-def judges_backbones(words: list[str]) -> bool:
+def names_backbones(words: list[str]) -> bool:
     """Whether the command line, or else the recipe it names, has a backbone and no detector."""
     if "--detector" in words or "--backbone" in words:
         return "--detector" not in words

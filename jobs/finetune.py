@@ -5,7 +5,6 @@ ray job submit --working-dir . -- python jobs/finetune.py --config ... --run.sto
 """
 
 import sys
-import time
 
 from backbone.cli import fail, parse
 from backbone.errors import UserError
@@ -14,29 +13,23 @@ from detection.recipe import Finetune
 
 def main() -> None:
     recipe, flags = parse(Finetune, sys.argv[1:], {"dry_run": "check everything, print the plan, then stop"})
-    from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
-    from detection.engine import finetune, finished, prepare
-    from detection.evaluation import table
+    from backbone.job import submit  # from here on torch and Ray are imported, which takes seconds
+    from detection.finetune import FINETUNE
     from detection.plan import describe
+    from detection.scoring import table
 
     try:
         if flags["dry_run"]:
             print(describe(recipe))
             return
-        payload = prepare(recipe)
-        metrics = finished(payload["url"])
-        if metrics:
-            print(f"{payload['url']} is finished; another --name or --seed begins another run")
-        else:
-            began = time.monotonic()
-            metrics = launch(finetune, payload, recipe.scaling)
-            print(f"trained in {time.monotonic() - began:.0f} s")
+        outcome = submit(FINETUNE, recipe)
     except (UserError, FloatingPointError) as error:
         fail(error)
-    print(table(metrics))
-    print(f"curves    {payload['url']}/curves.png")
-    print(f"results   {payload['url']}/results")
-    print(f"artifact  {payload['url']}/artifact")
+    print(outcome.headline)
+    print(table(outcome.results))
+    print(f"curves    {outcome.url}/curves.png")
+    print(f"results   {outcome.url}/results")
+    print(f"artifact  {outcome.url}/artifact")
 
 
 if __name__ == "__main__":

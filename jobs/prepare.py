@@ -9,14 +9,14 @@ Run the same again to go on after a stop, or to verify what is there.
 import sys
 
 from backbone.cli import fail, parse
-from backbone.data.prepare_options import Prepare
+from backbone.data.prepare.options import Prepare
 from backbone.errors import UserError
 
 
 def main() -> None:
     options, _ = parse(Prepare, sys.argv[1:])
     try:
-        from backbone.data.prepare import prepare  # from here on OpenCV is imported
+        from backbone.data.prepare.prepare import prepare  # from here on OpenCV is imported
 
         done = prepare(options)
     except UserError as error:

@@ -5,7 +5,6 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.sto
 """
 
 import sys
-import time
 
 from backbone.cli import fail, parse
 from backbone.errors import UserError
@@ -19,10 +18,10 @@ def main() -> None:
         words,
         {"dry_run": "print net, cost, steps and batch split, then stop; --rates FILE of measured rates adds time"},
     )
-    from backbone.training.cluster import launch  # from here on torch and Ray are imported, which takes seconds
+    from backbone.job import submit  # from here on torch and Ray are imported, which takes seconds
     from backbone.training.cost import read_rates
     from backbone.training.plan import describe
-    from backbone.training.pretrain import finished, open_data, prepare, pretrain
+    from backbone.training.pretrain import PRETRAIN, open_data
 
     try:
         if flags["dry_run"]:
@@ -32,19 +31,14 @@ def main() -> None:
             return
         if rates_file:
             raise UserError("--rates is read with --dry-run only")
-        payload = prepare(recipe)
-        metrics = finished(payload["url"])
-        if metrics:
-            print(f"{payload['url']} is finished; another --name or --seed begins another run")
-        else:
-            began = time.monotonic()
-            metrics = launch(pretrain, payload, recipe.scaling)
-            print(f"trained in {time.monotonic() - began:.0f} s")
+        outcome = submit(PRETRAIN, recipe)
     except (UserError, FloatingPointError) as error:
         fail(error)
+    print(outcome.headline)
+    metrics = outcome.results
     print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
-    print(f"curves    {payload['url']}/curves.png")
-    print(f"artifact  {payload['url']}/artifact")
+    print(f"curves    {outcome.url}/curves.png")
+    print(f"artifact  {outcome.url}/artifact")
 
 
 def rates_of(words: list[str]) -> tuple[list[str], str]:

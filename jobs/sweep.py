@@ -17,14 +17,14 @@ def main() -> None:
     sweep, _ = parse(Sweep, sys.argv[1:])
     from backbone.sweep.run import run
     from backbone.sweep.view import page, summary  # from here on torch and Ray are imported, which takes seconds
-    from detection.judge import Judge
+    from detection.objective import DetectionAP
 
     began = time.monotonic()
     try:
-        judge = Judge.of(sweep) if sweep.finetune else None
-        if judge:
-            judge.check()
-        record = run(sweep, judge)
+        detection_ap = DetectionAP.of(sweep) if sweep.finetune else None
+        if detection_ap:
+            detection_ap.check()
+        record = run(sweep, detection_ap)
         fs, path = filesystem(join(record.url, "report.html"))
         fs.pipe_file(path, page.report(record).encode())
     except (UserError, FloatingPointError) as error:

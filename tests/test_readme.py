@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from backbone.analyse.options import Analysis
 from backbone.artifact import save
 from backbone.cli import load as load_recipe
 from backbone.cli import parse, read_yaml
-from backbone.data.prepare_options import Prepare
+from backbone.data.prepare.options import Prepare
+from backbone.evaluate.options import BackboneEvaluation
 from backbone.inputs import InputConvention
 from backbone.interop.options import Export, Import
-from backbone.judging import Analysis, Judging
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.sweep.options import Sweep
@@ -27,7 +28,7 @@ from detection.data.contract import Categories
 from detection.gains import Gains, plan
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
-from detection.recipe import Evaluation, Finetune
+from detection.recipe import DetectorEvaluation, Finetune
 from jobs.doctor import Doctor
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
 MODELS = {
     "pretrain": Recipe,
     "finetune": Finetune,
-    "evaluate": Evaluation,
+    "evaluate": DetectorEvaluation,
     "gains": Gains,
     "doctor": Doctor,
     "sweep": Sweep,
@@ -72,7 +73,7 @@ def test_every_command_is_understood(job: str, monkeypatch: pytest.MonkeyPatch) 
     for words in commands(job):
         if any(word.endswith("/best.yaml") for word in words):
             continue  # the sweep before it makes the file; test_tuning trains one
-        model = Judging if job == "evaluate" and "--backbone" in words else MODELS[job]
+        model = BackboneEvaluation if job == "evaluate" and "--backbone" in words else MODELS[job]
         recipe, _ = parse(model, words, {"dry_run": ""})
         if isinstance(recipe, Gains):
             plan(recipe)  # the recipes it names, with what the command changes in them

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from backbone.data.decode import decode
 from backbone.data.findings import Findings, Report, image_sizes
 from backbone.data.index import IndexedSource
-from backbone.data.pack import read_header
-from backbone.data.prepare import open_images
+from backbone.data.prepare.pack import read_header
+from backbone.data.prepare.prepare import open_images
 from backbone.data.sources import Source, check_classes, check_splits
 from backbone.errors import BadImage, UserError
 

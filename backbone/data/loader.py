@@ -1,170 +1,34 @@
-"""Sources, order and augmentation put together into batches: uint8, normalised later, on the device."""
+"""The one place that decides how batches are made: in loader processes, on other nodes' CPUs, by the GPU's decoder, or
+from images that stay on the device. What is in a batch does not depend on it.
+"""
 
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
-from backbone.data.decode import decode, decode_down_to, jpeg_header
-from backbone.data.index import IndexedSource
-from backbone.data.options import Data
-from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
-from backbone.data.sources import Source
-from backbone.data.stream import MicroBatches, Stream, mix
-from backbone.errors import BadImage
-
-CPU = torch.device("cpu")
+from backbone.data.batches import CPU, Batch, Loader, TrainSet, ValSet, evaluation_batches
+from backbone.data.resident import Resident
+from backbone.data.slots import to_device
+from backbone.data.stream import MicroBatches
 
 
-class Batch(TypedDict):
-    """What a loader hands over. N samples, side S."""
-
-    images: Tensor  # uint8 [N, 3, S, S], RGB
-    labels: Tensor  # int64 [N]; -1 where an evaluation image could not be read
-    shift: Tensor  # float32 [N, 3], see Draws.shift
-    blending: Tensor  # float32 [N, 5], see Draws.blending
-    position: int  # of the first sample
-    bad: list[str]  # names of images that could not be read, each with the reason
-    undecoded: NotRequired[list["Undecoded"]]  # decode nvjpeg, on the way to the GPU: views that `images` lacks
-
-
-class Undecoded(NamedTuple):
-    """A training image whose bytes travel to the GPU."""
-
-    place: int  # in the batch
-    epoch: int
-    sample: int
-    key: int
-    data: bytes
-
-
-@dataclass
-class TrainSet:
-    """Positions -> micro-batch. A `Filler`, as is `ValSet`."""
-
-    source: Source
-    options: Data
-    seed: int
-    fill: tuple[int, int, int]
-    stream: Stream = field(init=False)
-    view: TrainingView = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stream = Stream(self.seed, len(self.source))
-        options = self.options
-        self.view = TrainingView(options.augment, options.size, options.crop_pct, self.fill)
-
-    def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
-        """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size]."""
-        draws = Draws(self.options.augment, self.seed)
-        planes = images.numpy()
-        labels, shifts, undecoded, bad = [], [], [], []
-        for place, position in enumerate(positions):
-            epoch, sample = self.stream[position]
-            sample, data = self._read(epoch, sample, planes[place], bad)
-            if data is not None:
-                undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
-            labels.append(self.source.labels[sample])
-            shifts.append(draws.shift(epoch, sample))
-        blending = [draws.blending(position) for position in positions]
-        batch = _batch(images, labels, shifts, blending, positions[0], bad)
-        if self.options.decode == "nvjpeg":
-            batch["undecoded"] = undecoded
-        return batch
-
-    def batch(self, positions: range) -> Batch:
-        """`fill_in` with memory of its own."""
-        return self.fill_in(positions, empty_images(len(positions), self.options.size))
-
-    def decoded(self, one: Undecoded, bad: list[str]) -> tuple[Tensor, int]:
-        """What was left to the GPU, decoded here after all: uint8 [3, size, size], and the sample it shows."""
-        image = empty_images(1, self.options.size)[0]
-        sample, _ = self._read(one.epoch, one.sample, image.numpy(), bad, on_host=True)
-        return image, sample
-
-    def _read(
-        self, epoch: int, sample: int, planes: np.ndarray, bad: list[str], on_host: bool = False
-    ) -> tuple[int, bytes | None]:
-        """Fill in the view, or with on_bad skip the next readable one: still a function of the position and the data.
-
-        Returns the sample it shows, and its bytes where only the GPU is to decode them.
-        """
-        for _ in range(self.options.max_bad + 1):
-            try:
-                return sample, self._look(epoch, sample, planes, on_host)
-            except BadImage as error:
-                if self.options.on_bad == "stop":
-                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
-                bad.append(str(error))
-                sample = (sample + 1) % len(self.source)
-        raise BadImage(f"more than data.max_bad {self.options.max_bad} unreadable images in a row: {bad[-1]}")
-
-    def _look(self, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> bytes | None:
-        key = mix(self.seed, epoch, sample)
-        if not isinstance(self.source, IndexedSource):
-            return self.view.fill(planes, self.source.image(sample), key)
-        data, name = self.source.data(sample), self.source.name(sample)
-        header = jpeg_header(data)
-        if header is None or not header.is_upright:  # what follows turns nothing
-            return self.view.fill(planes, decode(data, name), key)
-        if self.options.decode == "nvjpeg" and not on_host:
-            return data
-        whole = header.height, header.width
-        shrink = self.view.shrink(*whole, key) if self.options.decode == "scaled" else 1
-        if shrink > 1:
-            return self.view.fill(planes, decode(data, name, shrink), key, whole)
-        self.view.fill(planes, decode_down_to(data, name, header, self.view.bottom(*whole, key)), key, whole)
-
-
-@dataclass
-class ValSet:
-    """Sample id -> evaluation view. An unreadable image keeps its place with label -1, so counts stay honest."""
-
-    source: Source
-    options: Data
-
-    def fill_in(self, ids: Sequence[int], images: Tensor) -> Batch:
-        """The views of these samples, in `images`, uint8 [len(ids), 3, size, size]."""
-        planes = images.numpy()
-        labels, bad = [], []
-        for place, sample in enumerate(ids):
-            try:
-                to_planes(
-                    evaluation_view(self.source.image(sample), images.shape[-1], self.options.crop_pct), planes[place]
-                )
-                labels.append(self.source.labels[sample])
-            except BadImage as error:
-                if self.options.on_bad == "stop":
-                    raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
-                bad.append(str(error))
-                planes[place] = 0
-                labels.append(-1)
-        none = np.zeros((len(ids), 8), np.float32)
-        return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
-
-    def batch(self, ids: Sequence[int]) -> Batch:
-        """`fill_in` with memory of its own."""
-        return self.fill_in(ids, empty_images(len(ids), self.options.size))
-
-
-def train_loader(train_set: TrainSet, batches: MicroBatches, device: torch.device = CPU) -> Iterable[Batch]:
+def train_loader(
+    train_set: TrainSet, batches: MicroBatches, device: torch.device = CPU, resident: Resident | None = None
+) -> Iterable[Batch]:
     """All micro-batches of one rank to the end of the run, on the device, to be iterated once.
 
-    A batch stays as it is until the next but one is asked for. See `Loader`.
+    A batch stays as it is until the next but one is asked for. `resident`: the images of `train_set`, where they are
+    kept on the device.
 
     Raises:
         UserError: decode nvjpeg, and torch has no GPU or no nvJPEG; or too little shared memory.
     """
     options = train_set.options
+    if resident is not None:
+        return resident.batches(batches)
     if options.remote_cpus:
-        from backbone.data.remote import remote_batches
+        from backbone.data.remote import remote_batches  # imports Ray
 
         return to_device(remote_batches(train_set, batches, pinned=device.type == "cuda"), device)
     here = CPU if options.decode == "nvjpeg" else device
@@ -177,71 +41,12 @@ def train_loader(train_set: TrainSet, batches: MicroBatches, device: torch.devic
     return (decoder(batch) for batch in loader)
 
 
-def val_loader(val_set: ValSet, ids: range | Sequence[int], batch: int, device: torch.device = CPU) -> "Loader":
-    """The evaluation views of `ids` in order, on the device; may be iterated again and again. See `train_loader`."""
-    options = val_set.options
-    batches = [ids[first : first + batch] for first in range(0, len(ids), batch)]
-    return Loader(val_set, batches, batch, options.size, options.workers, device)
+def val_loader(val_set: ValSet, ids: Sequence[int], batch: int, device: torch.device = CPU) -> Iterable[Any]:
+    """The evaluation views of `ids` in order, on the device; may be iterated again and again.
 
-
-class Loader:
-    """The batches of a data set, made in processes that live as long as this does, or with no `workers` in this one."""
-
-    def __init__(
-        self, data: Filler, ids: Iterable[Sequence[int]], batch: int, size: int, workers: int, device: torch.device
-    ) -> None:
-        self.data, self.ids, self.size, self.device = data, ids, size, device
-        self._filled = None
-        if workers:
-            ring = Ring(workers, batch, size, device)
-            turns = InTurn(ids, len(ring.images))
-            filled = Filled(data, ring.images)
-            self._filled = FromRing(make_loader(filled, workers, batch_sampler=turns, prefetch_factor=AHEAD), ring)
-        else:
-            one_thread()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return to_device(self._here() if self._filled is None else self._filled, self.device)
-
-    def _here(self) -> Iterator[Any]:
-        for ids in self.ids:
-            yield self.data.fill_in(ids, empty_images(len(ids), self.size))
-
-
-def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: Any) -> DataLoader:
-    """A DataLoader of a set that gives whole batches; `how` says in which order (sampler, batch_sampler...)."""
-    if workers:
-        # forkserver: forking a process that runs Ray's or torch's threads can deadlock. Its server imports once.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, type(data).__module__])
-        how |= {"multiprocessing_context": context, "persistent_workers": True}
-    else:
-        one_thread()
-    return DataLoader(
-        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=one_thread, **how
-    )
-
-
-def one_thread(worker: int = 0) -> None:
-    """For a process that loads."""
-    cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def empty_images(count: int, size: int) -> Tensor:
-    """uint8 [count, 3, size, size], of any values."""
-    return torch.empty((count, 3, size, size), dtype=torch.uint8)
-
-
-def _batch(images: Tensor, labels: list, shifts: Any, blending: Any, position: int, bad: list[str]) -> Batch:
-    return Batch(
-        images=images,
-        labels=torch.from_numpy(np.asarray(labels, np.int64)),
-        shift=torch.from_numpy(np.asarray(shifts, np.float32)),
-        blending=torch.from_numpy(np.asarray(blending, np.float32)),
-        position=position,
-        bad=bad,
-    )
+    With data.resident they are made once and stay there.
+    """
+    loader = evaluation_batches(val_set, ids, batch, device)
+    if not val_set.options.resident:
+        return loader
+    return [{**one, "images": one["images"].clone()} for one in loader]  # what a loader gives does not last

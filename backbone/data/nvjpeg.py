@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from backbone.data.loader import Batch, TrainSet, Undecoded
+from backbone.data.batches import Batch, TrainSet, Undecoded
 from backbone.errors import UserError
 
 

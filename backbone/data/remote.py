@@ -32,7 +32,7 @@ from backbone.errors import UserError
 from backbone.storage import is_local
 
 if TYPE_CHECKING:
-    from backbone.data.loader import Batch, TrainSet
+    from backbone.data.batches import Batch, TrainSet
 
 PORTION = 256  # images of a task, at least: each task costs the training process some milliseconds under its GIL
 AHEAD = 2  # portions given to each CPU at a time: one under way, one to go on with; and one more may lie ready
@@ -200,7 +200,7 @@ def _pack(train_set: "TrainSet") -> bytes:
 
 
 def _unpack(made: bytes) -> "TrainSet":
-    from backbone.data.loader import TrainSet, one_thread
+    from backbone.data.batches import TrainSet, one_thread
 
     one_thread()
     source, options, seed, fill = pickle.loads(made)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from backbone.data.augment import PADDING, Draws
-from backbone.data.loader import Batch, TrainSet, ValSet, make_loader, val_loader
+from backbone.data.batches import Batch, TrainSet, ValSet, evaluation_batches, make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage, UserError
 
@@ -136,7 +136,7 @@ class Resident:
         inner = self.images[:, :, padding : padding + options.size, padding : padding + options.size]
         bad: dict[int, str] = {}
         done, began, told = 0, time.monotonic(), time.monotonic()
-        for batch in val_loader(ValSet(train_set.source, options), range(count), 256):
+        for batch in evaluation_batches(ValSet(train_set.source, options), range(count), 256):
             labels = batch["labels"]
             inner[done : done + len(labels)].copy_(batch["images"])
             unread = [done + place for place in (labels < 0).nonzero()[:, 0].tolist()]

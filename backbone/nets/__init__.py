@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from backbone.nets.contract import Backbone, RegionHead, Stage
+from backbone.nets.contract import Backbone, RegionLayers, Stage
 from backbone.nets.resnet import ResNet
 from backbone.nets.vgg import VGG
 from backbone.options import NetOptions
 
-__all__ = ["NETS", "Backbone", "RegionHead", "Stage", "build"]
+__all__ = ["NETS", "Backbone", "RegionLayers", "Stage", "build"]
 
 NETS: dict[str, Callable[[NetOptions, int], Backbone]] = {"resnet": ResNet, "cifar_resnet": ResNet, "vgg": VGG}
 

@@ -20,7 +20,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class RegionHead:
+class RegionLayers:
     """What reads one region of C4 instead of a whole image; `to_map`, then `to_vector`, each run in order.
 
     Residual and plain nets: C5, then the average pool. VGG: no map; fc6 and fc7, which stand in for the whole map.
@@ -65,7 +65,7 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def region_head(self) -> RegionHead:
+    def region_layers(self) -> RegionLayers:
         """What reads regions of C4, of the net's own modules. A net without C5 has none (KeyError)."""
 
     @abstractmethod

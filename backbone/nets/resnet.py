@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad, relu
 
-from backbone.nets.contract import Backbone, RegionHead, Stage
+from backbone.nets.contract import Backbone, RegionLayers, Stage
 from backbone.nets.norm import make_norm
 from backbone.options import NetOptions, scaled
 
@@ -147,10 +147,10 @@ class ResNet(Backbone):
             parts[name] = (*parts[name], self.norm, self.relu)
         return parts
 
-    def region_head(self) -> RegionHead:
-        """See `Backbone.region_head`. C5 keeps its stride of 2, as in the paper's detectors (section 4, appendix A)."""
+    def region_layers(self) -> RegionLayers:
+        """See `Backbone.region_layers`. C5 keeps its stride of 2, as in the paper's detectors (section 4)."""
         pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return RegionHead(self.parts()["C5"], pool, self.stages["C5"].channels, size=None)
+        return RegionLayers(self.parts()["C5"], pool, self.stages["C5"].channels, size=None)
 
     def classify(self, x: Tensor) -> Tensor:
         """See `Backbone.classify`."""

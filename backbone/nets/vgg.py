@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from backbone.nets.contract import Backbone, RegionHead, Stage
+from backbone.nets.contract import Backbone, RegionLayers, Stage
 from backbone.nets.norm import make_norm
 from backbone.options import NetOptions, scaled
 
@@ -67,10 +67,10 @@ class VGG(Backbone):
         names = ("stem", *self.stages)
         return {name: tuple(layers[a:b]) for name, a, b in zip(names, cuts[:-1], cuts[1:], strict=True)}
 
-    def region_head(self) -> RegionHead:
-        """See `Backbone.region_head`. Regions of 7x7 cells take the place of pool 5's map of a 224 px image."""
+    def region_layers(self) -> RegionLayers:
+        """See `Backbone.region_layers`. Regions of 7x7 cells take the place of pool 5's map of a 224 px image."""
         layers = list(self.classifier)[:6]
-        return RegionHead((), (nn.Flatten(), *layers), cast(nn.Linear, layers[3]).out_features, size=7)
+        return RegionLayers((), (nn.Flatten(), *layers), cast(nn.Linear, layers[3]).out_features, size=7)
 
     def classify(self, x: Tensor) -> Tensor:
         """See `Backbone.classify`."""

@@ -227,7 +227,7 @@ class Board:
 
     def _ended(self, trial: Trial, text: str) -> None:
         self.search.learn(trial)
-        self._judge()
+        self._rank()
         self._remove_checkpoints()
         self.say(f"[{trial.id}] {text}  ({self._counts()})")
         self.write()
@@ -238,7 +238,7 @@ class Board:
         sign = 1 if first.mode == "min" else -1
         return sorted(self.record.of_state("finished"), key=lambda trial: sign * trial.values[first.name])
 
-    def _judge(self) -> None:
+    def _rank(self) -> None:
         """Best, Pareto front and importance from what is finished."""
         record, done, first = self.record, self.record.of_state("finished"), self.record.objectives[0]
         record.best = self._ranked()[0].id if done else ""

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 
+from backbone.cluster import check_resources, connect, dashboard_url, room
 from backbone.errors import UserError
 from backbone.sweep.board import Board
 from backbone.sweep.options import Sweep
 from backbone.sweep.record import Record
-from backbone.sweep.trial import Judge
-from backbone.training.cluster import check_resources, connect, dashboard_url, room
+from backbone.sweep.trial import DetectionAP
 
 DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # AP and latency come with a trial's last report only
@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 
 
-def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = print) -> Record:
+def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[str], None] = print) -> Record:
     """Run a sweep, or go on with it, to its end.
 
     Raises:
@@ -27,13 +27,13 @@ def run(sweep: Sweep, judge: Judge | None = None, say: Callable[[str], None] = p
     if not board.todo and board.search.exhausted:
         say("all of its trials have ended")
     else:
-        _run(board, judge, say)
+        _run(board, detection_ap, say)
     if not board.record.best:
         raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
     return board.record
 
 
-def _run(board: Board, judge: Judge | None, say: Callable[[str], None]) -> None:
+def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], None]) -> None:
     scaling = board.base.scaling
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -48,7 +48,7 @@ def _run(board: Board, judge: Judge | None, say: Callable[[str], None]) -> None:
         board.record.places, board.record.dashboard = places, dashboard_url()
         board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
         board.announce(places)
-        tune_board(board, places, judge)
+        tune_board(board, places, detection_ap)
         if board.record.of_state("waiting", "running") and not board.over_budget():
             raise KeyboardInterrupt  # Tune takes Ctrl-C for an ordinary end
     except KeyboardInterrupt:

@@ -11,16 +11,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
 from backbone.sweep.space import recipe_of
-from backbone.training.recipe import Recipe, Scaling
+from backbone.training.recipe import Recipe
 from backbone.training.schedule import in_steps
 from backbone.training.state import Store, training_seconds
 
-Judge = Callable[[str], float]
+DetectionAP = Callable[[str], float]
 """Takes a finished trial's run; returns the detection AP of its backbone, from 0 to 1."""
 
 
@@ -36,7 +37,7 @@ class Common:
     cwd: str
     """The driver's working directory, which relative paths are meant from."""
 
-    judge: Judge | None
+    detection_ap: DetectionAP | None
 
 
 def run_trial(config: dict[str, Any], common: Common) -> None:
@@ -75,8 +76,8 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     row = {**evaluations(segment.url, segment.recipe)[-1], **run.metrics, **segment.about}
     if "latency_ms" in common.sweep.objectives:
         row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
-    if common.judge:
-        row["AP"] = common.judge(segment.url)
+    if common.detection_ap:
+        row["AP"] = common.detection_ap(segment.url)
     tune.report({**row, "finished": True})
 
 
@@ -91,15 +92,12 @@ class _Run(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        from backbone.training.cluster import launch
-        from backbone.training.pretrain import finished, prepare, pretrain
+        from backbone.job import submit
+        from backbone.training.pretrain import PRETRAIN
 
         try:
-            payload = prepare(self.segment.recipe)
             self.segment.adopt()
-            done = finished(payload["url"])
-            scaling = self.segment.recipe.scaling
-            self.metrics = done or launch(pretrain, payload, scaling, watch=self.records.put)
+            self.metrics = submit(PRETRAIN, self.segment.recipe, watch=self.records.put).results
         except BaseException as error:
             traceback.print_exc()
             self.error = error

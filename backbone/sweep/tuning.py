@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from backbone.storage import join
 from backbone.sweep.board import Board
 from backbone.sweep.record import Trial
-from backbone.sweep.trial import Common, Judge, run_trial
+from backbone.sweep.trial import Common, DetectionAP, run_trial
 
 TRIAL_MEMORY = 256 * 2**20
 """Bytes a trial's own process asks for, and no CPU: those are for the run's workers, which it starts."""
@@ -28,7 +28,7 @@ RETRIES = 2
 """How often a trial whose own process was lost, with its node, is started again."""
 
 
-def tune_board(board: Board, places: int, judge: Judge | None) -> None:
+def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> None:
     """Run the board's trials until there are no more, or a budget is used up."""
     if board.sweep.scheduler.kind == "pbt":
         space, search, scheduler = _population(board)
@@ -38,7 +38,7 @@ def tune_board(board: Board, places: int, judge: Judge | None) -> None:
         space, scheduler = {}, _scheduler(board)
         search = _Points(board, scheduler)
     # Not in the trials' configs: those are the columns of TensorBoard's HParams.
-    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), judge)
+    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap)
     trainable = tune.with_parameters(run_trial, common=common)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),

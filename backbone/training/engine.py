@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from backbone.compute import Compute
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
-from backbone.training.recipe import Compute, Optim, TrainingRecipe
+from backbone.training.recipe import Optim, TrainingRecipe
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
-from backbone.training.world import World
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes a record: {"kind": "log" | "evaluation" | "say", "step": ..., ...}."""
+from backbone.training.world import Report, World
 
 
 class Task(Protocol):
@@ -108,7 +106,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
             if world.is_first:
                 report({"kind": "log", "total": steps.total, **record})
         if evaluates:
-            metrics = evaluate(task, trainer.judged, world)
+            metrics = evaluate(task, trainer.evaluated, world)
             progress.events = schedule.after_evaluation(
                 recipe.schedule, progress.events, progress.step, metrics["val_error"]
             )
@@ -131,7 +129,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
                 checkpointer.save(trainer.state(), progress, latest)
             meter.restart()
     checkpointer.wait()
-    return trainer.judged, progress
+    return trainer.evaluated, progress
 
 
 def evaluate(task: Task, model: nn.Module, world: World) -> dict[str, float]:
@@ -180,7 +178,7 @@ class Trainer:
         self.module = module.train()
 
     @property
-    def judged(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The moving average where one is kept, else the model."""
         return self.average if self.average is not None else self.task.model
 

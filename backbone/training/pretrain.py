@@ -15,23 +15,26 @@ from torch.nn import functional as F
 
 from backbone import artifact
 from backbone.data.augment import blend
-from backbone.data.loader import TrainSet, ValSet, train_loader, val_loader
+from backbone.data.batches import TrainSet, ValSet, evaluation_batches
+from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Data
 from backbone.data.resident import Resident
 from backbone.data.sources import Source, check_classes, check_splits, open_source
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.inputs import InputConvention
+from backbone.job import Job
 from backbone.nets import Backbone, build
 from backbone.nets.count import parameters
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import draw_curves
 from backbone.training.precise_bn import precise_bn
+from backbone.training.ray_train import Payload
 from backbone.training.recipe import Recipe, recipe_hash
 from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
-from backbone.training.world import World
+from backbone.training.world import Report, World
 
 STATISTICS_IMAGES = 10_000
 """How many training images the mean image and deviations are taken over, at most, evenly spread over the classes."""
@@ -55,8 +58,16 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
     return train, val
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Check everything that can be checked before workers start; returns what `pretrain` needs, picklable.
+@dataclass(frozen=True)
+class Pretraining(Payload):
+    """What `pretrain` needs."""
+
+    recipe: Recipe
+    inputs: InputConvention
+
+
+def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
+    """Check everything that can be checked before workers start.
 
     `say` is told what takes long.
 
@@ -69,7 +80,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, Any
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
     recipe = open_run(recipe, {"train data": train.fingerprint, "val data": val.fingerprint}, state_bytes)
     inputs = input_convention(recipe, train, say)
-    return {"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "url": run_url(recipe)}
+    return Pretraining(run_url(recipe), recipe, inputs)
 
 
 def finished(url: str) -> dict[str, Any] | None:
@@ -79,14 +90,14 @@ def finished(url: str) -> dict[str, Any] | None:
     return json.loads(fs.cat_file(place))["raybone"]["provenance"]["metrics"] if fs.exists(place) else None
 
 
-def pretrain(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: train, exact batch statistics, judge, and on the first rank write the artifact.
 
     Returns the metrics of the artifact, on every rank.
     """
-    recipe = Recipe.model_validate(payload["recipe"])
-    task = Classification(recipe, payload["inputs"], *open_data(recipe.data, recipe.seed), world)
-    store = Store(join(payload["url"], "checkpoints"))
+    recipe = payload.recipe
+    task = Classification(recipe, payload.inputs, *open_data(recipe.data, recipe.seed), world)
+    store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
         state = store.load(progress.best_step)
@@ -97,8 +108,11 @@ def pretrain(payload: dict[str, Any], world: World, report: engine.Report) -> di
     metrics = engine.evaluate(task, model, world)
     del metrics["val_seconds"]
     if world.is_first:
-        write_results(payload["url"], recipe, task, model, progress, metrics)
+        write_results(payload.url, recipe, task, model, progress, metrics)
     return metrics
+
+
+PRETRAIN = Job(prepare, pretrain, finished)
 
 
 def write_results(
@@ -164,12 +178,12 @@ class Classification:
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
         """This rank's training batches."""
-        if self.recipe.data.resident:
-            return self._resident.batches(micro_batches)
-        return train_loader(self.train, micro_batches, self.world.device)
+        return train_loader(self.train, micro_batches, self.world.device, self._resident)
 
     @cached_property
-    def _resident(self) -> Resident:
+    def _resident(self) -> Resident | None:
+        if not self.recipe.data.resident:
+            return None
         return Resident(self.train, self.world.device, len(self._mine), self.world.is_first)
 
     @cached_property
@@ -179,10 +193,7 @@ class Classification:
     @cached_property
     def _val_batches(self) -> Iterable[Any]:
         """This rank's evaluation views, to be iterated again and again."""
-        loader = val_loader(self.val, self._mine, self.recipe.optim.micro_batch, self.world.device)
-        if not self.recipe.data.resident:
-            return loader
-        return [{**batch, "images": batch["images"].clone()} for batch in loader]  # what a loader gives does not last
+        return val_loader(self.val, self._mine, self.recipe.optim.micro_batch, self.world.device)
 
     def blame(self, position: int) -> str:
         """File name of the sample at this position."""
@@ -257,7 +268,7 @@ def statistics(train: Source, data: Data) -> dict[str, Tensor]:
     total = torch.zeros(3, data.size, data.size, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
     seen = 0
-    for batch in val_loader(ValSet(train, data), ids.tolist(), 64):
+    for batch in evaluation_batches(ValSet(train, data), ids.tolist(), 64):
         images = batch["images"][batch["labels"] >= 0].double() / 255
         total += images.sum(0)
         squares += images.square().sum(dim=(0, 2, 3))

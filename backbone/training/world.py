@@ -1,7 +1,7 @@
 """The processes that train together: torch.distributed where there are several, nothing where there is one."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backbone.errors import UserError
+
+Report = Callable[[dict[str, Any]], None]
+"""How a worker tells the driver: {"kind": "log" | "evaluation" | "say", "step": ..., ...}."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backbone.data.loader import make_loader
+from backbone.data.batches import make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
 from detection.data.augment import View, evaluation_view, training_view

@@ -135,7 +135,7 @@ def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
 def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
     if "C5" not in net.stages:
         raise UserError(f"detector.kind c4: {net.options.name} has no C5 to run on regions of C4; use kind fpn")
-    head = net.region_head()
+    head = net.region_layers()
     if options.masks and not head.to_map:
         raise UserError(
             f"detector.masks: regions of {net.options.name} with kind c4 pass through fc6 and fc7, which leave no map "

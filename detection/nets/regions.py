@@ -22,7 +22,7 @@ class RegionPool(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """A backbone's `region_head` as torchvision's `box_head`: regions -> vectors [R, features]."""
+    """A backbone's `region_layers` as torchvision's `box_head`: regions -> vectors [R, features]."""
 
     def __init__(self, net: Backbone) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class RegionHead(nn.Module):
 
     def to_map(self, regions: Tensor) -> Tensor:
         """Regions of C4 -> their maps of C5."""
-        return run(self._net[0].region_head().to_map, regions)
+        return run(self._net[0].region_layers().to_map, regions)
 
     def to_vector(self, maps: Tensor) -> Tensor:
         """Maps of C5 -> vectors."""
-        return run(self._net[0].region_head().to_vector, maps)
+        return run(self._net[0].region_layers().to_vector, maps)
 
 
 class SharedMaskHeads(RoIHeads):

@@ -19,7 +19,7 @@ Pixels = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Detected:
     """One row's detections, COCO results format, and the training seed they come from."""
 
     label: str
@@ -84,7 +84,7 @@ class _Shot:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One image and one row, judged: detections best first with (is hit, what went wrong), and objects missed."""
+    """One image and one row: detections best first with (is hit, what went wrong), and objects missed."""
 
     detections: list[dict[str, Any]]
     hits: list[bool]
@@ -93,7 +93,9 @@ class _Scene:
     missed: list[tuple[dict[str, Any], str]]
 
 
-def gallery(truth: dict[str, Any], rows: Sequence[Judged], image: Pixels, samples: int = 6, worst: int = 6) -> Gallery:
+def gallery(
+    truth: dict[str, Any], rows: Sequence[Detected], image: Pixels, samples: int = 6, worst: int = 6
+) -> Gallery:
     """Pick the pictures and draw them.
 
     Samples are spread evenly over the images that have objects: nobody chose them. Matching is COCO's at IoU .5, among
@@ -108,14 +110,14 @@ def gallery(truth: dict[str, Any], rows: Sequence[Judged], image: Pixels, sample
     names = {c["id"]: c["name"] for c in truth["categories"]}
     objects = _by_image(truth["annotations"])
     sizes = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
-    judged: list[dict[int, _Scene]] = []
+    scenes_of_rows: list[dict[int, _Scene]] = []
     for row in rows:
         found = _by_image([d for d in row.detections if d["score"] >= SHOWN])
-        judged.append({i: _judge(objects.get(i, []), found.get(i, []), names) for i in sizes})
+        scenes_of_rows.append({i: _scene(objects.get(i, []), found.get(i, []), names) for i in sizes})
     full = sorted(i for i, found in objects.items() if not all(a.get("iscrowd") for a in found))
     at = np.linspace(0, len(full) - 1, min(samples, len(full))).round().astype(int)
-    shots = [[_sample(full[i], objects[full[i]], rows, judged, names) for i in at]]
-    for scenes in judged:
+    shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, names) for i in at]]
+    for scenes in scenes_of_rows:
         shots += [_wrong(scenes, objects, names, sizes, worst), _missed(scenes, names, sizes, worst)]
     pictures: list[tuple[Picture, ...]] = []
     for quality in (85, 65, 40, 20):
@@ -133,7 +135,7 @@ def _by_image(entries: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any
     return found
 
 
-def _judge(objects: list[dict[str, Any]], found: list[dict[str, Any]], names: dict[int, str]) -> _Scene:
+def _scene(objects: list[dict[str, Any]], found: list[dict[str, Any]], names: dict[int, str]) -> _Scene:
     """Match as COCO does: best score first, each takes the free object of its class it overlaps most."""
     objects = sorted(objects, key=lambda a: a.get("iscrowd", 0))
     found = sorted(found, key=lambda d: -d["score"])
@@ -184,14 +186,14 @@ def _reason(row: np.ndarray, same: np.ndarray, objects: list[dict[str, Any]], na
 def _sample(
     image_id: int,
     objects: list[dict[str, Any]],
-    rows: Sequence[Judged],
-    judged: Sequence[dict[int, _Scene]],
+    rows: Sequence[Detected],
+    scenes_of_rows: Sequence[dict[int, _Scene]],
     names: dict[int, str],
 ) -> _Shot:
     real = [a for a in objects if not a.get("iscrowd")]
     boxes = tuple(Box(tuple(a["bbox"]), "truth", names[a["category_id"]]) for a in real)
     panels = [Panel(boxes, f"Ground truth: {len(real)} object{'s' * (len(real) != 1)}")]
-    for row, scenes in zip(rows, judged, strict=True):
+    for row, scenes in zip(rows, scenes_of_rows, strict=True):
         scene = scenes[image_id]
         boxes = tuple(
             Box(tuple(d["bbox"]), "hit" if hit else "wrong", f"{names[d['category_id']]} {d['score']:.2f}")

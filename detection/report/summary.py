@@ -23,7 +23,7 @@ from detection.report.bootstrap import (
     paired_bootstrap,
     precision_recall,
 )
-from detection.report.pictures import Judged, gallery
+from detection.report.pictures import Detected, gallery
 from detection.report.wording import headlines, interval, minutes, percent, quantity, signed
 
 SIZES = ("APs", "APm", "APl")
@@ -207,7 +207,7 @@ def write(
         best = max(report.rows, key=lambda row: _mean_ap(summary, row.label))
         shown = [row for row in report.rows if row.label == report.baseline or row is best]
         judged = [
-            Judged(row.label, _read_json(join(row.seeds[0].results, "detections.json")), row.seeds[0].seed)
+            Detected(row.label, _read_json(join(row.seeds[0].results, "detections.json")), row.seeds[0].seed)
             for row in sorted(shown, key=lambda row: row.label != report.baseline)
         ]
         pictures = gallery(_read_json(join(shown[0].seeds[0].results, "ground_truth.json")), judged, image)

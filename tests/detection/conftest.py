@@ -129,7 +129,7 @@ def small(tmp_path: Path, backbone: str) -> Make:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbone: str) -> Path:
     """A finished run: 80 steps on 24 scenes of several sizes, judged on the same, so that AP is far from 0."""
-    from detection.engine import finetune, prepare
+    from detection.finetune import finetune, prepare
 
     root = tmp_path_factory.mktemp("trained")
     images = write_scenes(root / "data", "train", 24)

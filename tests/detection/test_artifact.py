@@ -15,7 +15,7 @@ from backbone.nets import build as build_net
 from backbone.options import NetOptions
 from detection import artifact
 from detection.data.contract import Categories
-from detection.inference import prepared
+from detection.evaluate import prepared
 from detection.nets import Detector, build
 from detection.options import DetectorOptions
 from tests.detection.conftest import SMALL

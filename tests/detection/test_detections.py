@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from backbone.training.world import World
-from detection import evaluation
+from detection import scoring
 from detection.detections import Detections, collect, concatenate, encode, gather, to_coco
 from tests.detection.adversarial import CATEGORIES, HEIGHT, WIDTH, case, stock
 
@@ -158,12 +158,12 @@ def scene() -> tuple[Source, list[dict[str, Tensor]]]:
     return source, outputs
 
 
-def judge(world: World, mine: list[int]) -> evaluation.Judged:
+def judge(world: World, mine: list[int]) -> scoring.Scored:
     source, outputs = scene()
     sizes = [[HEIGHT, WIDTH]] * len(mine)
     # One image at a time, as a loader's batches come.
     parts = [collect([outputs[i]], sizes[:1], sizes[:1], source.image_ids[[i]]) for i in mine]
-    return evaluation.judge(concatenate(parts), source, world)  # ty: ignore[invalid-argument-type]
+    return scoring.gather_and_score(concatenate(parts), source, world)  # ty: ignore[invalid-argument-type]
 
 
 def _rank(rank: int, shards: list[list[int]], folder: str) -> None:
@@ -180,10 +180,10 @@ def test_ranks_are_one_process_and_stock_pycocotools(tmp_path: Path) -> None:
     alone = judge(ALONE, list(range(21)))
     assert 0 < alone.metrics["bbox"]["AP"] < 1
     for kind in ("bbox", "segm"):
-        slow = evaluation.score_coco(source.truth, alone.detections, CATEGORIES, kind, fast=False)  # ty: ignore[invalid-argument-type]
+        slow = scoring.score_coco(source.truth, alone.detections, CATEGORIES, kind, fast=False)  # ty: ignore[invalid-argument-type]
         stats = [None if v == -1 else v for v in stock(source.truth, alone.detections, kind).stats]
-        assert [slow[k] for k in evaluation.STATS] == stats
-        assert [alone.metrics[kind][k] for k in evaluation.STATS] == pytest.approx(stats, abs=1e-15)
+        assert [slow[k] for k in scoring.STATS] == stats
+        assert [alone.metrics[kind][k] for k in scoring.STATS] == pytest.approx(stats, abs=1e-15)
     empty = list(range(7, 14))
     plans = {
         "two": [[i for i in range(21) if i not in empty], empty],

@@ -7,7 +7,7 @@ import pytest
 
 from backbone.errors import UserError
 from detection.data.synthetic import SyntheticScenes
-from detection.engine import build_detector, load_backbone
+from detection.finetune import build_detector, load_backbone
 from detection.plan import describe
 from tests.detection.conftest import Make, coco, write_scenes
 

@@ -8,7 +8,7 @@ import pytest
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.training.recipe import identity, recipe_hash
-from detection.recipe import Evaluation, Finetune
+from detection.recipe import DetectorEvaluation, Finetune
 from tests.conftest import ROOT
 from tests.detection.conftest import Make
 
@@ -70,7 +70,7 @@ def test_titles(small: Make) -> None:
 )
 def test_an_evaluation_refuses_what_it_would_not_do(change: dict, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        validate(Evaluation, {"detector": "x", "compute": change}, "file")
+        validate(DetectorEvaluation, {"detector": "x", "compute": change}, "file")
 
 
 def test_reading_recipes_imports_nothing_slow() -> None:

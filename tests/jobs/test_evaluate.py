@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.engine import finetune, prepare
+from detection.finetune import finetune, prepare
 from tests.detection.conftest import ALONE, coco, recipe, write_backbone, write_scenes
 
 Run = Callable[..., subprocess.CompletedProcess]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from backbone.data.augment import evaluation_view
-from backbone.data.loader import Batch, Loader, TrainSet, ValSet, train_loader, val_loader
+from backbone.data.batches import Batch, Loader, TrainSet, ValSet
+from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Augment, Data
 from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource

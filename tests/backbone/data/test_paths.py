@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbone.data.loader import TrainSet, Undecoded, train_loader
+from backbone.data.batches import TrainSet, Undecoded
+from backbone.data.loader import train_loader
 from backbone.data.nvjpeg import Decoder
 from backbone.data.options import Data
 from backbone.data.sources import open_source

@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 
 from backbone.artifact import load
-from backbone.data.loader import TrainSet, train_loader
+from backbone.data.batches import TrainSet
+from backbone.data.loader import train_loader
 from backbone.data.options import Augment, Data
 from backbone.data.remote import Maker, _check_room, _pack, remote_batches
 from backbone.data.sources import open_source
 from backbone.data.stream import MicroBatches
 from backbone.errors import BadImage, UserError
-from backbone.training.cluster import launch
 from backbone.training.pretrain import prepare, pretrain
+from backbone.training.ray_train import launch
 
 pytestmark = pytest.mark.ray
 FILL = (120, 110, 100)

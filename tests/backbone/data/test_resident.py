@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbone.data.loader import TrainSet, train_loader
+from backbone.data.batches import TrainSet
+from backbone.data.loader import train_loader
 from backbone.data.options import Data
 from backbone.data.resident import CHUNK, Chunks, Resident, check_room, cut, places
 from backbone.data.sources import open_source

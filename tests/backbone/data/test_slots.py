@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbone.data.loader import Loader
+from backbone.data.batches import Loader
 from backbone.data.slots import AHEAD, KEPT, InTurn, check_space
 from backbone.errors import UserError
 

@@ -152,7 +152,7 @@ def test_parts_run_one_after_the_other_are_the_net(options: NetOptions) -> None:
 def test_the_region_head_is_what_follows_c4_in_classify(net: Any, width: float) -> None:
     torch.manual_seed(0)
     model = build(NetOptions(net=net, depth=18 if net == "resnet" else 11, width=width), 10).eval()
-    head = model.region_head()
+    head = model.region_layers()
     with torch.no_grad():
         x = torch.randn(1, 3, 224, 224)
         maps = model(x)

@@ -11,8 +11,8 @@ from backbone.cli import load as load_recipe
 from backbone.sweep.board import Board
 from backbone.sweep.run import run
 from backbone.sweep.tuning import _scheduler, _tell_again
-from backbone.training.cluster import launch
 from backbone.training.pretrain import prepare, pretrain
+from backbone.training.ray_train import launch
 from backbone.training.recipe import Recipe
 from tests.backbone.sweep.sweeps import make
 
@@ -87,7 +87,7 @@ def test_a_population_shares_weights_and_its_winner_is_one_run_in_pieces(tmp_pat
         recipe = recipe.model_copy(update={"scaling": recipe.scaling.model_copy(update={"num_workers": 0})})
         payload = prepare(recipe)
         launch(pretrain, payload, recipe.scaling)
-        net, _, _ = load(Path(payload["url"], "artifact"))
+        net, _, _ = load(Path(payload.url, "artifact"))
         theirs, _, _ = load(Path(record.place(trial), "artifact"))
         for (name, mine), other in zip(net.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert mine.equal(other), name

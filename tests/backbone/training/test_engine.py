@@ -183,11 +183,11 @@ def test_step_equals_a_bare_sgd_step(tiny: Make) -> None:
         }
     )
     payload = prepare(recipe)
-    recipe = Recipe.model_validate(payload["recipe"])
+    recipe = payload.recipe
     source = [SyntheticSource(0, 160, 32, "train"), SyntheticSource(0, 50, 32, "val")]
     task = Classification(recipe, InputConvention(size=32, crop_pct=1.0), *source, ALONE)
     reference = copy.deepcopy(task.model).train()
-    engine.train(task, recipe, ALONE, Store(payload["url"] + "/checkpoints"), lambda record: None)
+    engine.train(task, recipe, ALONE, Store(payload.url + "/checkpoints"), lambda record: None)
 
     convolutions = [m.weight for m in reference.modules() if isinstance(m, nn.Conv2d)]
     others = [p for p in reference.parameters() if all(p is not c for c in convolutions)]
@@ -246,7 +246,7 @@ def test_ema_is_the_closed_form(tiny: Make) -> None:
     for step in range(4):
         trainer.step(batches, micro_batches, 0.1, step, meter)
         expected = 0.75 * expected + 0.25 * task.model.fc.weight.detach()
-    torch.testing.assert_close(trainer.judged.fc.weight, expected)
+    torch.testing.assert_close(trainer.evaluated.fc.weight, expected)
 
 
 def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def matches(judge: COCOeval) -> Matches:
 
 
 def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any]]) -> Matches:
-    """A `results/` folder as `detection.evaluation` writes it."""
+    """A `results/` folder as `detection.scoring` writes it."""
     folder.mkdir(parents=True)
     judge = stock(truth, found)
     own = matches(judge)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from backbone.errors import UserError
 from detection.report import charts, page
-from detection.report.pictures import BUDGET, Judged, gallery
+from detection.report.pictures import BUDGET, Detected, gallery
 from detection.report.summary import Report, Row, SeedResult, to_json, to_markdown, write
 from detection.report.wording import headlines, minutes, quantity, signed
 from tests.detection.report import simulated
@@ -258,7 +258,7 @@ def test_pictures_tell_hits_from_errors() -> None:
         detection(6, 9, [600, 440, 40, 40], 0.6),
         detection(5, 9, [0, 0, 320, 480], 0.29),
     ]
-    drawn = gallery(truth, [Judged("row", found, 3)], lambda i: np.full((480, 640, 3), i, np.uint8))
+    drawn = gallery(truth, [Detected("row", found, 3)], lambda i: np.full((480, 640, 3), i, np.uint8))
     (errors,) = drawn.errors
     assert [p.panels[0].caption for p in errors.wrong] == [
         "dog 0.95: is cat, IoU 0.90",
@@ -285,7 +285,7 @@ def test_pictures_tell_hits_from_errors() -> None:
 
 def test_pictures_keep_to_their_budget(monkeypatch) -> None:
     truth = simulated.ground_truth(30, NAMES)
-    rows = [Judged("a", simulated.detections(truth, 0.3), 0)]
+    rows = [Detected("a", simulated.detections(truth, 0.3), 0)]
     sizes = []
     for budget in (BUDGET, 600_000):
         monkeypatch.setattr("detection.report.pictures.BUDGET", budget)

@@ -3,8 +3,8 @@
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,19 @@ from backbone.cli import validate
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
+from backbone.job import Job
 from backbone.storage import filesystem, join
 from backbone.training import engine
-from backbone.training.world import World
-from detection import artifact, evaluation
+from backbone.training.ray_train import Payload
+from backbone.training.world import Report, World
+from detection import artifact, scoring
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
 from detection.data.loader import DIVISOR, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
 from detection.data.sources import open_val
 from detection.detections import Detections, collect, concatenate
-from detection.recipe import Evaluation
+from detection.recipe import DetectorEvaluation
 
 
 def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: bool = False) -> Tensor:
@@ -95,8 +97,15 @@ def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[s
     return found
 
 
-def prepare(recipe: Evaluation) -> dict[str, Any]:
-    """Check detector and data before workers start; returns what `evaluate` needs, picklable.
+@dataclass(frozen=True)
+class Evaluating(Payload):
+    """What `evaluate` needs."""
+
+    options: DetectorEvaluation
+
+
+def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> Evaluating:
+    """Check detector and data before workers start.
 
     Raises:
         UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
@@ -118,11 +127,10 @@ def prepare(recipe: Evaluation) -> dict[str, Any]:
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}") from error
-    recipe = recipe.model_copy(update={"data": data})
-    return {"recipe": recipe.model_dump(mode="json"), "url": url}
+    return Evaluating(url, recipe.model_copy(update={"data": data}))
 
 
-def _data(recipe: Evaluation, loaded: artifact.Loaded) -> dict[str, Any]:
+def _data(recipe: DetectorEvaluation, loaded: artifact.Loaded) -> dict[str, Any]:
     """The data as given, and where it does not say as trained with: with another source only the sizes."""
     trained_on = loaded.block["provenance"]["recipe"]["data"]
     given = recipe.data.model_dump(mode="json", exclude_unset=True)
@@ -147,12 +155,12 @@ def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
     return np.array([0, *(label.get(name, 0) for name in mine.names)])
 
 
-def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: detect in its share of the images; the first one scores and writes the results.
 
     Returns the metrics, on every rank.
     """
-    recipe = Evaluation.model_validate(payload["recipe"])
+    recipe = payload.options
     loaded = artifact.load(recipe.detector)
     source = open_val(recipe.data)
     model = loaded.detector.to(world.device).eval()
@@ -165,7 +173,7 @@ def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> di
     found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
     labels = relabel(loaded.categories, source.categories)[found.labels]
     found = replace(found, labels=labels).select(labels > 0)
-    judged = evaluation.judge(found, source, world, bad, recipe.fast)
+    scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)
     if world.is_first:
         provenance = {
             "detector": {"url": recipe.detector, "weights_sha256": loaded.block["weights_sha256"]},
@@ -174,11 +182,14 @@ def evaluate(payload: dict[str, Any], world: World, report: engine.Report) -> di
             "data": {"val": source.fingerprint},
             "workers": world.size,
         }
-        evaluation.write(payload["url"], judged, provenance | environment())
-    return judged.metrics
+        scoring.write(payload.url, scored, provenance | environment())
+    return scored.metrics
 
 
-def shown(batches: Iterable[Any], count: int, size: int, world: World, report: engine.Report) -> Iterable[Any]:
+EVALUATE = Job(prepare, evaluate)
+
+
+def shown(batches: Iterable[Any], count: int, size: int, world: World, report: Report) -> Iterable[Any]:
     """`batches`, with a line from the first rank at every tenth of the way."""
     done, tenth = 0, -1
     for batch in batches:

@@ -6,45 +6,45 @@ counts a checkpoint only once its controller has polled, and cannot go on when o
 """
 
 import os
-import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from backbone.cluster import bundle, check_resources, connect, words
+from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
-from backbone.training.recipe import Scaling
-from backbone.training.world import World, local_world
+from backbone.training.world import Report, World, local_world
 
-# Before ray is imported. Values a user has set win.
-DEFAULTS = {
-    "RAY_AUTH_MODE": "token",  # a driver with an address would else come without the token
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment for every worker
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's API shows the run
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
-Report = Callable[[dict[str, Any]], None]
-Worker = Callable[[dict[str, Any], World, Report], dict[str, Any]]
+@dataclass(frozen=True)
+class Payload:
+    """What every worker of a job is given, picklable; each job adds what it needs."""
+
+    url: str
+    """The run's folder."""
+
+
+P = TypeVar("P", bound=Payload)
+Worker = Callable[[P, World, Report], dict[str, Any]]
 
 
 def launch(
-    worker: Worker, payload: dict[str, Any], scaling: Scaling, label: str = "", watch: Report = lambda record: None
+    worker: Worker[P], payload: P, scaling: Scaling, label: str = "", watch: Report = lambda record: None
 ) -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
 
     Several may be called at once, from threads; `label` then says in the output whose line it is. `watch` is given each
     record of the run after it was shown.
 
-    `worker` is a function of an installed package; `payload["url"]` the run's folder, opened. With `num_workers: 0`
+    `worker` is a function of an installed package; `payload.url` the run's folder, opened. With `num_workers: 0`
     it runs in this process, or in those torchrun started, without Ray.
 
     Raises:
@@ -52,7 +52,7 @@ def launch(
             the user's.
         ray.train.TrainingFailedError: workers failed more often than `max_failures`.
     """
-    display = Display(payload["url"], label, watch)
+    display = Display(payload.url, label, watch)
     try:
         if scaling.num_workers == 0:
             with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
@@ -65,7 +65,7 @@ def launch(
         display.close()
 
 
-def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, display: Display) -> dict[str, Any]:
+def _launch_on_ray(worker: Worker[P], payload: P, scaling: Scaling, display: Display) -> dict[str, Any]:
     ray, started = connect(display.say)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -87,13 +87,13 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
             scaling_config=ScalingConfig(
                 num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
                 use_gpu=scaling.use_gpu,
-                resources_per_worker=_bundle(scaling),
+                resources_per_worker=bundle(scaling),
                 placement_strategy=scaling.placement,
             ),
             run_config=RunConfig(
                 # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
-                name=f"{payload['url'].rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-                storage_path=join(payload["url"], "ray"),
+                name=f"{payload.url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                storage_path=join(payload.url, "ray"),
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
                 callbacks=[_failure_callback(queue)],
                 worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
@@ -117,80 +117,6 @@ def _launch_on_ray(worker: Worker, payload: dict[str, Any], scaling: Scaling, di
             ray.shutdown()
 
 
-def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
-    """Join the Ray cluster there is (RAY_ADDRESS, or `ray start` on this machine), or start one for this process.
-
-    Returns the ray module and whether this call started or joined it. Worker output stays in Ray's logs: what a run has
-    to say comes through the display.
-    """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return ray, False
-    from ray._private.utils import read_ray_address
-    from ray.exceptions import AuthenticationError
-
-    address = os.environ.get("RAY_ADDRESS") or read_ray_address()
-    if not os.environ.get("RAY_ADDRESS") and address and not _answers(address):
-        # A cluster that did not end by `ray stop` leaves its address behind; Ray would wait for it for ever.
-        say(f"the Ray cluster last started here, {address}, is gone; starting another")
-        address = "local"
-    try:
-        context = ray.init(address, log_to_driver=False, logging_level="warning")
-    except AuthenticationError as error:
-        raise UserError(
-            f"the Ray cluster at {address} wants a token that is not yours: copy its ~/.ray/auth_token here, or "
-            "start a cluster for this run alone with RAY_ADDRESS=local"
-        ) from error
-    if context.dashboard_url:
-        say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
-    return ray, True
-
-
-def dashboard_url() -> str:
-    """Address of the joined cluster's own dashboard; empty where it has none."""
-    from ray._private.worker import get_dashboard_url
-
-    address = get_dashboard_url()
-    return f"http://{address}" if address else ""
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def room(scaling: Scaling) -> int:
-    """How many of the workers that `scaling` describes the cluster's nodes hold, as they are, with nothing on them."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(node.get(name, 0) // need) for name, need in _bundle(scaling).items()) for node in nodes)
-
-
-def check_resources(scaling: Scaling) -> None:
-    """UserError with the numbers where the cluster, as it is, cannot hold the workers; Ray would wait for ever."""
-    import ray
-
-    bundle = _bundle(scaling)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = room(scaling)
-    needed = scaling.min_workers or scaling.num_workers
-    if slots < needed and not scaling.autoscales:
-        has = {name: int(sum(node.get(name, 0) for node in nodes)) for name in bundle}
-        raise UserError(
-            f"scaling: {needed} workers of {_words(bundle)} each do not fit on the cluster, which has room for "
-            f"{slots}: {len(nodes)} node(s) with {_words(has)}. Ask for less, add nodes, or say "
-            "scaling.autoscales if they come on demand"
-        )
-
-
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on every worker, under Ray Train."""
     import ray.train
@@ -203,10 +129,10 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # workers of a node see all its GPUs; Ray chooses one but does not set it
     queue, payload = config["queue"], config["payload"]
-    fs, path = filesystem(payload["url"])
+    fs, path = filesystem(payload.url)
     if not fs.exists(join(path, "run.json")):  # the driver wrote it
         raise UserError(
-            f"{payload['url']}/run.json is not seen by node {ray.util.get_node_ip_address()}: run.storage must be a "
+            f"{payload.url}/run.json is not seen by node {ray.util.get_node_ip_address()}: run.storage must be a "
             "shared folder or a URL that every node sees"
         )
     nodes = world.gather(ray.util.get_node_ip_address())
@@ -216,7 +142,7 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
             queue.put_nowait_batch([record])
         if record["kind"] == "evaluation":  # all ranks are here; oftener would wait for Ray's controller each time
             metrics = {k: v for k, v in record.items() if k not in ("kind", "total")}
-            ray.train.report({**metrics, "checkpoint_path": join(payload["url"], "checkpoints")})
+            ray.train.report({**metrics, "checkpoint_path": join(payload.url, "checkpoints")})
 
     if world.is_first:
         where = ", ".join(f"{nodes.count(node)} on {node}" for node in sorted(set(nodes)))
@@ -252,7 +178,7 @@ def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
             record = queue.get(timeout=60)
         except Empty:
             if not heard:
-                display.say(f"waiting for {scaling.num_workers} worker(s) of {_words(_bundle(scaling))} each")
+                display.say(f"waiting for {scaling.num_workers} worker(s) of {words(bundle(scaling))} each")
             continue
         except RayError:
             return
@@ -260,11 +186,3 @@ def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
             return
         heard = True
         display.show(record)
-
-
-def _bundle(scaling: Scaling) -> dict[str, float]:
-    return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {})
-
-
-def _words(resources: dict[str, Any]) -> str:
-    return ", ".join(f"{count:g} {name}" for name, count in resources.items())

@@ -8,19 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from backbone import artifact
-from backbone.analysis import (
-    analyse,
-    gradient_norms,
-    layer_responses,
-    shortcut_factors,
-    shortcut_path,
-    units,
-)
+from backbone.analyse.analysis import analyse
+from backbone.analyse.figures import _label, _title, draw_gradients, draw_responses, draw_scaling
+from backbone.analyse.measures import gradient_norms, layer_responses, shortcut_factors, shortcut_path, units
+from backbone.analyse.options import Analysis
 from backbone.data.synthetic import CLASSES
 from backbone.errors import UserError
-from backbone.figures import _label, _title, draw_gradients, draw_responses, draw_scaling
 from backbone.inputs import InputConvention
-from backbone.judging import Analysis
 from backbone.nets import build
 from backbone.options import NetOptions
 from tests.backbone.test_artifact import trained

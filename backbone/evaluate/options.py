@@ -1,12 +1,12 @@
-"""What `jobs/evaluate.py --backbone` and `jobs/analyse.py` are told. Imports nothing slow."""
+"""What `jobs/evaluate.py --backbone` is told. Imports nothing slow."""
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from backbone.compute import Compute, Scaling
 from backbone.data.options import Data
-from backbone.options import Seed, Strict
-from backbone.training.recipe import Compute, Scaling
+from backbone.options import Strict
 
 Protocol = Literal["1-crop", "10-crop", "multi-scale"]
 
@@ -19,7 +19,7 @@ def no_training_images(tree: Any) -> Any:
     return tree
 
 
-class Judging(Strict):
+class BackboneEvaluation(Strict):
     """Judge backbones as classifiers: each alone and, where there are several, their ensemble. The command line gives
     the fields, or a YAML file (--config FILE).
 
@@ -57,7 +57,7 @@ class Judging(Strict):
     _no_training_images = model_validator(mode="before")(no_training_images)
 
     @model_validator(mode="after")
-    def _possible(self) -> "Judging":
+    def _possible(self) -> "BackboneEvaluation":
         if len(set(self.backbone)) < len(self.backbone):
             raise ValueError("backbone: one is named twice; an ensemble counts each net once")
         if min(self.scales) < 224:
@@ -69,34 +69,3 @@ class Judging(Strict):
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
         return self
-
-
-class Analysis(Strict):
-    """Look into nets: the gradient each unit gets, what scaled shortcuts make of it, layer responses (Fig. 7). The
-    command line gives the fields, or a YAML file (--config FILE)."""
-
-    backbone: tuple[str, ...] = ()
-    """Trained artifacts: residual or plain nets. All must read images of one size."""
-
-    depths: tuple[int, ...] = (20, 56, 110)
-    """CIFAR nets, plain and residual (option A), to look at as they are initialised."""
-
-    scales: tuple[float, ...] = (0.5, 0.9, 1.0, 1.1)
-    """λ: scaled shortcuts of the deepest of `depths`."""
-
-    size: int = Field(32, ge=16)
-    """Side of the images for the nets of `depths`, pixels. With backbones: theirs."""
-
-    data: Data = Data()
-    """Where images come from; only `val` is read, and neither size nor crop_pct."""
-
-    images: int = Field(128, ge=2)
-    """How many of them, evenly spread: one batch."""
-
-    seed: Seed = 0
-    """Of the initialisations."""
-
-    output: str = "analysis"
-    """Folder or URL of the results."""
-
-    _no_training_images = model_validator(mode="before")(no_training_images)

@@ -17,7 +17,7 @@ class Published:
 
     table: int
     name: str
-    protocol: str  # as in `Judging.protocols`; "other" where the paper only cites the number
+    protocol: str  # as in `BackboneEvaluation.protocols`; "other" where the paper only cites the number
     data: str
     top1: float | None
     top5: float | None = None

@@ -1,4 +1,4 @@
-"""The pictures of `backbone.analysis`, drawn from its numbers alone."""
+"""The pictures of `backbone.analyse.analysis`, drawn from its numbers alone."""
 
 import io
 from typing import Any

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from backbone.data.index import IndexedSource
-from backbone.data.pack import Packed, encode, pack, reduce
-from backbone.data.prepare_options import Prepare
+from backbone.data.prepare.options import Prepare
+from backbone.data.prepare.pack import Packed, encode, pack, reduce
 from backbone.data.sources import Source
 from backbone.data.stream import order
 from backbone.errors import BadImage, UserError

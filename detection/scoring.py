@@ -1,4 +1,4 @@
-"""Judging detections: COCO and VOC scores, the results folder they are kept in, and a table for the terminal.
+"""Scoring detections: COCO and VOC scores, the results folder they are kept in, and a table for the terminal.
 
 pycocotools is the reference; faster-coco-eval gives the same numbers, which a test shows, in a sixth of the time. (At a
 class's first recall points it says 1 where pycocotools' epsilon makes 1 - 2e-16.)
@@ -20,18 +20,15 @@ from backbone.storage import filesystem, join, write_folder
 from backbone.training.world import World
 from detection.coco_format import check, mended
 from detection.data.contract import Categories, DetectionSource
-from detection.detections import Detections, collect, concatenate, gather, to_coco
+from detection.detections import Detections, gather, to_coco
 from detection.matches import matches
 from detection.voc_ap import score_voc
-
-__all__ = ["STATS", "Detections", "Judged", "collect", "concatenate", "gather", "judge", "matches", "read", "score"]
-__all__ += ["score_coco", "score_voc", "table", "to_coco", "write"]
 
 # In the order of pycocotools' `stats`.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-class Judged(NamedTuple):
+class Scored(NamedTuple):
     """One evaluation: what a results folder holds."""
 
     ground_truth: dict[str, Any]  # a COCO instances dict
@@ -40,9 +37,9 @@ class Judged(NamedTuple):
     matches: dict[str, np.ndarray]  # see `detection.matches.matches`
 
 
-def judge(
+def gather_and_score(
     detections: Detections, source: DetectionSource, world: World, bad: Sequence[str] = (), fast: bool = True
-) -> Judged:
+) -> Scored:
     """Gather every rank's detections and score them against `source`. All ranks call it.
 
     The metrics are on every rank; what they were made from on the first, and empty elsewhere. With masks where the
@@ -61,15 +58,15 @@ def judge(
     """
     everything = gather(detections, world, source.image_ids)
     unread = [name for names in world.gather(list(bad)) for name in names]
-    judged = Judged({}, [], {}, {})
+    scored = Scored({}, [], {}, {})
     if world.is_first:
         truth = source.ground_truth()
         results = to_coco(everything, source.categories)
         masks = everything.masks is not None and source.has_masks
         metrics = score(truth, results, source.categories, masks, fast)
         metrics["notes"] += [f"unreadable, judged as an image without detections: {name}" for name in unread]
-        judged = Judged(truth, results, metrics, matches(truth, results, source.categories))
-    return judged._replace(metrics=world.gather(judged.metrics)[0])
+        scored = Scored(truth, results, metrics, matches(truth, results, source.categories))
+    return scored._replace(metrics=world.gather(scored.metrics)[0])
 
 
 def score(
@@ -177,7 +174,7 @@ def coco_eval(
     return np.asarray(evaluator.stats), np.asarray(evaluator.eval["precision"])
 
 
-def write(url: str | Path, judged: Judged, provenance: dict[str, Any]) -> None:
+def write(url: str | Path, scored: Scored, provenance: dict[str, Any]) -> None:
     """Write a results folder: detections.json, ground_truth.json, matches.npz, and last metrics.json.
 
     A folder without metrics.json is not complete. Stock pycocotools re-scores the two JSON files to the same numbers.
@@ -186,17 +183,17 @@ def write(url: str | Path, judged: Judged, provenance: dict[str, Any]) -> None:
         UserError: the place cannot be written.
     """
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, allow_pickle=False, **judged.matches)
+    np.savez_compressed(arrays, allow_pickle=False, **scored.matches)
     files = {
-        "detections.json": _json(judged.detections),
-        "ground_truth.json": _json(mended(judged.ground_truth)),
+        "detections.json": _json(scored.detections),
+        "ground_truth.json": _json(mended(scored.ground_truth)),
         "matches.npz": arrays.getvalue(),
-        "metrics.json": _json({**judged.metrics, "provenance": provenance}, indent=2),
+        "metrics.json": _json({**scored.metrics, "provenance": provenance}, indent=2),
     }
     write_folder(url, files, "results")
 
 
-def read(url: str | Path) -> Judged:
+def read(url: str | Path) -> Scored:
     """What `write` has written.
 
     Raises:
@@ -207,7 +204,7 @@ def read(url: str | Path) -> Judged:
         names = ("ground_truth.json", "detections.json", "metrics.json")
         truth, detections, metrics = (json.loads(fs.cat_file(join(path, name))) for name in names)
         with np.load(io.BytesIO(fs.cat_file(join(path, "matches.npz"))), allow_pickle=False) as arrays:
-            return Judged(truth, detections, metrics, dict(arrays))
+            return Scored(truth, detections, metrics, dict(arrays))
     except FileNotFoundError as error:
         raise UserError(f"{url}: no complete results folder; evaluate again: {error}") from error
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from detection.recipe import Finetune
 
 
 @dataclass(frozen=True)
-class Judge:
+class DetectionAP:
     """Called with a finished run's URL, it fine-tunes and returns AP (COCO's, 0.50 to 0.95), from 0 to 1.
 
     Read on the driver: the nodes where it is called need not have the recipe's file.
@@ -20,13 +20,13 @@ class Judge:
     file: str
 
     @staticmethod
-    def of(sweep: Sweep) -> "Judge":
+    def of(sweep: Sweep) -> "DetectionAP":
         """By the recipe that the sweep names, with what it replaces in it.
 
         Raises:
             UserError: the file is missing or not YAML.
         """
-        return Judge(laid_over(read_yaml(sweep.finetune), sweep.finetune_with), sweep.finetune)
+        return DetectionAP(laid_over(read_yaml(sweep.finetune), sweep.finetune_with), sweep.finetune)
 
     def recipe(self, run: str) -> Finetune:
         """The fine-tuning of a run's backbone, a run of its own inside that run; UserError where it is no recipe."""
@@ -36,15 +36,12 @@ class Judge:
     def check(self) -> None:
         """Look at recipe and data before anything is trained; UserError where they are not usable."""
         from detection.data.sources import open_sources
-        from detection.engine import check_ground_truth
+        from detection.finetune import check_ground_truth
 
         check_ground_truth(open_sources(self.recipe("/nowhere").data)[1])
 
     def __call__(self, run: str) -> float:
-        from backbone.training.cluster import launch
-        from detection.engine import finetune, finished, prepare
+        from backbone.job import submit
+        from detection.finetune import FINETUNE
 
-        recipe = self.recipe(run)
-        payload = prepare(recipe)
-        metrics = finished(payload["url"]) or launch(finetune, payload, recipe.scaling)
-        return metrics["bbox"]["AP"]
+        return submit(FINETUNE, self.recipe(run)).results["bbox"]["AP"]

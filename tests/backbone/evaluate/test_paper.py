@@ -1,6 +1,6 @@
 """The paper's numbers, by sums over its tables, and which of ours stand beside them."""
 
-from backbone.paper import PUBLISHED, beside, markdown
+from backbone.evaluate.paper import PUBLISHED, beside, markdown
 
 
 def ours(net: str, shortcut: str, protocol: str, classes: int = 1000, nets: int = 1) -> dict:

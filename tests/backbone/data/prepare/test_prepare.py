@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbone.data import prepare as module
-from backbone.data import shards
-from backbone.data.pack import reduce
-from backbone.data.prepare import Prepared, prepare
-from backbone.data.prepare_options import Prepare
+from backbone.data.prepare import prepare as module
+from backbone.data.prepare import shards
+from backbone.data.prepare.options import Prepare
+from backbone.data.prepare.pack import reduce
+from backbone.data.prepare.prepare import Prepared, prepare
 from backbone.data.sources import open_source
 from backbone.errors import UserError
 from backbone.training import pretrain
-from backbone.training.cluster import launch
+from backbone.training.ray_train import launch
 from tests.backbone.data.making import forget, make_folder, make_parquet, make_shards
 from tests.backbone.data.test_decode import PHOTO, encode, smooth
 from tests.backbone.data.test_ilsvrc import make_train
@@ -294,7 +294,7 @@ def test_shards_train(tmp_path, tiny):
     recipe = tiny({f"data.{key}": value for key, value in data.items()} | {"schedule.total": 3})
     payload = pretrain.prepare(recipe)
     assert 0 <= launch(pretrain.pretrain, payload, recipe.scaling)["val_error"] <= 100
-    assert Path(payload["url"], "artifact/model.safetensors").exists()
+    assert Path(payload.url, "artifact/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

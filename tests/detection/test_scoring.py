@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from backbone.errors import UserError
-from detection import evaluation
+from detection import scoring
 from detection.coco_format import mended
 from detection.data.contract import Categories
-from detection.evaluation import STATS, Judged, coco_eval, score, score_coco
+from detection.scoring import STATS, Scored, coco_eval, score, score_coco
 from tests.detection.adversarial import CATEGORIES, box_mask, careless, case, stock
 
 
@@ -119,8 +119,8 @@ def test_arguments_are_not_changed() -> None:
     for fast in (True, False):
         for kind in ("bbox", "segm"):
             score_coco(truth, results, CATEGORIES, kind, fast)  # ty: ignore[invalid-argument-type]
-    evaluation.matches(truth, results, CATEGORIES)
-    evaluation.score_voc(truth, results, CATEGORIES)
+    scoring.matches(truth, results, CATEGORIES)
+    scoring.score_voc(truth, results, CATEGORIES)
     assert json.dumps([truth, results]) == before
 
 
@@ -156,29 +156,29 @@ def test_what_does_not_fit_is_named(change: Any, message: str) -> None:
 def test_stock_pycocotools_rescores_the_folder(tmp_path: Path) -> None:
     truth, results = careless(case(1)[0]), case(1)[1]
     metrics = score(truth, results, CATEGORIES, masks=True)
-    matches = evaluation.matches(truth, results, CATEGORIES)
+    matches = scoring.matches(truth, results, CATEGORIES)
     url = tmp_path / "run" / "results"
-    evaluation.write(url, Judged(truth, results, metrics, matches), {"seed": 7})
+    scoring.write(url, Scored(truth, results, metrics, matches), {"seed": 7})
     files = {p.name: p for p in url.iterdir()}
     assert sorted(files) == ["detections.json", "ground_truth.json", "matches.npz", "metrics.json"]
     written = json.loads(files["metrics.json"].read_text())
     for kind in ("bbox", "segm"):
         judge = stock(*(json.loads(files[n].read_text()) for n in ("ground_truth.json", "detections.json")), kind)
         assert {k: written[kind][k] for k in STATS} == pytest.approx(expected(judge.stats), abs=1e-15)
-    back = evaluation.read(url)
+    back = scoring.read(url)
     assert back.metrics == {**metrics, "provenance": {"seed": 7}}
     assert back.detections == results
     assert back.ground_truth == mended(truth)
     assert all(np.array_equal(back.matches[k], v) and back.matches[k].dtype == v.dtype for k, v in matches.items())
     files["metrics.json"].unlink()
     with pytest.raises(UserError, match="no complete results folder"):
-        evaluation.read(url)
+        scoring.read(url)
 
 
 def test_table() -> None:
     truth, results = case(0)
     metrics = score(truth, results, CATEGORIES, masks=True)
-    lines = evaluation.table(metrics).splitlines()
+    lines = scoring.table(metrics).splitlines()
     assert lines[0].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     for line, kind in zip(lines[1:3], ("bbox", "segm"), strict=True):
         assert line.split() == [kind, *(f"{100 * metrics[kind][k]:.1f}" for k in STATS[:6])]
@@ -188,8 +188,8 @@ def test_table() -> None:
     assert cells[cells.index("dog") + 1] == "0.0"
     many = {f"class number {i}": {"AP": i / 80} for i in range(80)}
     metrics["bbox"]["per_class"] = many
-    text = evaluation.table(metrics)
+    text = scoring.table(metrics)
     assert max(map(len, text.splitlines()[:-1])) <= 100
     assert all(name in text for name in many)
     del metrics["segm"]
-    assert "segm" not in evaluation.table(metrics)
+    assert "segm" not in scoring.table(metrics)

@@ -9,11 +9,11 @@ import yaml
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.sweep.options import Sweep
-from detection.judge import Judge
+from detection.objective import DetectionAP
 from tests.detection.conftest import SMALL, write_backbone
 
 
-def judge(folder: Path, **changes: object) -> Judge:
+def judge(folder: Path, **changes: object) -> DetectionAP:
     (folder / "detector.yaml").write_text(yaml.safe_dump(SMALL))
     tree = {
         "name": "s",
@@ -23,7 +23,7 @@ def judge(folder: Path, **changes: object) -> Judge:
         "finetune": str(folder / "detector.yaml"),
         "finetune_with": {"schedule": {"total": 5}, **changes},
     }
-    return Judge.of(validate(Sweep, tree, "sweep.yaml"))
+    return DetectionAP.of(validate(Sweep, tree, "sweep.yaml"))
 
 
 def test_a_runs_backbone_is_fine_tuned_once(tmp_path: Path) -> None:

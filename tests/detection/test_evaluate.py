@@ -18,25 +18,27 @@ import detection
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
-from backbone.training.cluster import launch
-from detection import artifact, evaluation
+from backbone.training.ray_train import launch
+from detection import artifact, scoring
 from detection.data.contract import Categories
 from detection.data.options import DetectionData
 from detection.data.sources import open_val
-from detection.inference import evaluate, prepare, prepared, relabel
-from detection.recipe import Evaluation
+from detection.evaluate import evaluate, prepare, prepared, relabel
+from detection.recipe import DetectorEvaluation
 from tests.detection.conftest import ALONE, coco, write_scenes
 
 
 def judge(trained: Path, output: Path, **fields: Any) -> dict[str, Any]:
     """What jobs/evaluate.py does, in this process."""
     payload = prepare(asked(trained, output, **fields))
-    assert payload["url"] == str(output)
+    assert payload.url == str(output)
     return evaluate(payload, ALONE, lambda record: None)
 
 
-def asked(trained: Path, output: Path | str, **fields: Any) -> Evaluation:
-    return validate(Evaluation, {"detector": str(trained / "artifact"), "output": str(output), **fields}, "test")
+def asked(trained: Path, output: Path | str, **fields: Any) -> DetectorEvaluation:
+    return validate(
+        DetectorEvaluation, {"detector": str(trained / "artifact"), "output": str(output), **fields}, "test"
+    )
 
 
 def val(folder: Path, **fields: Any) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def test_a_run_is_judged_again_with_the_same_numbers(trained: Path, tmp_path: Pa
         scores.evaluate()
         scores.accumulate()
         scores.summarize()
-    mine = [-1 if metrics["bbox"][name] is None else metrics["bbox"][name] for name in evaluation.STATS]
+    mine = [-1 if metrics["bbox"][name] is None else metrics["bbox"][name] for name in scoring.STATS]
     np.testing.assert_allclose(mine, scores.stats, rtol=0, atol=1e-12)
 
 
@@ -96,7 +98,7 @@ def test_a_run_is_judged_again_with_the_same_numbers(trained: Path, tmp_path: Pa
 def test_ap_does_not_depend_on_the_batch(trained: Path, tmp_path: Path, batch: int) -> None:
     """24 images of six padded shapes. Padded to the largest of four, AP of this detector moves by a third."""
     one, many = (judge(trained, tmp_path / str(size), batch=size) for size in (1, batch))
-    for name in evaluation.STATS:
+    for name in scoring.STATS:
         assert (one["bbox"][name] is None) == (many["bbox"][name] is None)
         assert abs((one["bbox"][name] or 0) - (many["bbox"][name] or 0)) < 1e-3
     sizes = {(e["height"], e["width"]) for e in json.loads((tmp_path / "1/ground_truth.json").read_text())["images"]}
@@ -178,13 +180,13 @@ def test_relabel() -> None:
 def test_data_that_are_not_given_are_those_of_training(trained: Path, tmp_path: Path) -> None:
     payload = prepare(asked(trained, ""))
     digest = json.loads((trained / "results" / "metrics.json").read_text())["provenance"]["data"]["val"]
-    assert payload["url"] == str(trained / f"results-{digest[:8]}")
-    data = Evaluation.model_validate(payload["recipe"]).data
+    assert payload.url == str(trained / f"results-{digest[:8]}")
+    data = payload.options.data
     assert (data.source, data.shorter_side, data.longer_side, data.workers) == ("coco", (64,), 96, 0)
-    changed = Evaluation.model_validate(prepare(asked(trained, "", data={"shorter_side": [48]}))["recipe"]).data
+    changed = prepare(asked(trained, "", data={"shorter_side": [48]})).options.data
     assert (changed.val, changed.shorter_side) == (data.val, (48,))  # a size alone does not change what is judged
     other = val(write_scenes(tmp_path, "other", 4))
-    sizes = Evaluation.model_validate(prepare(asked(trained, tmp_path / "o", data=other))["recipe"]).data
+    sizes = prepare(asked(trained, tmp_path / "o", data=other)).options.data
     assert (sizes.val, sizes.shorter_side, sizes.longer_side) == (str(tmp_path / "other"), (64,), 96)
 
 

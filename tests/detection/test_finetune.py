@@ -27,7 +27,7 @@ from backbone.training.world import World, local_world
 from detection import artifact
 from detection.data.sources import open_sources
 from detection.data.synthetic import SyntheticScenes
-from detection.engine import Detection, finetune, finished, load_backbone, prepare
+from detection.finetune import Detection, finetune, finished, load_backbone, prepare
 from detection.recipe import Finetune
 from tests.detection.conftest import ALONE, Make, coco, write_backbone, write_scenes
 
@@ -111,7 +111,7 @@ def run_ranks(recipe: Finetune, size: int, stop_at: int = -1) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detection.engine"])
+    context.set_forkserver_preload(["detection.finetune"])
     tree = recipe.model_dump(mode="json")
     ranks = [context.Process(target=_rank, args=(r, size, port, tree, stop_at)) for r in range(size)]
     for process in ranks:
@@ -208,7 +208,7 @@ def test_the_best_weights_are_exported(small: Make) -> None:
         def evaluate(self, model: Any, world: World) -> dict[str, float]:
             return {"error": next(errors)}
 
-    fading = Fading(Finetune.model_validate(payload["recipe"]), task.train_source, task.val_source, ALONE)
+    fading = Fading(payload.recipe, task.train_source, task.val_source, ALONE)
     engine.train(fading, fading.recipe, ALONE, store, lambda record: None)
     finetune(payload, ALONE, lambda record: None)
     best = store.load(8)["model"]

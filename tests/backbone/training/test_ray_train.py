@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from backbone.artifact import load
+from backbone.cluster import check_resources
+from backbone.compute import Scaling
 from backbone.errors import UserError
-from backbone.training.cluster import check_resources, launch
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.recipe import Recipe, Scaling
+from backbone.training.ray_train import launch
+from backbone.training.recipe import Recipe
 
 pytestmark = pytest.mark.ray
 Make = Callable[..., Recipe]

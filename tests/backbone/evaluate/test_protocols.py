@@ -19,14 +19,15 @@ from backbone import artifact
 from backbone.data.sources import Source, open_source
 from backbone.data.synthetic import render
 from backbone.errors import BadImage, UserError
-from backbone.evaluation import Member, dense, evaluate, judge, prepare, probabilities, training_of
+from backbone.evaluate.evaluation import evaluate, prepare, training_of
+from backbone.evaluate.options import BackboneEvaluation
+from backbone.evaluate.protocols import Member, dense, probabilities, score
+from backbone.evaluate.views import View, ViewSet
 from backbone.inputs import IMAGENET_MEAN, IMAGENET_STD, InputConvention
-from backbone.judging import Judging
 from backbone.nets import build
 from backbone.options import NetOptions
-from backbone.training.cluster import launch
+from backbone.training.ray_train import launch
 from backbone.training.world import World, local_world
-from backbone.views import View, ViewSet
 from tests.backbone.test_artifact import trained
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -58,10 +59,12 @@ class Photos:
         return np.ascontiguousarray(render(7, i, 300).image[:height, :width])
 
 
-def options(**changes: Any) -> Judging:
+def options(**changes: Any) -> BackboneEvaluation:
     data = {"workers": 0, "on_bad": "skip"}
     compute = {"precision": "fp32", "channels_last": False}
-    return Judging.model_validate({"backbone": ["a"], "batch": 4, "data": data, "compute": compute, **changes})
+    return BackboneEvaluation.model_validate(
+        {"backbone": ["a"], "batch": 4, "data": data, "compute": compute, **changes}
+    )
 
 
 def pair() -> tuple[Member, nn.Module]:
@@ -194,10 +197,10 @@ def test_ensembles() -> None:
     torch.manual_seed(1)
     b = Member(build(NetOptions(depth=18, width=0.25), 5).eval(), InputConvention(size=96, crop_pct=1.0), "b")
     source, targets, both = Photos(), np.array([4, 2, 0, 1, 3]), options(protocols=["1-crop", "10-crop"])
-    alone = [judge([m], source, targets, both, ALONE)["results"] for m in (a, b)]
+    alone = [score([m], source, targets, both, ALONE)["results"] for m in (a, b)]
     assert [r["nets"] for r in alone[0]] == [1, 1]
-    twice = judge([a, a], source, targets, both, ALONE)["results"]
-    together = judge([a, b], source, targets, both, ALONE)["results"]
+    twice = score([a, a], source, targets, both, ALONE)["results"]
+    together = score([a, b], source, targets, both, ALONE)["results"]
     for p, protocol in enumerate(both.protocols):
         assert twice[3 * p + 2]["of"] == "ensemble of 2"
         assert [twice[3 * p + i]["top1_error"] for i in (0, 1, 2)] == [alone[0][p]["top1_error"]] * 3
@@ -209,14 +212,14 @@ def test_ensembles() -> None:
 
 def test_unreadable_images_are_left_out_and_named() -> None:
     member, _ = pair()
-    judged = judge([member], Photos(broken=True), np.arange(5), options(protocols=["10-crop"]), ALONE)
+    judged = score([member], Photos(broken=True), np.arange(5), options(protocols=["10-crop"]), ALONE)
     assert (judged["images"], judged["unreadable"], judged["unreadable_names"]) == (5, 1, ["photo 3: truncated"])
     scores = ours(member, Photos(), "10-crop")[[0, 1, 2, 4, 5]]
     wrong = scores.argmax(1) != torch.from_numpy(Photos().labels[[0, 1, 2, 4, 5]])
     assert judged["results"][0]["top1_error"] == pytest.approx(100 * wrong.double().mean().item())
     strict = options(data={"workers": 0, "on_bad": "stop"})
     with pytest.raises(BadImage, match=r"photo 3: truncated; mend or remove it, or set data.on_bad: skip"):
-        judge([member], Photos(broken=True), np.arange(5), strict, ALONE)
+        score([member], Photos(broken=True), np.arange(5), strict, ALONE)
 
 
 class Colours:
@@ -251,13 +254,13 @@ def _rank(rank: int, size: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with local_world(use_gpu=False, threads=1) as world:
         source = Colours()
-        judged = judge([little()], source, np.arange(12), options(batch=512), world)
+        judged = score([little()], source, np.arange(12), options(batch=512), world)
         Path(folder, f"{size}-{rank}.json").write_text(json.dumps([judged, source.read]))
 
 
 def test_50007_samples_are_counted_once_each_on_any_ranks(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["backbone.evaluation"])
+    context.set_forkserver_preload(["backbone.evaluate.protocols"])
     found = []
     for size in (1, 2, 3):
         with socket.socket() as probe:
@@ -309,16 +312,16 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def recipe(images: Path, *backbones: str, **changes: Any) -> Judging:
+def recipe(images: Path, *backbones: str, **changes: Any) -> BackboneEvaluation:
     data = {"source": "imagefolder", "val": str(images), "cache": str(images.parent), "workers": 0}
-    return Judging.model_validate({"backbone": backbones, "data": data, **changes})
+    return BackboneEvaluation.model_validate({"backbone": backbones, "data": data, **changes})
 
 
 def test_labels_are_matched_by_name(tmp_path: Path, images: Path) -> None:
     """A net that knows more classes, in another order."""
     url = write(tmp_path / "net", ("w", "z", "y", "x"))
-    assert prepare(recipe(images, url))["targets"].tolist() == [3, 2, 1]
-    assert prepare(recipe(images, url, by_position=True))["targets"].tolist() == [0, 1, 2]
+    assert prepare(recipe(images, url)).targets.tolist() == [3, 2, 1]
+    assert prepare(recipe(images, url, by_position=True)).targets.tolist() == [0, 1, 2]
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, images: Path) -> None:
@@ -328,7 +331,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="b/artifact: its classes are not those of"):
         prepare(recipe(images, known, foreign))
     with pytest.raises(UserError, match="was not trained here; name images"):
-        prepare(Judging(backbone=(known,)))
+        prepare(BackboneEvaluation(backbone=(known,)))
 
 
 def test_tables_say_how_long_ours_was_trained() -> None:

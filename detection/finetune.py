@@ -15,22 +15,24 @@ from backbone.data.index import digest
 from backbone.data.stream import MicroBatches, mix, share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
+from backbone.job import Job
 from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
 from backbone.nets.count import macs, parameters
 from backbone.options import NetOptions
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
+from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
 from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
-from backbone.training.world import World
-from detection import artifact, evaluation
+from backbone.training.world import Report, World
+from detection import artifact, scoring
 from detection.curves import draw_curves
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.sources import open_sources
-from detection.inference import detect_batches, prepared
+from detection.evaluate import detect_batches, prepared
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
 
@@ -48,8 +50,15 @@ def load_backbone(url: str, from_scratch: bool, seed: int) -> tuple[Backbone, In
     return net, inputs, block
 
 
-def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Check everything that can be checked before workers start; returns what `finetune` needs, picklable.
+@dataclass(frozen=True)
+class Finetuning(Payload):
+    """What `finetune` needs."""
+
+    recipe: Finetune
+
+
+def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
+    """Check everything that can be checked before workers start.
 
     `say` is told what takes long.
 
@@ -76,7 +85,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> dict[str, A
     scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if recipe.optim.lr_batch else ""
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
     say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
-    return {"recipe": recipe.model_dump(mode="json"), "url": run_url(recipe)}
+    return Finetuning(run_url(recipe), recipe)
 
 
 def check_ground_truth(source: DetectionSource) -> None:
@@ -94,24 +103,27 @@ def finished(url: str) -> dict[str, Any] | None:
     return json.loads(fs.cat_file(places[1])) if all(fs.exists(place) for place in places) else None
 
 
-def finetune(payload: dict[str, Any], world: World, report: engine.Report) -> dict[str, Any]:
+def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: train, judge, and on the first rank write artifact and results.
 
-    Returns the metrics (see `detection.evaluation`), on every rank.
+    Returns the metrics (see `detection.scoring`), on every rank.
     """
-    recipe = Finetune.model_validate(payload["recipe"])
+    recipe = payload.recipe
     task = Detection(recipe, *open_sources(recipe.data), world)
-    store = Store(join(payload["url"], "checkpoints"))
+    store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
         state = store.load(progress.best_step)
         model.load_state_dict(state["average"] or state["model"])
     world.share_buffers(model)
     assert isinstance(model, Detector)
-    judged = task.judge(model.eval(), world)
+    scored = task.score(model.eval(), world)
     if world.is_first:
-        write_results(payload["url"], recipe, task, model, progress, judged)
-    return judged.metrics
+        write_results(payload.url, recipe, task, model, progress, scored)
+    return scored.metrics
+
+
+FINETUNE = Job(prepare, finetune, finished)
 
 
 def write_results(
@@ -120,7 +132,7 @@ def write_results(
     task: "Detection",
     model: Detector,
     progress: Progress,
-    judged: evaluation.Judged,
+    scored: scoring.Scored,
 ) -> None:
     """Results, curves, history, and last the artifact, which marks a finished run."""
     fs, path = filesystem(url)
@@ -145,11 +157,11 @@ def write_results(
         "workers": task.world.size,
         "bad_images": progress.bad,
     }
-    evaluation.write(join(url, "results"), judged, {**provenance, **backbones.environment()})
+    scoring.write(join(url, "results"), scored, {**provenance, **backbones.environment()})
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
     fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name))
     sides = (recipe.data.shorter_side[-1], recipe.data.longer_side)
-    provenance["metrics"] = judged.metrics
+    provenance["metrics"] = scored.metrics
     artifact.save(join(url, "artifact"), model, task.inputs, task.categories, sides, provenance)
 
 
@@ -201,20 +213,20 @@ class Detection:
 
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
         """AP, AP50 and AP75 over all validation images, percent; `error` is 100 - AP."""
-        metrics = self.judge(model, world).metrics
+        metrics = self.score(model, world).metrics
         found = {}
         for kind, suffix in (("bbox", ""), ("segm", "_masks")):
             if kind in metrics:
                 found |= {name + suffix: 100 * metrics[kind][name] for name in ("AP", "AP50", "AP75")}
         return {"error": 100 - found["AP_masks" if "segm" in metrics else "AP"], **found, "images": metrics["images"]}
 
-    def judge(self, model: nn.Module, world: World) -> evaluation.Judged:
+    def score(self, model: nn.Module, world: World) -> scoring.Scored:
         """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
         context = engine.autocast(self.recipe.compute, world.device)
         mine, bad = detect_batches(
             model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
         )
-        return evaluation.judge(mine, self.val_source, world, bad)
+        return scoring.gather_and_score(mine, self.val_source, world, bad)
 
 
 def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> Detector:

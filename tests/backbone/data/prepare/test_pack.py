@@ -8,7 +8,7 @@ from PIL import Image
 
 from backbone.data.augment import evaluation_view
 from backbone.data.decode import decode
-from backbone.data.pack import encode, pack, read_header, reduce
+from backbone.data.prepare.pack import encode, pack, read_header, reduce
 from backbone.data.raw import HEADER, decode_raw, encode_raw, raw_shape
 from backbone.errors import BadImage
 from tests.backbone.data.test_decode import PHOTO, smooth

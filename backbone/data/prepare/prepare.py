@@ -21,8 +21,8 @@ from PIL import features
 from tqdm import tqdm
 
 from backbone.data.ilsvrc import open_ilsvrc
-from backbone.data.prepare_options import Prepare
-from backbone.data.shards import EXAMPLES, Record, count_shards, counts, make_shard, trouble, writing
+from backbone.data.prepare.options import Prepare
+from backbone.data.prepare.shards import EXAMPLES, Record, count_shards, counts, make_shard, trouble, writing
 from backbone.data.sources import KINDS, Source
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
@@ -184,7 +184,7 @@ def _make(options: Prepare, source: Source, total: int, say: Callable[[str], Non
 
 
 def _on_ray(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[Record]:
-    from backbone.training.cluster import connect  # imports torch, which takes seconds
+    from backbone.cluster import connect  # imports torch, which takes seconds
 
     ray, started = connect(say)
     running: list[Any] = []

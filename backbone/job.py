@@ -1,0 +1,80 @@
+"""What every job does, in this order: prepare -> payload -> launch -> finished.
+
+    outcome = submit(PRETRAIN, recipe)
+
+A `Job` is three functions. `prepare` runs on the driver and checks everything that can be checked; what it returns, the
+payload, travels to every worker, where `work` does the job; `finished` finds the results of a run that has ended, so
+that submitting it again does nothing twice.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from backbone.compute import Scaling
+from backbone.training.ray_train import Payload, launch
+from backbone.training.world import Report, World
+
+Results = dict[str, Any]
+Say = Callable[[str], None]
+
+
+class Options(Protocol):
+    """What a job is told, at least."""
+
+    @property
+    def scaling(self) -> Scaling: ...
+
+
+Told = TypeVar("Told", bound=Options)
+P = TypeVar("P", bound=Payload)
+
+
+@dataclass(frozen=True)
+class Job(Generic[Told, P]):
+    """One kind of work. All three are functions of an installed package: they are pickled by name."""
+
+    prepare: Callable[[Told, Say], P]
+    """Raises UserError for every mistake that can be seen before workers start; `say` is told what takes long."""
+
+    work: Callable[[P, World, Report], Results]
+    """Runs on every worker; the first one's results come back."""
+
+    finished: Callable[[str], Results | None] = lambda url: None
+    """The results of the run at this URL; None while it has not ended, or where the work is done anew each time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    url: str
+    results: Results
+    seconds: float | None
+    """From the start of the workers to the end; None: it had been finished before."""
+
+    @property
+    def headline(self) -> str:
+        """One line for a terminal."""
+        if self.seconds is None:
+            return f"{self.url} is finished; another --name or --seed begins another run"
+        return f"trained in {self.seconds:.0f} s"
+
+
+def submit(
+    job: Job[Told, P], options: Told, label: str = "", watch: Report = lambda record: None, say: Say = print
+) -> Outcome:
+    """Carry a job out, from the beginning or from where it stopped; `label` and `watch` as in `launch`.
+
+    Raises:
+        UserError: a mistake of the user's.
+        FloatingPointError: the training diverged.
+    """
+    payload = job.prepare(options, say)
+    results = job.finished(payload.url)
+    if results is not None:
+        return Outcome(payload.url, results, None)
+    began = time.monotonic()
+    results = launch(job.work, payload, options.scaling, label, watch)
+    return Outcome(payload.url, results, time.monotonic() - began)

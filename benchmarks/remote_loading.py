@@ -1,4 +1,4 @@
-"""Batches made through Ray Data by another node's CPUs (data.remote_cpus) against as many loader processes here.
+"""Batches made by another node's CPUs (data.remote_cpus) against as many loader processes here.
 
 Two Ray nodes on this one machine: one that trains, with a GPU in name only, and one that makes batches; they pass them
 on as nodes do, but for the network, which is left out. 224 pixels, from an ImageFolder as it is and from shards of raw
@@ -34,7 +34,7 @@ from backbone.data.remote import AHEAD, PORTION
 from backbone.data.sources import open_source
 from backbone.data.stream import MicroBatches
 
-WAYS = {"loader processes": "workers", "Ray Data": "remote_cpus"}
+WAYS = {"loader processes": "workers", "other nodes": "remote_cpus"}
 
 
 def stream_of(kind: str, root: str, cache: str, batch: int, how: str, cpus: int) -> Iterator[Any]:
@@ -56,7 +56,7 @@ def cpu_seconds(cluster: Any) -> tuple[float, float]:
         except psutil.NoSuchProcess:
             continue
         used = times.user + times.system
-        making += used if "MapWorker" in command or "forkserver" in command else 0
+        making += used if "ray::Maker" in command or "forkserver" in command else 0
         beside += used if process.pid in here else 0
     return making, beside
 
@@ -67,7 +67,7 @@ def measure(
     """A row for each way."""
     kind, root, name = data
     streams = {way: stream_of(kind, root, cache, given.batch, how, cpus) for way, how in WAYS.items()}
-    ready = PORTION * ((AHEAD + 1) * cpus + 1 + AHEAD)  # more than either way keeps
+    ready = PORTION * (AHEAD * cpus + 1)  # more than either way keeps
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     making: dict[str, list[float]] = {way: [] for way in WAYS}
     beside: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -95,7 +95,7 @@ def measure(
                 "turns": given.turns,
                 "CPU ms an image, making": spread(making[way])[0],
                 "CPU ms an image, training node": spread(beside[way])[0],
-                "MB/s to the training node": spread(rates[way])[0] * 3 * SIDE**2 / 1e6 if way == "Ray Data" else 0.0,
+                "MB/s to the training node": spread(rates[way])[0] * 3 * SIDE**2 / 1e6 if way == "other nodes" else 0.0,
             }
         )
     return rows

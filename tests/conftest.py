@@ -81,7 +81,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """One cluster of four CPUs for every test that trains through Ray."""
-    from backbone.training.ray_train import DEFAULTS
+    from backbone.cluster import DEFAULTS
 
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

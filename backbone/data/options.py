@@ -93,8 +93,8 @@ class Data(Strict):
     """Loader processes for each training worker. 0: load in the training process."""
 
     remote_cpus: int = Field(0, ge=0)
-    """CPUs of the cluster that make each training worker's batches through Ray Data, on nodes without a GPU where there
-    are any; `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
+    """CPUs of the cluster that make each training worker's batches, on nodes without a GPU where there are any;
+    `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
 
     on_bad: Literal["stop", "skip"] = "stop"
     """An unreadable image: stop and name it, or put the next image in its place, counted and named."""

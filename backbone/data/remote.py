@@ -1,29 +1,23 @@
-"""The only module that knows Ray Data: training batches made by CPUs anywhere in the cluster, the same to the bit.
+"""Training batches made by CPUs anywhere in the cluster, the same to the bit as those of loader processes.
 
-Ray Data takes numbers of portions out and brings finished micro-batches back; what is in one is the business of
-`TrainSet`, so order and pixels are those of loader processes. Its iterators cannot resume: a resume asks for later
-micro-batches. Nor is its own back-pressure used: holding finished blocks back, it polls without a pause and takes much
-of a core from the training process. Here numbers are given out no faster than portions are taken.
+An actor on each CPU makes portions of micro-batches, in turn; what is in one is the business of `TrainSet`. Each is
+asked for a few portions ahead and no more, so that what waits in memory is bounded, and a resume just asks for later
+ones. Ray restarts an actor that is lost, elsewhere if need be, and has it make again what it had not handed over.
 """
 
-import asyncio
-import logging
 import pickle
-from collections.abc import Iterator
-from functools import partial
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy, Datasource, ReadTask
-from ray.data.block import BlockMetadata
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import GetTimeoutError
 
+from backbone.data.batches import Batch, TrainSet, one_thread
 from backbone.data.index import IndexedSource
 from backbone.data.slots import KEPT
 from backbone.data.sources import Source, open_source
@@ -31,162 +25,100 @@ from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
 from backbone.storage import is_local
 
-if TYPE_CHECKING:
-    from backbone.data.batches import Batch, TrainSet
-
 PORTION = 256  # images of a task, at least: each task costs the training process some milliseconds under its GIL
-AHEAD = 2  # portions given to each CPU at a time: one under way, one to go on with; and one more may lie ready
+AHEAD = 3  # portions each CPU is asked for at a time: one under way, one to go on with, one ready
+PATIENCE = 600  # seconds without a portion after which those who make them are taken for lost
 NODE = "ray.io/node-id"  # a label Ray gives every node
 
 
-def remote_batches(train_set: "TrainSet", batches: MicroBatches, pinned: bool = False) -> Iterator["Batch"]:
+def remote_batches(train_set: TrainSet, batches: MicroBatches, pinned: bool = False) -> Iterator[Batch]:
     """The batches of `train_loader`, in its order, from `data.remote_cpus` processes of one CPU each.
 
-    They run on nodes without a GPU where the cluster has any, else on any; lost ones are replaced by Ray. A batch stays
-    as it is until the next but one is asked for. `pinned`: its images lie in page-locked memory.
+    They run on nodes without a GPU where the cluster has any, else on any. A batch stays as it is until the next but
+    one is asked for. `pinned`: its images lie in page-locked memory.
 
     Raises:
         UserError: Ray does not run, the CPUs are not there, or another node sees no or other files.
         BadImage: as `train_loader`, when its batch is asked for.
+        TimeoutError: no portion came for long: the nodes that make them are lost.
     """
     cpus, size = train_set.options.remote_cpus, train_set.options.size
     elsewhere = _check_room(cpus, batches.world)
     slots = torch.empty((KEPT, batches.micro_batch, 3, size, size), dtype=torch.uint8, pin_memory=pinned)
-    maker = Maker(_pack(train_set), batches)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    gate: Any = ray.remote(Gate).options(num_cpus=0, scheduling_strategy=here).remote((AHEAD + 1) * cpus + 1)
+    # DEFAULT: outside the training workers' placement group, whose CPUs are theirs.
+    kind: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, scheduling_strategy="DEFAULT")(Maker)
+    packed = ray.put(_pack(train_set))
+    makers = [kind.options(label_selector=elsewhere or None).remote(packed, batches.micro_batch) for _ in range(cpus)]
     given = 0
     try:
-        for portion in _portions(maker, gate, cpus, elsewhere):
-            gate.taken.remote()
-            images = np.frombuffer(portion["images"][0].as_buffer(), np.uint8)
-            for place, batch in enumerate(pickle.loads(portion["rest"][0].as_py())):
+        for images, portion in _in_order(makers, batches):
+            for place, batch in enumerate(portion):
                 if isinstance(batch, UserError):
                     raise batch
                 slot = slots[given % KEPT]
                 given += 1
-                flat = slot.numpy().reshape(-1)
-                np.copyto(flat, images[place * flat.size : (place + 1) * flat.size])
+                np.copyto(slot.numpy(), images[place])
                 batch["images"] = slot
                 yield batch
     finally:
-        ray.kill(gate)  # whoever waits for it ends
+        for maker in makers:
+            ray.kill(maker)
 
 
-def _portions(maker: "Maker", gate: Any, cpus: int, elsewhere: dict[str, str]) -> Iterator[pa.Table]:
-    """What `maker` makes of 0, 1, ..., in this order."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # a line for every data set that begins and ends
-    count = len(maker)
-    data = ray.data.read_datasource(Numbers(gate, count), override_num_blocks=1, concurrency=1, num_cpus=0).map_batches(
-        Made,
-        fn_constructor_args=(maker,),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=1,
-        compute=ActorPoolStrategy(size=min(cpus, count), max_tasks_in_flight_per_actor=AHEAD),
-    )
-    context = data.context
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.target_max_block_size = 1  # a block for each row: it travels as soon as it is there
-    context.execution_options.preserve_order = True
-    context.execution_options.label_selector = elsewhere or None
-    yield from iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=AHEAD))
+def _in_order(makers: Sequence[Any], batches: MicroBatches) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    """What the makers make of one portion after the other, each asked for up to AHEAD of them before it is needed."""
+    positions = iter(batches)
+    several = -(-PORTION // batches.micro_batch)
+    numbers = count()
+    asked: deque[Any] = deque()
 
+    def ask() -> None:
+        portion = list(islice(positions, several))
+        if portion:
+            maker = makers[next(numbers) % len(makers)]
+            asked.append(maker.make.options(num_returns=2).remote(portion))
 
-class Gate:
-    """Lets numbers through up to so many more than portions were taken. An actor."""
-
-    def __init__(self, ahead: int) -> None:
-        self.limit = ahead
-        self.moved = asyncio.Condition()
-
-    async def taken(self) -> None:
-        """One more portion was."""
-        async with self.moved:
-            self.limit += 1
-            self.moved.notify_all()
-
-    async def passes(self, number: int) -> None:
-        """Returns when it may be given out."""
-        async with self.moved:
-            await self.moved.wait_for(lambda: number < self.limit)
-
-
-class Numbers(Datasource):
-    """0 to `count` in rows of their own, each as the gate lets it through."""
-
-    def __init__(self, gate: Any, count: int) -> None:
-        super().__init__()
-        self.gate, self.count = gate, count
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Bytes."""
-        return 8 * self.count
-
-    def get_read_tasks(self, parallelism: int, *_args: Any, **_more: Any) -> list[ReadTask]:
-        """One, which runs as long as the training."""
-        about = BlockMetadata(num_rows=self.count, size_bytes=8 * self.count, input_files=None, exec_stats=None)
-        return [ReadTask(partial(_numbers, self.gate, self.count), about)]
-
-
-def _numbers(gate: Any, count: int) -> Iterator[pa.Table]:
-    for number in range(count):
+    for _ in range(AHEAD * len(makers)):
+        ask()
+    while asked:
         try:
-            ray.get(gate.passes.remote(number))
-        except RayError:  # training took no more
-            return
-        yield pa.table({"number": [number]})
+            images, rest = ray.get(asked.popleft(), timeout=PATIENCE)
+        except GetTimeoutError:
+            raise TimeoutError(
+                f"no batch for {PATIENCE} s from {len(makers)} CPU(s) of other nodes (data.remote_cpus): they are lost"
+            ) from None
+        ask()
+        yield images, rest
 
 
 class Maker:
-    """Number -> the micro-batches of a portion of at least PORTION images. Pickles small, for any node."""
+    """Micro-batches of positions -> their batches. An actor."""
 
-    def __init__(self, made: bytes, batches: MicroBatches) -> None:
-        self.made, self.micro_batch = made, batches.micro_batch
-        self.firsts = np.array([positions[0] for positions in batches], np.int64)
-        self.unit = -(-PORTION // self.micro_batch)
+    def __init__(self, packed: bytes, micro_batch: int) -> None:
+        self.packed, self.micro_batch = packed, micro_batch
         self.train_set: TrainSet | None = None
 
-    def __len__(self) -> int:
-        return -(-len(self.firsts) // self.unit)
-
-    def make(self, number: int) -> tuple[np.ndarray, list[Any]]:
+    def make(self, portion: list[range]) -> tuple[np.ndarray, list[Any]]:
         """Images uint8 [micro-batches, micro_batch, 3, S, S], and each batch's other entries.
 
         A mistake of the user's takes the place of a batch, the last then: raised here, it would come out of order.
         """
-        firsts = self.firsts[number * self.unit : (number + 1) * self.unit].tolist()
         images = np.empty(0, np.uint8)
         batches: list[Any] = []
         try:
             if self.train_set is None:
-                self.train_set = _unpack(self.made)
+                self.train_set = _unpack(self.packed)
             size = self.train_set.options.size
-            images = np.empty((len(firsts), self.micro_batch, 3, size, size), np.uint8)
-            for first, memory in zip(firsts, torch.from_numpy(images), strict=True):
-                batch = self.train_set.fill_in(range(first, first + self.micro_batch), memory)
+            images = np.empty((len(portion), self.micro_batch, 3, size, size), np.uint8)
+            for positions, memory in zip(portion, torch.from_numpy(images), strict=True):
+                batch = self.train_set.fill_in(positions, memory)
                 batches.append({name: value for name, value in batch.items() if name != "images"})
         except UserError as error:
             batches.append(type(error)(str(error)))
         return images, batches
 
 
-class Made:
-    """What runs on the CPUs: a table of a number -> a table of its portion, in one row."""
-
-    def __init__(self, maker: Maker) -> None:
-        self.maker = maker
-
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        """Columns `images`: bytes, not copied again on the way; `rest`: pickled."""
-        images, rest = self.maker.make(numbers["number"][0].as_py())
-        buffers = [None, pa.py_buffer(np.array([0, images.nbytes])), pa.py_buffer(images)]
-        column = pa.Array.from_buffers(pa.large_binary(), 1, buffers)
-        return pa.table({"images": column, "rest": pa.array([pickle.dumps(rest)], pa.binary())})
-
-
-def _pack(train_set: "TrainSet") -> bytes:
+def _pack(train_set: TrainSet) -> bytes:
     """A TrainSet for another node, pickled. An index lies in a cache of one machine: others open the data anew."""
     source, options = train_set.source, train_set.options
     if isinstance(source, IndexedSource):
@@ -199,11 +131,9 @@ def _pack(train_set: "TrainSet") -> bytes:
     return pickle.dumps((source, options, train_set.seed, train_set.fill))
 
 
-def _unpack(made: bytes) -> "TrainSet":
-    from backbone.data.batches import TrainSet, one_thread
-
+def _unpack(packed: bytes) -> TrainSet:
     one_thread()
-    source, options, seed, fill = pickle.loads(made)
+    source, options, seed, fill = pickle.loads(packed)
     if isinstance(source, str):
         source = _opened(options, source, ray.util.get_node_ip_address())
     return TrainSet(source, options, seed, fill)

@@ -88,7 +88,7 @@ def assert_same(found: Iterable[dict[str, Any]], expected: Sequence[dict[str, An
 
 def kill_one() -> None:
     """kill -9 a process that makes batches."""
-    titles = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ray::MapWorker" in p.read_bytes()]
+    titles = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ray::Maker" in p.read_bytes()]
     os.kill(int(titles[0].parent.name), signal.SIGKILL)
 
 
@@ -127,7 +127,7 @@ def test_a_bad_image_stops_in_its_place_and_frees_the_cpus(make, ray_cluster):
 
 def said(train_set: TrainSet) -> str:
     """What the process that is to make the batches says of it."""
-    images, (error,) = Maker(_pack(train_set), MicroBatches(4, 4, 0, 1, 0, 1)).make(0)
+    images, (error,) = Maker(_pack(train_set), 4).make([range(4)])
     assert not images.size
     assert isinstance(error, UserError)
     return str(error)

@@ -1,5 +1,14 @@
 """The one error a user can cause and mend."""
 
+import re
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that any terminal, log or JSON takes: bytes of a file name that are not UTF-8 become \\xff, as in Python."""
+    return SURROGATES.sub(lambda one: f"\\x{ord(one[0]) - 0xDC00:02x}" if "\udc80" <= one[0] <= "\udcff" else "?", text)
+
 
 class UserError(ValueError):
     """Something the user gave is wrong. The message names the file, field or value, and the fix.
@@ -9,7 +18,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         # torch's loader processes hand an error over as the text of its traceback, which ends with the message.
-        super().__init__(message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")[2].rstrip())
+        message = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")[2].rstrip()
+        super().__init__(printable(message))
 
 
 class BadImage(UserError):

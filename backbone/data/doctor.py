@@ -15,6 +15,7 @@ from tqdm import tqdm
 from backbone.data.decode import decode
 from backbone.data.findings import Findings, Report, image_sizes
 from backbone.data.index import IndexedSource
+from backbone.data.labels import class_findings
 from backbone.data.prepare.pack import read_header
 from backbone.data.prepare.prepare import open_images
 from backbone.data.sources import Source, check_classes, check_splits
@@ -93,11 +94,9 @@ def _prefix(split: Split) -> str:
 
 
 def _classes(findings: Findings, split: Split) -> None:
+    findings.join(split.source.findings)
+    findings.join(class_findings(split.source.labels, split.source.classes, _prefix(split)))
     counts = np.bincount(split.source.labels, minlength=len(split.source.classes))
-    for name, count in zip(split.source.classes, counts, strict=True):
-        if not count:
-            remedy = "the net has an output that it never sees; fill the class, or number labels without gaps"
-            findings.add("warning", "classes without images", remedy, _prefix(split) + name)
     used = counts[counts > 0]
     if used.max() >= IMBALANCE * used.min():
         most, least = (

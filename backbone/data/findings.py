@@ -1,5 +1,6 @@
 """What is wrong with a data set, counted and with examples, and what it consists of; as text and as JSON."""
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from backbone.errors import printable
 
 Severity = Literal["error", "warning", "note"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
@@ -26,6 +29,12 @@ class Finding:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
+    def as_line(self) -> str:
+        """For a log."""
+        more = ", ..." if self.count > len(self.examples) else ""
+        examples = f" ({', '.join(self.examples)}{more})" if self.examples else ""
+        return f"{self.count} {self.what}{examples}: {self.remedy}"
+
 
 class Findings:
     """Faults as they are met."""
@@ -38,7 +47,15 @@ class Findings:
         finding = self._found.setdefault(what, Finding(severity, what, remedy))
         finding.count += count
         if example is not None and len(finding.examples) < EXAMPLES:
-            finding.examples.append(str(example))
+            finding.examples.append(printable(str(example)))
+
+    def join(self, others: "Findings | Sequence[Finding]") -> "Findings":
+        """Take in those of others, who may have met the same."""
+        for one in others.sorted() if isinstance(others, Findings) else others:
+            finding = self._found.setdefault(one.what, Finding(one.severity, one.what, one.remedy))
+            finding.count += one.count
+            finding.examples = (finding.examples + one.examples)[:EXAMPLES]
+        return self
 
     def sorted(self) -> list[Finding]:
         """Errors first."""
@@ -47,6 +64,16 @@ class Findings:
     @property
     def errors(self) -> bool:
         return any(finding.severity == "error" for finding in self._found.values())
+
+
+def to_json(findings: Sequence[Finding]) -> bytes:
+    """For `from_json`."""
+    return json.dumps([asdict(one) for one in findings]).encode()
+
+
+def from_json(data: bytes) -> list[Finding]:
+    """What `to_json` wrote."""
+    return [Finding(**one) for one in json.loads(data)]
 
 
 @dataclass(frozen=True)

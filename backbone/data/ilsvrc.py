@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, store, tabulate
+from backbone.data.findings import Findings
+from backbone.data.formats import FETCH, HEAD, is_hidden, is_image, some
+from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, store, tabulate, tell
 from backbone.data.listing import Listing, list_files
-from backbone.data.tar import DAMAGED, check_end, open_tar
+from backbone.data.tar import damaged, members_of, open_tar
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
@@ -27,11 +29,16 @@ class Found:
     names: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # bytes
     sizes: list[int] = field(default_factory=list)  # bytes
+    findings: Findings = field(default_factory=Findings)
 
-    def add(self, name: str, start: int, size: int) -> None:
-        self.names.append(name)
-        self.starts.append(start)
-        self.sizes.append(size)
+    def add_image(self, member: tarfile.TarInfo, name: str, start: int, shown: str) -> None:
+        """An image, or another member, which is counted and not read. `start` is its first byte in the archive."""
+        if member.isfile() and not member.issparse() and is_image(posixpath.basename(name)):
+            self.names.append(name)
+            self.starts.append(start)
+            self.sizes.append(member.size)
+        elif not member.isdir():
+            self.findings.add("note", "members that are no images", "not read", f"{shown}:{member.name}")
 
 
 def open_ilsvrc(location: str, cache: str | None = None) -> IndexedSource:
@@ -56,27 +63,13 @@ def open_ilsvrc(location: str, cache: str | None = None) -> IndexedSource:
     path = listing.cached("ilsvrc", cache)
     if not is_fresh(path, state):
         store([path], state, _build(listing))
-    return IndexedSource(path, listing.url, listing.root, listing.shown)
+    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=listing.remarks(".tar"))
 
 
 def _build(listing: Listing) -> Arrays:
     shown = f"{listing.shown}/{listing.names[0]}"
-    found = Found()
-    classes: list[str] = []
-    try:
-        with open_tar(listing, 0) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            with tqdm(desc="indexing", total=listing.sizes[0], unit="B", unit_scale=True, disable=None) as bar:
-                while (member := tar.next()) is not None:
-                    if member.isfile() and member.name.endswith(".tar"):
-                        classes.append(posixpath.basename(member.name).removesuffix(".tar"))
-                        _scan_class(tar, member, classes[-1], found)
-                    elif member.isfile():
-                        found.add(posixpath.basename(member.name), member.offset_data, member.size)
-                    bar.update(tar.offset - bar.n)
-            check_end(file, tar)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(DAMAGED.format(shown, error)) from error
-    if classes and all("/" in name for name in found.names):
+    found, classes = _scan(listing, shown)
+    if classes and found.names:
         wnids = sorted(classes)
         places = {wnid: place for place, wnid in enumerate(wnids)}
         labels = [places[name.partition("/")[0]] for name in found.names]
@@ -86,6 +79,9 @@ def _build(listing: Listing) -> Arrays:
         if max(numbers) > len(truth) or min(numbers) < 1:
             raise UserError(f"{shown}: holds image {max(numbers)}, but {DEVKIT} has labels of {len(truth)} images")
         labels = [truth[number - 1] for number in numbers]
+        if len(numbers) < len(truth):
+            what, remedy = "validation images that the tar lacks", f"{DEVKIT} has labels of {len(truth)}"
+            found.findings.add("warning", what, remedy, shown, len(truth) - len(numbers))
     else:
         raise UserError(
             f"{shown}: holds neither n01440764.tar and so on (ILSVRC2012_img_train.tar) nor "
@@ -93,20 +89,49 @@ def _build(listing: Listing) -> Arrays:
         )
     return (
         tabulate("ilsvrc", (f"{listing.names[0]}:{name}" for name in found.names), labels, found.sizes, wnids)
+        | tell(found.findings)
         | pack("files", listing.names)
         | {"file_ids": np.zeros(len(labels), np.int32), "starts": np.asarray(found.starts, np.int64)}
     )
 
 
+def _scan(listing: Listing, shown: str) -> tuple[Found, list[str]]:
+    """The images of the archive, and the classes whose tars it holds: none of the validation archive."""
+    found, classes = Found(), dict[str, None]()
+    bar = tqdm(desc="indexing", total=listing.sizes[0], unit="B", unit_scale=True, disable=None)
+    try:
+        with open_tar(listing, 0) as file, bar:
+            try:
+                for tar, member in members_of(file):
+                    name = posixpath.basename(member.name)
+                    if member.isfile() and name.endswith(".tar") and not is_hidden(name):
+                        wnid = name.removesuffix(".tar")
+                        if wnid in classes:
+                            raise UserError(f"{shown}: holds {member.name} twice; fetch it again")
+                        classes[wnid] = None
+                        _scan_class(tar, member, wnid, found)
+                    else:
+                        found.add_image(member, name, member.offset_data, shown)
+                    bar.update(tar.offset - bar.n)
+            except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+                if isinstance(error, UserError):
+                    raise
+                file.seek(0)
+                raise UserError(damaged(shown, file.read(HEAD), error)) from error
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror or error}); mend it") from error
+    beside = [name for name in found.names if "/" not in name]
+    if classes and beside:
+        raise UserError(f"{shown}: holds {some(beside)} beside the tars of classes; they have no class, take them out")
+    return found, list(classes)
+
+
 def _scan_class(outer: tarfile.TarFile, member: tarfile.TarInfo, wnid: str, found: Found) -> None:
     file = outer.extractfile(member)
     assert file is not None  # it is a file
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (image := tar.next()) is not None:
-            if image.isfile():
-                name = f"{wnid}/{posixpath.basename(image.name)}"
-                found.add(name, member.offset_data + image.offset_data, image.size)
-        check_end(file, tar)
+    for _, image in members_of(file):
+        name = posixpath.basename(image.name)
+        found.add_image(image, f"{wnid}/{name}", member.offset_data + image.offset_data, f"{wnid}.tar")
 
 
 def _devkit(listing: Listing) -> tuple[list[str], list[int]]:
@@ -117,17 +142,22 @@ def _devkit(listing: Listing) -> tuple[list[str], list[int]]:
         raise UserError(f"{listing.shown}/{listing.names[0]}: its labels are in {DEVKIT}; put that beside it")
     from scipy.io import loadmat
 
-    with tarfile.open(fileobj=io.BytesIO(fs.cat_file(path)), mode="r:gz") as tar:
-        files = {}
-        for member in tar.getmembers():
-            for name in (META, TRUTH):
-                if member.name.endswith(name) and (file := tar.extractfile(member)):
-                    files[name] = file.read()
-    if files.keys() != {META, TRUTH}:
-        raise UserError(f"{listing.shown}/{DEVKIT}: holds no {META} or no {TRUTH}; fetch it again")
-    synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
-    # Inner nodes of the WordNet tree are listed, too; classes are the leaves.
-    wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if not one["num_children"]}
-    order = sorted(wnids.values())
-    places = {number: order.index(wnid) for number, wnid in wnids.items()}
-    return order, [places[int(line)] for line in files[TRUTH].split()]
+    try:
+        with tarfile.open(fileobj=io.BytesIO(fs.cat_file(path)), mode="r:gz") as tar:
+            files = {}
+            for member in tar.getmembers():
+                for name in (META, TRUTH):
+                    if member.name.endswith(name) and (file := tar.extractfile(member)):
+                        files[name] = file.read()
+        synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
+        # Inner nodes of the WordNet tree are listed, too; classes are the leaves.
+        wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets if not one["num_children"]}
+        order = sorted(wnids.values())
+        places = {number: order.index(wnid) for number, wnid in wnids.items()}
+        return order, [places[int(line)] for line in files[TRUTH].split()]
+    except KeyError as error:
+        raise UserError(
+            f"{listing.shown}/{DEVKIT}: holds no {META} or no {TRUTH}, or a label without class ({error}); {FETCH}"
+        ) from error
+    except Exception as error:  # loadmat raises anything on damaged files
+        raise UserError(f"{listing.shown}/{DEVKIT}: is damaged ({error}); {FETCH}") from error

@@ -23,7 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.lib import format as npy
 
 from backbone.data.decode import decode
-from backbone.errors import BadImage, UserError
+from backbone.data.findings import Finding, Findings, from_json, to_json
+from backbone.errors import BadImage, UserError, printable
 from backbone.storage import filesystem
 
 ALIGN = 64
@@ -68,6 +69,11 @@ def tabulate(
         sha.update(f"\n{key} {arrays[key].nbytes}\n".encode())
         sha.update(arrays[key].tobytes())
     return arrays | {"fingerprint": _text(sha.hexdigest())}
+
+
+def tell(findings: Findings) -> Arrays:
+    """What a reader has to say of a data set, as an array of its index; no part of the fingerprint."""
+    return {"findings": np.frombuffer(to_json(findings.sorted()), np.uint8)}
 
 
 def _text(text: str) -> np.ndarray:
@@ -176,7 +182,9 @@ class IndexedSource:
     Reading is safe in threads and after a fork.
     """
 
-    def __init__(self, index: Path, url: str, root: str, shown: str, fingerprint: str = "") -> None:
+    def __init__(
+        self, index: Path, url: str, root: str, shown: str, fingerprint: str = "", remarks: Findings | None = None
+    ) -> None:
         """Open.
 
         Args:
@@ -185,16 +193,19 @@ class IndexedSource:
             root: the directory on that file system under which files lie.
             shown: what people find before a name.
             fingerprint: if given, what the index must hold.
+            remarks: what the reader has to say beside what the index holds (see `tell`); not pickled.
 
         Raises:
             UserError: the index holds another fingerprint.
         """
         self._arrays = map_arrays(index)
         self.labels: np.ndarray = self._arrays["labels"]
-        self.classes = unpack_all(self._arrays, "classes")
+        self.classes = tuple(map(printable, unpack_all(self._arrays, "classes")))
         self.fingerprint = self._arrays["fingerprint"].tobytes().decode()
         if fingerprint not in ("", self.fingerprint):
             raise UserError(f"{shown} changed while it was in use ({index} was rewritten); start again")
+        told = self._arrays.get("findings", np.zeros(0, np.uint8)).tobytes()
+        self.findings: list[Finding] = Findings().join(from_json(told or b"[]")).join(remarks or []).sorted()
         self._where = (index, url, root, shown)
         self._local = isinstance(_filesystem(url, os.getpid()), LocalFileSystem)
         self._open: dict[str, BinaryIO] = {}
@@ -211,7 +222,7 @@ class IndexedSource:
 
     def name(self, i: int) -> str:
         """`directory/class/file.jpg`, `directory/shard.tar:member` or `directory/file.parquet:row 17`."""
-        return f"{self._where[3]}/{self._relative(i)}"
+        return printable(f"{self._where[3]}/{self._relative(i)}")
 
     def image(self, i: int) -> np.ndarray:
         """Image i, uint8 [H, W, 3], RGB.
@@ -230,6 +241,8 @@ class IndexedSource:
         try:
             data = self._read(i)
         except OSError as error:
+            if self._local and "files" not in self._arrays and Path(self._where[2], self._relative(i)).is_symlink():
+                raise BadImage(f"{self.name(i)}: is a link that leads nowhere") from None  # no fault of the storage's
             raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
         if len(data) != self._arrays["sizes"][i]:
             raise BadImage(f"{self.name(i)}: has {len(data)} bytes, not the {self._arrays['sizes'][i]} it had")

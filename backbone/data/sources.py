@@ -4,7 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
+from backbone.data.findings import Finding, Findings
 from backbone.data.folder import open_imagefolder
+from backbone.data.labels import class_findings
 from backbone.data.parquet import open_parquet
 from backbone.data.tar import open_webdataset
 from backbone.errors import UserError
@@ -24,6 +26,11 @@ class Source(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of labels 0, 1, ..."""
+        ...
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the reader left out, and what it took otherwise than it was written, counted and with examples."""
         ...
 
     @property
@@ -63,6 +70,12 @@ def open_source(kind: str, location: str, cache: str | None = None) -> Source:
     if kind not in KINDS:
         raise UserError(f"unknown kind of data {kind}; there are {', '.join(KINDS)}")
     return KINDS[kind](location, cache)
+
+
+def remarks(source: Source) -> list[str]:
+    """What to say of a split before it is used, a line each; the doctor says the same with more words."""
+    findings = Findings().join(source.findings).join(class_findings(source.labels, source.classes))
+    return [finding.as_line() for finding in findings.sorted()]
 
 
 def check_classes(train: Source) -> None:

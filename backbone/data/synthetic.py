@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from backbone.data.findings import Finding
 from backbone.data.index import digest
 from backbone.data.stream import mix
 
@@ -235,6 +236,7 @@ class SyntheticSource:
         self._seed = mix(seed, *split.encode())
         self.labels = labels_of(self._seed, np.arange(num_images))
         self.classes = CLASSES
+        self.findings: list[Finding] = []
         self.fingerprint = digest("synthetic", VERSION, *self._arguments)
 
     def __len__(self) -> int:

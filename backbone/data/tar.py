@@ -4,6 +4,8 @@ import io
 import json
 import posixpath
 import tarfile
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,44 +15,55 @@ import fsspec
 import numpy as np
 from tqdm import tqdm
 
-from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, read_range, store, tabulate
-from backbone.data.listing import THREADS, Listing, list_files
+from backbone.data.findings import Findings
+from backbone.data.formats import HEAD, some, what_is
+from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, read_range, store, tabulate, tell
+from backbone.data.labels import check_names, numbered, within
+from backbone.data.listing import THREADS, Listing, check_one_split, list_files
+from backbone.data.members import Image, Members, as_label, name_of
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "rgb.npy")  # the last as in backbone.data.raw
 UNFINISHED = "preparing.json"  # beside shards that jobs/prepare.py has not all made
 MANY = 4  # shards; more of them get a progress bar, on a terminal
 DAMAGED = "{}: is cut off, damaged, or no uncompressed tar ({}); fetch it again"
+UNLINKED = "pack it again with tar --dereference --hard-dereference"
+RECORD = 1 << 20  # bytes of zeros that a tar may be padded by
+SHORT, LONG = 1 << 10, 64 << 20  # bytes of a label, and of all else that is read at once
 BUFFER = 16 << 10  # bytes of a remote read: a header, a label and the next header in one request
 
 
 @dataclass
 class Shard:
-    """The images of one shard in the order they lie in it."""
+    """The samples of one shard in the order their images lie in it."""
 
     members: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # bytes
     sizes: list[int] = field(default_factory=list)  # bytes
     labels: list[int] = field(default_factory=list)
+    suffixes: Counter[str] = field(default_factory=Counter)  # of what is not read
+    findings: Findings = field(default_factory=Findings)
 
 
 def open_webdataset(location: str, cache: str | None = None) -> IndexedSource:
-    """Open shards of images, `key.jpg|jpeg|png|webp|rgb.npy`, each with its label.
+    """Open shards of images, `key.jpg` (or another suffix that is read, or `.rgb.npy`), each with its label.
 
-    That is text in `key.cls`, or in `key.json` as "label" or "cls". Classes are the lines of `classes.txt` beside the
-    shards; or else the members' directories, where each label has its own; or else the labels. The index is kept beside
-    the shards, or where that cannot be, in the cache; it is rebuilt when a shard's name, size or time changes.
+    That is text in `key.cls`, or in `key.json` as "label" or "cls". Which belong together, see `backbone.data.members`.
+    Classes are the lines of `classes.txt` beside the shards; or else the members' directories, where each label has its
+    own; or else the labels. The index is kept beside the shards, or where that cannot be, in the cache; it is rebuilt
+    when a shard's name, size or time changes.
 
     Args:
         location: directory, glob or brace pattern, see `list_files`.
         cache: see `cache_directory`.
 
     Raises:
-        UserError: no shards, or not all of them yet; a shard is cut off, compressed or no tar; an image without label
-            or a label without image; a label that is not an integer from 0 up. Names `shard:member`.
+        UserError: no shards, or not all of them yet, or those of several splits; a shard is cut off, compressed or no
+            tar; an image without label or a label without image; a label that is not an integer from 0 up, or out of
+            range. Names `shard:member`.
     """
     listing = list_files(location, ".tar")
+    check_one_split(location, listing)
     if filesystem(listing.url)[0].exists(f"{listing.root}/{UNFINISHED}"):
         raise UserError(
             f"{listing.shown}: is not finished; run jobs/prepare.py again as before, or remove {UNFINISHED} to use the "
@@ -64,21 +77,40 @@ def open_webdataset(location: str, cache: str | None = None) -> IndexedSource:
     path = next((place for place in places if is_fresh(place, state)), None)
     if path is None:
         path = store(places, state, _build(listing, lines))
-    return IndexedSource(path, listing.url, listing.root, listing.shown)
+    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=listing.remarks(".tar"))
 
 
 def _class_lines(listing: Listing) -> list[str] | None:
+    """The lines of classes.txt; None where there is none.
+
+    Raises:
+        UserError: it is no UTF-8, or has an empty line before its end, by which all that follow would move up.
+    """
     fs, _ = filesystem(listing.url)
-    path = f"{listing.root}/classes.txt"
+    path, where = f"{listing.root}/classes.txt", f"{listing.shown}/classes.txt"
     if not fs.exists(path):
         return None
-    return [line.strip() for line in fs.cat_file(path).decode().splitlines() if line.strip()]
+    try:
+        text = fs.cat_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in lines:
+        raise UserError(f"{where}: line {lines.index('') + 1} is empty; give every label from 0 up a line")
+    check_names(lines, where)
+    return lines
 
 
 def _build(listing: Listing, lines: list[str] | None) -> Arrays:
     def scan(number: int) -> Shard:
-        with open_tar(listing, number) as file:
-            return scan_shard(file, f"{listing.shown}/{listing.names[number]}")
+        shown = f"{listing.shown}/{listing.names[number]}"
+        try:
+            with open_tar(listing, number) as file:
+                return scan_shard(file, shown)
+        except OSError as error:
+            raise UserError(f"{shown}: cannot be read ({error.strerror or error}); mend or remove it") from error
 
     with ThreadPoolExecutor(THREADS) as pool:
         bar = tqdm(
@@ -90,18 +122,28 @@ def _build(listing: Listing, lines: list[str] | None) -> Arrays:
         shards = list(bar)
     members = [member for shard in shards for member in shard.members]
     labels = np.concatenate([np.asarray(shard.labels, np.int64) for shard in shards])
+    findings = Findings()
+    for shard in shards:
+        findings.join(shard.findings)
     if not members:
-        raise UserError(f"{listing.shown}: no key.jpg with key.cls in {listing.names[0]} .. {listing.names[-1]}")
-    names = (f"{name}:{one}" for name, shard in zip(listing.names, shards, strict=True) for one in shard.members)
-    classes = _classes(members, labels) if lines is None else lines
-    if labels.max() >= len(classes):
+        held = sum((shard.suffixes for shard in shards), Counter())
+        there = some([f"{count} of {suffix}" for suffix, count in held.most_common()]) or "no files"
         raise UserError(
-            f"{listing.shown}/classes.txt: has {len(classes)} classes, but {list(names)[labels.argmax()]} has label "
-            f"{labels.max()}; give every label from 0 up a line"
+            f"{listing.shown}: no key.jpg with key.cls in {listing.names[0]} .. {listing.names[-1]}; they hold {there}"
         )
+    names = [f"{name}:{one}" for name, shard in zip(listing.names, shards, strict=True) for one in shard.members]
+    if lines is None:
+        classes = _classes(members, labels, listing, names)
+    else:
+        classes = lines
+        within(labels, classes, names.__getitem__, f"{listing.shown}/classes.txt:")
+    for name, shard in zip(listing.names, shards, strict=True):
+        if not shard.members:
+            findings.add("warning", "shards without images", "written by mistake?", f"{listing.shown}/{name}")
     sizes = [size for shard in shards for size in shard.sizes]
     return (
         tabulate("webdataset", names, labels, sizes, classes)
+        | tell(findings)
         | pack("files", listing.names)
         | {
             "file_ids": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.members) for shard in shards]),
@@ -110,9 +152,10 @@ def _build(listing: Listing, lines: list[str] | None) -> Arrays:
     )
 
 
-def _classes(members: list[str], labels: np.ndarray) -> list[str]:
+def _classes(members: list[str], labels: np.ndarray, listing: Listing, shown: list[str]) -> list[str]:
     """Directory names where directories and labels correspond one to one, or else the labels, 0 to the largest."""
-    names = [str(label) for label in range(int(labels.max()) + 1)]
+    name_them = f"give each a line in {listing.shown}/classes.txt"
+    names = numbered(labels, lambda i: f"{listing.shown}/{shown[i]}", name_them)
     pairs = {
         (posixpath.basename(posixpath.dirname(member)), int(label))
         for member, label in zip(members, labels, strict=True)
@@ -139,84 +182,98 @@ def scan_shard(file: BinaryIO, shown: str) -> Shard:
     Raises:
         UserError: see `open_webdataset`.
     """
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int] = {}
+    found = Members(shown)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                key, suffix = _split_key(member.name)
-                if not key or not member.isfile():
-                    continue
-                where = f"{shown}:{member.name}"
-                if suffix in IMAGES:
-                    if key in images:
-                        raise UserError(f"{where}: {images[key][0]} is an image of the same key; keep one")
-                    images[key] = (member.name, member.offset_data, member.size)
-                elif suffix == "cls":
-                    labels[key] = _label(_content(tar, member).decode("utf-8", "replace"), where)
-                elif suffix == "json" and key not in labels:
-                    label = _json_label(_content(tar, member), where)
-                    if label is not None:
-                        labels[key] = label
-            check_end(file, tar)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(DAMAGED.format(shown, error)) from error
-    for key in images.keys() ^ labels.keys():
-        raise UserError(
-            f"{shown}:{images[key][0]}: has no label; add {key}.cls, or {key}.json with label or cls"
-            if key in images
-            else f"{shown}:{key}: has a label but no image; add {key}.jpg or remove the label"
-        )
-    found = Shard()
-    for key, (name, start, size) in images.items():
-        found.members.append(name)
-        found.starts.append(start)
-        found.sizes.append(size)
-        found.labels.append(labels[key])
-    return found
+        for tar, member in members_of(file):
+            name = name_of(member.name)
+            if name.kind and (member.issym() or member.islnk()):
+                raise UserError(f"{shown}:{member.name}: is a link, which is not followed in a tar; {UNLINKED}")
+            if name.kind and member.isfile() and member.issparse():
+                raise UserError(f"{shown}:{member.name}: is stored sparse; pack the tar without --sparse")
+            if member.isfile() and name.kind == "image":
+                found.add_image(Image(member.name, name, member.offset_data, member.size))
+            elif member.isfile() and name.kind == "cls":
+                text = _content(tar, member, shown, SHORT).decode("utf-8", "replace")
+                found.add_label(member.name, name, as_label(text, f"{shown}:{member.name}"))
+            elif member.isfile() and name.kind == "json" and (fields := _fields(tar, member, shown)):
+                found.json[name.long_key] = (member.name, fields.get("label", fields.get("cls")))
+            elif not member.isdir():
+                found.add_other(member.name, name)
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        file.seek(0)
+        raise UserError(damaged(shown, file.read(HEAD), error)) from error
+    samples = found.samples()
+    return Shard(
+        [image.member for image, _ in samples],
+        [image.start for image, _ in samples],
+        [image.size for image, _ in samples],
+        [label for _, label in samples],
+        found.suffixes,
+        found.findings,
+    )
 
 
-def check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
-    """tarfile.ReadError if a tar whose members have all been read is not whole.
+def damaged(shown: str, head: bytes, error: Exception) -> str:
+    """What to say of a file that cannot be read as a tar."""
+    return f"{shown}: {what_is(head)}" if what_is(head) and head[257:262] != b"ustar" else DAMAGED.format(shown, error)
 
-    tarfile takes the end of the file, and a damaged header, for the end of the archive.
+
+def members_of(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of a whole, uncompressed tar, without what a hostile one can do to Python's reader.
+
+    Raises:
+        tarfile.TarError, EOFError, ValueError, RecursionError: it is none, or is cut off or damaged.
     """
-    file.seek(tar.offset)
-    if len(end := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE or any(end):
-        raise tarfile.ReadError("no end-of-archive block")
+    bounded: Any = Bounded(file)
+    with tarfile.open(fileobj=bounded, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            if member.size < 0 or tar.offset <= member.offset:  # it would go round in circles
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            vars(tar)["members"] = []  # it keeps all it has read
+            yield tar, member
+        # It takes the end of the file, and a damaged header, for the end of the archive.
+        file.seek(tar.offset)
+        end = file.read(RECORD)
+        if len(end) < tarfile.BLOCKSIZE or any(end[: tarfile.BLOCKSIZE]):
+            raise tarfile.ReadError("no end-of-archive block")
+        if any(end) or (len(end) == RECORD and file.seek(0, io.SEEK_END) > tar.offset + RECORD):
+            raise tarfile.ReadError(
+                f"it ends at byte {tar.offset}, and more follows: of tars joined by cat only the first is seen"
+            )
 
 
-def _split_key(member: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the first dot of the file name. Key "" for names that begin with one."""
-    directory, name = posixpath.split(member.removeprefix("./"))
-    stem, _, suffix = name.partition(".")
-    return (posixpath.join(directory, stem) if stem else ""), suffix.lower()
+class Bounded:
+    """A file of which no header can ask for much at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
+
+    def read(self, size: int) -> bytes:
+        """As `IO.read`; tarfile.ReadError where `size` is negative, which means all, or large."""
+        if not 0 <= size <= LONG:
+            raise tarfile.ReadError(f"a header asks for {size} bytes")
+        return self._file.read(size)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str, most: int) -> bytes:
+    if member.size > most:
+        raise UserError(f"{shown}:{member.name}: has {member.size} bytes, too many for a label ({most})")
     file = tar.extractfile(member)
     return file.read() if file else b""
 
 
-def _json_label(data: bytes, where: str) -> int | None:
+def _fields(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str) -> dict[str, Any] | None:
+    """The fields of a JSON that names a label, or else None."""
     try:
-        fields = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{where}: is no JSON ({error})") from error
-    if not isinstance(fields, dict):
-        return None
-    label = fields.get("label", fields.get("cls"))
-    return None if label is None else _label(label, where)
-
-
-def _label(value: Any, where: str) -> int:
-    try:
-        label = int(value) if isinstance(value, str) else value
-    except ValueError:
-        label = None
-    if type(label) is not int or label < 0:  # a bool is an int to isinstance
-        raise UserError(f"{where}: the label {value!r} is not an integer from 0 up")
-    return label
+        fields = json.loads(_content(tar, member, shown, LONG))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown}:{member.name}: is no JSON ({error})") from error
+    named = isinstance(fields, dict) and fields.get("label", fields.get("cls")) is not None
+    return fields if named else None
 
 
 class Ranges(io.RawIOBase):

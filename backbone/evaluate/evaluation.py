@@ -12,7 +12,7 @@ import torch
 from backbone import artifact
 from backbone.cli import validate
 from backbone.data.options import Data
-from backbone.data.sources import Source, open_source
+from backbone.data.sources import Source, open_source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
@@ -79,6 +79,8 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
         sizes.append((size, crop_pct))
     seed = trained_on.get("seed", 0)
     source = open_images(data, seed)
+    for line in remarks(source):
+        say(f"data.val: {line}")
     targets = class_targets(
         recipe.backbone, [b["classes"] for _, _, b in loaded], loaded[0][0].num_classes, source, recipe.by_position
     )

@@ -19,7 +19,7 @@ from backbone.data.batches import TrainSet, ValSet, evaluation_batches
 from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Data
 from backbone.data.resident import Resident
-from backbone.data.sources import Source, check_classes, check_splits, open_source
+from backbone.data.sources import Source, check_classes, check_splits, open_source, remarks
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.inputs import InputConvention
@@ -75,6 +75,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
         UserError: bad data, an impossible net or split, storage that cannot be used, another run under this name.
     """
     train, val = open_data(recipe.data, recipe.seed)
+    for field, source in (("train", train), ("val", val)):
+        for line in remarks(source):
+            say(f"data.{field}: {line}")
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from backbone.data.folder import SUFFIXES
+from backbone.data.formats import image_suffixes
 from backbone.data.listing import THREADS
 from backbone.errors import UserError
 from backbone.storage import filesystem
@@ -176,7 +176,7 @@ def image_files(folder: str) -> dict[str, str]:
         found = [PurePath(path) for path in fs.ls(f"{root}/{IMAGES}", detail=False)]
     except OSError as error:
         raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}") from error
-    suffixes = {suffix: place for place, suffix in enumerate(SUFFIXES)}  # .jpg is first
+    suffixes = {suffix: place for place, suffix in enumerate(image_suffixes())}  # .jpg is first
     images = [path for path in found if path.suffix.lower() in suffixes]
     images.sort(key=lambda path: suffixes[path.suffix.lower()], reverse=True)
     return {path.stem: path.name for path in images}

@@ -93,6 +93,7 @@ def break_image(folders: Path) -> str:
 
 def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, folders: Path, run_job: Run) -> None:
     name = break_image(folders)
+    (folders / "val" / "notes.txt").write_text("not read, and said")
     words = [*SMALL, *folder_words(folders), "--run.storage", str(tmp_path / "runs")]
     stopped = run_job("pretrain", *words, "--name", "stops")
     assert stopped.returncode == 2
@@ -100,6 +101,7 @@ def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, f
     assert "Traceback" not in stopped.stderr
     skipped = run_job("pretrain", *words, "--name", "skips", "--data.on_bad", "skip", "--data.max_bad", "1")
     assert skipped.returncode == 0, skipped.stderr
+    assert f"data.val: 1 files that are no images by their names ({folders}/val/notes.txt)" in skipped.stdout
     bad = load(tmp_path / "runs" / "skips" / "artifact")[2]["provenance"]["bad_images"]
     assert len(bad) == 1
     assert name in next(iter(bad))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from backbone.data.ilsvrc import open_ilsvrc
 from backbone.data.prepare.options import Prepare
 from backbone.data.prepare.shards import EXAMPLES, Record, count_shards, counts, make_shard, trouble, writing
-from backbone.data.sources import KINDS, Source
+from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
 from backbone.errors import UserError
@@ -89,6 +89,8 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
     odd = [name for name in source.classes if [name.strip()] != name.splitlines()]
     if odd:
         raise UserError(f"{options.images}: the class name {odd[0]!r} does not fit a line of {CLASSES}; rename it")
+    for line in remarks(source):
+        say(f"{options.source}: {line}")
     plan = _plan(options, source)
     _claim(options.output, plan, say)
     records, skipped = [], 0
@@ -267,7 +269,7 @@ def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: lis
     }
     files = {
         CLASSES: "".join(f"{name}\n" for name in source.classes).encode(),
-        REPORT: _json({"changes": changes, "skipped": skipped, "reasons": reasons}),
+        REPORT: _json({"remarks": remarks(source), "changes": changes, "skipped": skipped, "reasons": reasons}),
         INDEX: _json(index),
     }
     for name, data in files.items():

@@ -14,6 +14,7 @@ from backbone.data.sources import Source
 
 Member = tuple[str, bytes]
 TRAIN = "set-train-{000000..000001}.tar"
+ALL = "set-{train-000000,train-000001,val-000000}.tar"
 
 
 def png(value: int, height: int = 4, width: int = 6) -> bytes:

@@ -14,7 +14,7 @@ from backbone.data.doctor import examine
 from backbone.data.findings import Finding, Report
 from backbone.data.sources import check_classes, open_source
 from backbone.errors import UserError
-from tests.backbone.data.making import make_shards
+from tests.backbone.data.making import ALL, make_shards
 from tests.backbone.data.test_decode import PHOTO, encode
 
 
@@ -105,7 +105,7 @@ def test_two_labels_in_two_splits_are_both_said(tmp_path):
 def test_classes(tmp_path):
     root = make_shards(tmp_path / "set")
     (root / "classes.txt").write_text("a\nb\nc\nd\n")
-    report = examine("webdataset", str(root), check_images=False)
+    report = examine("webdataset", f"{root}/{ALL}", check_images=False)
     assert found(report)["classes without images"].examples == ["d"]
     train = make(tmp_path / "train", each=1)
     for number in range(12):

@@ -1,5 +1,6 @@
 """The official archives in small, against the images that were put in."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -75,6 +76,41 @@ def test_index_is_made_once(tmp_path, monkeypatch):
         assert open_ilsvrc(path).fingerprint == first.fingerprint
     make_devkit(tmp_path, [2, 1, 3, 3, 3, 3, 3])
     assert open_ilsvrc(path).labels.tolist() == [0, 1]
+
+
+def test_what_is_no_image_is_counted_and_what_has_no_class_refused(tmp_path):
+    train = make_train(tmp_path)
+    inner = class_tar(tmp_path, [("n04_1.JPEG", png(9)), ("._n04_1.JPEG", b"x"), ("list.txt", b"x")])
+    tars = [("n04.tar", inner), ("n01.tar", class_tar(tmp_path, [("n01_1.JPEG", png(8))])), ("README", b"x")]
+    source = open_ilsvrc(str(make_tar(train, tars)))
+    assert [values(source), source.classes, source.labels.tolist()] == [[9, 8], ("n01", "n04"), [1, 0]]
+    (finding,) = source.findings
+    assert (finding.what, finding.count) == ("members that are no images", 3)
+    with pytest.raises(UserError, match=r"train\.tar: holds a\.JPEG beside the tars of classes"):
+        open_ilsvrc(str(make_tar(train, [*tars, ("a.JPEG", png(0))])))
+    with pytest.raises(UserError, match=r"train\.tar: holds more/n04\.tar twice"):
+        open_ilsvrc(str(make_tar(train, [*tars, ("more/n04.tar", inner)])))
+
+
+@pytest.mark.parametrize("truth", [b"1\n77\n", b"1\ncat\n", b"1\n-3\n"])
+def test_a_damaged_devkit_is_named(tmp_path, truth):
+    val = make_val(tmp_path, [1, 2], [1, 2, 3])
+    (finding,) = open_ilsvrc(str(val)).findings
+    assert (finding.what, finding.count) == ("validation images that the tar lacks", 1)
+    devkit = val.parent / DEVKIT
+    with tarfile.open(devkit) as tar:
+        meta = next(member for member in tar.getmembers() if member.name.endswith("meta.mat"))
+        file = tar.extractfile(meta)
+        assert file
+        data = file.read()
+    members = [(meta.name, data), (meta.name.replace("meta.mat", "ILSVRC2012_validation_ground_truth.txt"), truth)]
+    devkit.write_bytes(gzip.compress(make_tar(tmp_path / "devkit.tar", members).read_bytes()))
+    with pytest.raises(UserError, match=rf"{DEVKIT}: (is damaged|holds no .*, or a label without class)"):
+        open_ilsvrc(str(val))
+    for damaged in (b"", b"version https://git-lfs", devkit.read_bytes()[:200]):
+        devkit.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{DEVKIT}: is damaged .*; fetch it again"):
+            open_ilsvrc(str(val))
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -15,7 +14,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from backbone.data import index
 from backbone.data.sources import Source, check_classes, check_splits, open_source
 from backbone.errors import BadImage, UserError
-from tests.backbone.data.making import TRAIN, make_folder, make_parquet, make_shards, make_tar, samples, values
+from tests.backbone.data.making import ALL, TRAIN, make_folder, make_parquet, make_shards, make_tar, samples, values
 
 PICKLED = 1000  # bytes, at most
 
@@ -24,7 +23,7 @@ def make_all(root: Path) -> list[Source]:
     make_folder(root / "folder")
     make_shards(root / "shards")
     make_parquet(root / "parquet" / "x.parquet", range(9))
-    kinds = [("imagefolder", "folder"), ("webdataset", "shards"), ("parquet", "parquet")]
+    kinds = [("imagefolder", "folder"), ("webdataset", f"shards/{ALL}"), ("parquet", "parquet")]
     return [open_source(kind, str(root / name)) for kind, name in kinds]
 
 
@@ -72,14 +71,6 @@ def test_arrays_are_mapped_not_copied(tmp_path):
     assert mapped["a"].ctypes.data % 64 == 0
 
 
-@pytest.fixture
-def memory():
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
-
-
 def test_remote_sources_equal_local_ones(tmp_path, memory, cache):
     local = make_all(tmp_path)
     memory.put(f"{tmp_path}/", "/data/", recursive=True)
@@ -88,7 +79,7 @@ def test_remote_sources_equal_local_ones(tmp_path, memory, cache):
             memory.rm(path)
     folder_, shards, rows = (
         open_source(kind, f"memory://data/{name}")
-        for kind, name in (("imagefolder", "folder"), ("webdataset", "shards"), ("parquet", "parquet"))
+        for kind, name in (("imagefolder", "folder"), ("webdataset", f"shards/{ALL}"), ("parquet", "parquet"))
     )
     for ours, theirs in zip((folder_, shards, rows), local, strict=True):
         assert ours.fingerprint == theirs.fingerprint
@@ -112,7 +103,7 @@ def test_pyarrow_file_systems_work(tmp_path, monkeypatch):
     """What S3 and GCS go through; here over the local disk."""
     from pyarrow.fs import LocalFileSystem
 
-    expected = values(open_source("webdataset", str(make_shards(tmp_path / "shards"))))
+    expected = values(open_source("webdataset", f"{make_shards(tmp_path / 'shards')}/{ALL}"))
     next((tmp_path / "shards").glob("*.npz")).unlink()
     make_parquet(tmp_path / "parquet" / "x.parquet", range(9))
     make_folder(tmp_path / "folder")
@@ -120,7 +111,7 @@ def test_pyarrow_file_systems_work(tmp_path, monkeypatch):
     for module in ("listing", "folder", "tar", "parquet", "index"):
         monkeypatch.setattr(f"backbone.data.{module}.filesystem", lambda url: (fs, str(url)))
     index._filesystem.cache_clear()
-    assert values(open_source("webdataset", f"{tmp_path}/shards")) == expected
+    assert values(open_source("webdataset", f"{tmp_path}/shards/{ALL}")) == expected
     assert not list((tmp_path / "shards").glob("*.npz"))  # taken for remote
     assert values(open_source("webdataset", f"{tmp_path}/shards/{TRAIN}")) == list(range(12))
     assert values(open_source("parquet", f"{tmp_path}/parquet")) == list(range(9))
@@ -147,4 +138,4 @@ def test_one_class_alone_teaches_nothing(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match=r"all 4 images \(.*0\.tar:n0/img_0\.png, \.\.\.\) are of one class, dog: "):
         check_classes(open_source("webdataset", str(tmp_path)))
-    check_classes(open_source("webdataset", str(make_shards(tmp_path / "two"))))
+    check_classes(open_source("webdataset", f"{make_shards(tmp_path / 'two')}/{ALL}"))

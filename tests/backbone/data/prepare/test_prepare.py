@@ -22,7 +22,7 @@ from backbone.data.sources import open_source
 from backbone.errors import UserError
 from backbone.training import pretrain
 from backbone.training.ray_train import launch
-from tests.backbone.data.making import forget, make_folder, make_parquet, make_shards
+from tests.backbone.data.making import ALL, forget, make_folder, make_parquet, make_shards
 from tests.backbone.data.test_decode import PHOTO, encode, smooth
 from tests.backbone.data.test_ilsvrc import make_train
 
@@ -61,6 +61,7 @@ def test_shards_hold_each_image_of_any_source_once(tmp_path, source, format):
         }
         made = makers[source](tmp_path / "in")
         images = str(made) if source == "ilsvrc" else str(tmp_path / "in")
+        images += f"/{ALL}" if source == "webdataset" else ""
         run(tmp_path, source=source, images=images, format=format)
         options = Prepare(source=source, images=images, output="x")
     origin = module.open_options(options)
@@ -174,6 +175,15 @@ def plant(root: Path) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     (root / "b/photo.3.jpg").write_bytes(encode(PHOTO, "JPEG", exif=exif))
+
+
+def test_what_the_reader_leaves_out_is_said_and_reported(tmp_path):
+    (photos(tmp_path / "in") / "a" / "more.heic").write_bytes(b"x")
+    said: list[str] = []
+    prepare(Prepare(output=str(tmp_path / "out"), images=str(tmp_path / "in"), num_workers=0), said.append)
+    (line,) = json.loads((tmp_path / "out/report.json").read_text())["remarks"]
+    assert said[0] == f"imagefolder: {line}"
+    assert line.startswith(f"1 images in formats that are not read ({tmp_path}/in/a/more.heic): ")
 
 
 def test_damaged_images_stop_or_are_left_out_and_reported(tmp_path):

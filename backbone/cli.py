@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from backbone.errors import UserError
+from backbone.kinds import section_model
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -103,12 +104,11 @@ def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[s
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Every field of a nested model by its dotted name -> its type."""
+    """Every field of a nested model by its dotted name -> its type; of a section in kinds those of all kinds."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        kind: Any = field.annotation
-        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-        found |= fields(kind, f"{prefix}{name}.") if nested else {prefix + name: kind}
+        nested = section_model(field.annotation)
+        found |= fields(nested, f"{prefix}{name}.") if nested else {prefix + name: field.annotation}
     return found
 
 
@@ -146,7 +146,7 @@ def _read(
         elif not word.startswith("--") or not _is_field(name, known):
             faults.append(f"command line: {word}: unknown option{_suggestion(name, [*known, *flags], '--')}")
         elif get_origin(known.get(name)) is tuple:
-            overrides[name] = values
+            overrides[name] = values if values != [""] else []
         elif name not in known:  # below a dict, whose fields have no types here
             overrides[name] = yaml.safe_load(values[0]) if len(values) == 1 else values or True
         elif len(values) > 1:
@@ -174,13 +174,23 @@ def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
 def _help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str]) -> NoReturn:
     switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
     text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
-    given: dict[str, Any] = {"default": default} if default else {}
     tyro.cli(
-        model,
+        _shown(model, default),
         args=["--help"],
-        **given,
         description=text,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
     raise SystemExit(0)
+
+
+def _shown(model: type[BaseModel], default: BaseModel | None) -> type[BaseModel]:
+    """The model as tyro is to show it, which makes commands of unions: kinds side by side, defaults those given."""
+    shown: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        value = getattr(default, name, field.get_default(call_default_factory=True))
+        if nested := section_model(field.annotation):
+            shown[name] = (_shown(nested, value), ...)
+        else:
+            shown[name] = (field.rebuild_annotation(), Field(value, description=field.description))
+    return create_model(model.__name__, __doc__=model.__doc__, **shown)

@@ -24,7 +24,7 @@ from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
 from backbone.training.ray_train import Payload, launch
-from backbone.training.recipe import PretrainOptim, PretrainRun, Recipe, Schedule
+from backbone.training.recipe import ConstantSchedule, PretrainOptim, PretrainRun, Recipe
 from backbone.training.state import Store
 from backbone.training.world import Report, World
 
@@ -98,7 +98,7 @@ def make_recipe(net: NetOptions, batch: int, steps: int, turns: int, precision: 
     return Recipe(
         model=net,
         optim=PretrainOptim(batch=batch, micro_batch=batch, lr=0.001, lr_batch=0),
-        schedule=Schedule(kind="constant", unit="iterations", total=steps * (turns + 1) + 1),
+        schedule=ConstantSchedule(unit="iterations", total=steps * (turns + 1) + 1),
         compute=Compute.model_validate({"precision": precision, "channels_last": channels_last}),
         run=PretrainRun(log_every=steps),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from backbone.nets import build
 from backbone.nets.count import macs, parameters
 from backbone.storage import filesystem, is_local, join
 from backbone.sweep.analysis import importance
-from backbone.sweep.options import OBJECTIVES, Sweep
+from backbone.sweep.options import OBJECTIVES, AllGoOn, Asha, Pbt, Sweep
 from backbone.sweep.record import FILE, Objective, Record, Trial, pareto, read
 from backbone.sweep.search import Search
 from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
 from backbone.training import schedule
 from backbone.training.pretrain import open_data
-from backbone.training.recipe import Recipe
+from backbone.training.recipe import ConstantSchedule, Recipe
 from backbone.training.run import check_split, first_micro_batch, run_place
 
 FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_checkpoints")
@@ -71,14 +72,20 @@ class Board:
         scaling = self.base.scaling
         if not scaling.num_workers:
             raise UserError(f"{self.sweep.base}: scaling.num_workers 0: a trial is a run on Ray; give at least 1")
-        scheduler = self.sweep.scheduler
-        grace = {"asha": scheduler.grace, "pbt": scheduler.every}.get(scheduler.kind)
-        if grace and self.base.run.eval_every > grace:
+        match scheduler := self.sweep.scheduler:
+            case Asha():
+                grace = scheduler.grace
+            case Pbt():
+                grace = scheduler.every
+            case AllGoOn():
+                grace = math.inf
+        if self.base.run.eval_every > grace:
             raise UserError(
                 f"{self.sweep.base}: run.eval_every {self.base.run.eval_every} epochs is above the scheduler's "
                 f"{grace:g}: it would judge too late; --base_with.run.eval_every 1"
             )
-        if scheduler.kind == "pbt" and (self.base.schedule.kind != "constant" or self.base.schedule.warmup):
+        fixed = isinstance(self.base.schedule, ConstantSchedule) and not self.base.schedule.warmup
+        if isinstance(scheduler, Pbt) and not fixed:
             raise UserError(
                 f"{self.sweep.base}: scheduler pbt makes the schedule itself: it needs schedule.kind constant without "
                 "warmup"
@@ -115,10 +122,11 @@ class Board:
 
     def _rungs(self) -> list[float]:
         scheduler, rungs = self.sweep.scheduler, []
-        rung = scheduler.grace if scheduler.kind == "asha" else self.most_epochs
-        while rung < self.most_epochs:
-            rungs.append(rung)
-            rung *= scheduler.reduction
+        if isinstance(scheduler, Asha):
+            rung = scheduler.grace
+            while rung < self.most_epochs:
+                rungs.append(rung)
+                rung *= scheduler.reduction
         return rungs
 
     def disk_bytes(self, places: int) -> float:
@@ -145,9 +153,9 @@ class Board:
         limits = [f"{getattr(budget, name):g} {name}" for name in ("device_hours", "hours") if getattr(budget, name)]
         most = budget.trials or size(self.sweep.space)
         self.say(f"{most:g} trials, {places} at a time, {' and '.join(['at most', *limits]) if limits else 'no limit'}")
-        if self.record.rungs:
+        if isinstance(scheduler, Asha) and self.record.rungs:
             rungs = ", ".join(f"{rung:g}" for rung in self.record.rungs)
-            self.say(f"{scheduler.kind}: one of {scheduler.reduction} goes on after epoch {rungs}")
+            self.say(f"asha: one of {scheduler.reduction} goes on after epoch {rungs}")
         self.say(f"at most {self.disk_bytes(places) / 2**30:.2f} GiB in {self.record.url}")
         self.say(f"watch it with: python jobs/dashboard.py {self.record.url}")
 

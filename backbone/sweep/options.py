@@ -1,9 +1,10 @@
 """The sweep's recipe: what is varied, what is looked for, and how much it may cost. Imports nothing slow."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from backbone.kinds import OneOf
 from backbone.options import Seed, Strict
 from backbone.sweep.record import Objective
 
@@ -61,32 +62,47 @@ class Distribution(Strict):
         return None
 
 
-class Scheduler(Strict):
+class _Scheduler(Strict):
     """Which trials go on."""
 
-    kind: Literal["none", "asha", "pbt"] = "asha"
-    """asha: at every rung, all but the best of those that got there are stopped. pbt: the worst take over the weights
-    of the best and go on with another learning rate (base recipe: schedule.kind constant; space: optim.lr alone)."""
+    kind: str
+
+
+class Asha(_Scheduler):
+    """Successive halving without waiting (arXiv:1810.05934)."""
+
+    kind: Literal["asha"] = "asha"
+    """asha: at every rung, all but the best of those that got there are stopped."""
 
     grace: float = Field(1, gt=0)
-    """asha: epochs of the first rung. The next are times `reduction` each."""
+    """Epochs of the first rung. The next are times `reduction` each."""
 
     reduction: int = Field(3, ge=2)
-    """asha: one of so many goes on."""
+    """One of so many goes on."""
+
+
+class Pbt(_Scheduler):
+    """Population-based training (arXiv:1711.09846)."""
+
+    kind: Literal["pbt"] = "pbt"
+    """pbt: the worst take over the weights of the best and go on with another learning rate (base recipe: schedule.kind
+    constant; space: optim.lr alone)."""
 
     every: float = Field(1, gt=0)
-    """pbt: epochs between two exchanges."""
+    """Epochs between two exchanges."""
 
     share: float = Field(0.25, gt=0, le=0.5)
-    """pbt: the share of trials that takes over, and of those taken from."""
+    """The share of trials that takes over, and of those taken from."""
 
-    @model_validator(mode="after")
-    def _possible(self) -> "Scheduler":
-        readers = {"grace": "asha", "reduction": "asha", "every": "pbt", "share": "pbt"}
-        for field, reader in readers.items():
-            if self.kind != reader and getattr(self, field) != Scheduler.model_fields[field].default:
-                raise ValueError(f"{field} is read by kind {reader}, not by {self.kind}")
-        return self
+
+class AllGoOn(_Scheduler):
+    """No trial is stopped."""
+
+    kind: Literal["none"] = "none"
+    """none: all."""
+
+
+Scheduler = Annotated[Asha | Pbt | AllGoOn, OneOf()]
 
 
 class Budget(Strict):
@@ -136,7 +152,7 @@ class Sweep(Strict):
     seed: Seed = 0
     """Of the search. All trials are trained with the base recipe's."""
 
-    scheduler: Scheduler = Scheduler()
+    scheduler: Scheduler = Asha()
     budget: Budget = Budget()
 
     parallel: int = Field(0, ge=0)
@@ -166,7 +182,7 @@ class Sweep(Strict):
                 raise ValueError(f"search grid: {', '.join(endless)} has no end of values; give choice or integers")
         elif not self.budget.trials:
             raise ValueError("budget.trials 0 means all points, which search grid has; say how many")
-        if self.scheduler.kind == "pbt":
+        if isinstance(self.scheduler, Pbt):
             if list(self.space) != ["optim.lr"] or self.search != "random":
                 raise ValueError("scheduler pbt changes optim.lr as it goes: space holds that alone, search is random")
             if not (self.space["optim.lr"].uniform or self.space["optim.lr"].loguniform):

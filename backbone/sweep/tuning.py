@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from backbone.storage import join
 from backbone.sweep.board import Board
+from backbone.sweep.options import Asha, Pbt
 from backbone.sweep.record import Trial
 from backbone.sweep.trial import Common, DetectionAP, run_trial
 
@@ -30,8 +31,8 @@ RETRIES = 2
 
 def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> None:
     """Run the board's trials until there are no more, or a budget is used up."""
-    if board.sweep.scheduler.kind == "pbt":
-        space, search, scheduler = _population(board)
+    if isinstance(options := board.sweep.scheduler, Pbt):
+        space, search, scheduler = _population(board, options)
         if not space["id"]["grid_search"]:
             return
     else:
@@ -76,7 +77,7 @@ def _name(trial: Any) -> str:
 
 def _scheduler(board: Board) -> Any:
     options = board.sweep.scheduler
-    if options.kind == "none":
+    if not isinstance(options, Asha):
         return FIFOScheduler()
     scheduler = ASHAScheduler(
         time_attr="epoch",
@@ -91,7 +92,7 @@ def _scheduler(board: Board) -> Any:
     return scheduler
 
 
-def _population(board: Board) -> tuple[dict[str, Any], None, Any]:
+def _population(board: Board, options: Pbt) -> tuple[dict[str, Any], None, Any]:
     """All trials at once, and the scheduler that lets them learn from each other."""
     configs = {trial.id: {**_config(board, trial), **board.lr_now(trial)} for trial in iter(board.next, None)}
     (d,) = board.sweep.space.values()
@@ -104,8 +105,8 @@ def _population(board: Board) -> tuple[dict[str, Any], None, Any]:
         time_attr="epoch",
         metric="val_error",
         mode="min",
-        perturbation_interval=board.sweep.scheduler.every,
-        quantile_fraction=board.sweep.scheduler.share,
+        perturbation_interval=options.every,
+        quantile_fraction=options.share,
         hyperparam_mutations={"optim.lr": tune.uniform(low, high) if d.uniform else tune.loguniform(low, high)},
         custom_explore_fn=explore,
         require_attrs=False,  # a failed trial reports no error rate

@@ -7,7 +7,7 @@ import torch
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
 from backbone.training import cost, schedule
-from backbone.training.recipe import Recipe, TrainingRecipe
+from backbone.training.recipe import PiecesSchedule, PlateauSchedule, Recipe, StepsSchedule, TrainingRecipe
 from backbone.training.run import check_split, first_micro_batch, run_url
 from backbone.training.schedule import Events, learning_rate
 
@@ -102,17 +102,18 @@ def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     if optim.lr_batch and optim.lr_batch != optim.batch:
         peak += f" ({optim.lr:g} for {optim.lr_batch} images, scaled to {optim.batch})"
     parts = [peak, s.kind]
-    if s.kind == "pieces":
-        rates = ", ".join(f"{rate:g} from step {m:,}" for rate, m in zip(s.rates, steps.milestones, strict=True))
-        parts.append(rates)
-    elif steps.milestones:
-        parts.append(f"x {s.gamma:g} at steps {', '.join(f'{m:,}' for m in steps.milestones)}")
     if steps.warmup:
         parts.append(f"{steps.warmup:,} steps of warm-up")
     if s.hold_lr:
         parts.append(f"{s.hold_lr:g} until training error is below {s.hold_until_error:g} %")
-    if s.kind == "plateau":
-        parts.append(f"x {s.gamma:g} after {s.patience} evaluations without improvement")
+    marks = [f"{mark:,}" for mark in steps.milestones]
+    match s:
+        case PiecesSchedule():
+            parts += [f"{rate:g} from step {mark}" for rate, mark in zip(s.rates, marks, strict=True)]
+        case StepsSchedule():
+            parts.append(f"x {s.gamma:g} at steps {', '.join(marks)}")
+        case PlateauSchedule():
+            parts.append(f"x {s.gamma:g} after {s.patience} evaluations without improvement")
     return ", ".join(parts)
 
 

@@ -7,12 +7,13 @@ need.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
 from backbone.data.options import Data
+from backbone.kinds import OneOf
 from backbone.options import NetOptions, Seed, Strict
 
 
@@ -73,24 +74,15 @@ class PretrainOptim(Optim):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
-class Schedule(Strict):
+class _Schedule(Strict):
     """The learning rate as a function of the step, see `backbone.training.schedule`."""
 
-    kind: Literal["steps", "cosine", "plateau", "constant", "pieces"] = "cosine"
-    """steps: times gamma at each milestone. cosine: to zero at the end. plateau: times gamma when validation error has
-    not improved for `patience` evaluations (the paper's ImageNet schedule). pieces: another of `rates` from each
-    milestone on, which is what a population-based search finds."""
+    kind: str
 
     unit: Literal["epochs", "iterations"] = "epochs"
     """Unit of total, milestones and warmup."""
 
     total: float = Field(90, gt=0)
-    milestones: tuple[float, ...] = ()
-    rates: tuple[float, ...] = ()
-    """Learning rate from each milestone on, given as `optim.lr` is, which is the one before the first."""
-
-    gamma: float = Field(0.1, gt=0, lt=1)
-    patience: int = Field(5, ge=1)
 
     warmup: float = Field(0.0, ge=0)
     """Linear warm-up from zero over so much of the schedule."""
@@ -102,21 +94,7 @@ class Schedule(Strict):
     """Percent, over the last `run.log_every` steps."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Schedule":
-        if (self.kind in ("steps", "pieces")) != bool(self.milestones):
-            raise ValueError(
-                f"milestones {list(self.milestones)}: kinds steps and pieces need them and no other kind reads them"
-            )
-        if len(self.rates) != (len(self.milestones) if self.kind == "pieces" else 0):
-            raise ValueError(f"rates {list(self.rates)}: kind pieces needs one a milestone, no other kind reads them")
-        if any(rate <= 0 for rate in self.rates):
-            raise ValueError(f"rates {list(self.rates)} must lie above 0")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.total for m in self.milestones):
-            raise ValueError(f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}")
-        if self.kind not in ("steps", "plateau") and self.gamma != 0.1:
-            raise ValueError(f"gamma is not read by kind {self.kind}")
-        if self.kind != "plateau" and self.patience != 5:
-            raise ValueError(f"patience is not read by kind {self.kind}")
+    def _possible(self) -> Self:
         if self.warmup >= self.total:
             raise ValueError(f"warmup {self.warmup:g} leaves nothing of total {self.total:g}")
         if not self.hold_lr and self.hold_until_error != 80:
@@ -124,6 +102,74 @@ class Schedule(Strict):
         if self.warmup and self.hold_lr:
             raise ValueError("warmup and hold_lr are two ways to begin; give one")
         return self
+
+
+class _WithMilestones(_Schedule):
+    milestones: tuple[float, ...] = Field(min_length=1)
+    """When the rate changes, in order."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)) or self.milestones[-1] >= self.total:
+            raise ValueError(f"milestones {list(self.milestones)} must rise and stay below total {self.total:g}")
+        return self
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine."""
+
+    kind: Literal["cosine"] = "cosine"
+    """cosine: to zero at the end."""
+
+
+class StepsSchedule(_WithMilestones):
+    """A staircase."""
+
+    kind: Literal["steps"] = "steps"
+    """steps: times gamma at each milestone."""
+
+    gamma: float = Field(0.1, gt=0, lt=1)
+    """What the rate is multiplied by."""
+
+
+class PlateauSchedule(_Schedule):
+    """Lowered where training stands still."""
+
+    kind: Literal["plateau"] = "plateau"
+    """plateau: times gamma when validation error has not improved for `patience` evaluations (the paper's ImageNet
+    schedule)."""
+
+    gamma: float = Field(0.1, gt=0, lt=1)
+    """What the rate is multiplied by."""
+
+    patience: int = Field(5, ge=1)
+    """Evaluations."""
+
+
+class ConstantSchedule(_Schedule):
+    """One rate."""
+
+    kind: Literal["constant"] = "constant"
+    """constant: what `optim.lr` says."""
+
+
+class PiecesSchedule(_WithMilestones):
+    """Rates one after the other."""
+
+    kind: Literal["pieces"] = "pieces"
+    """pieces: another of `rates` from each milestone on, which is what a population-based search finds."""
+
+    rates: tuple[Annotated[float, Field(gt=0)], ...]
+    """Learning rate from each milestone on, given as `optim.lr` is, which is the one before the first."""
+
+    @model_validator(mode="after")
+    def _one_a_milestone(self) -> Self:
+        if len(self.rates) != len(self.milestones):
+            raise ValueError(f"rates {list(self.rates)}: give one a milestone, {len(self.milestones)} in all")
+        return self
+
+
+Schedule = Annotated[CosineSchedule | StepsSchedule | PlateauSchedule | ConstantSchedule | PiecesSchedule, OneOf()]
 
 
 class Run(Strict):
@@ -167,7 +213,7 @@ class TrainingRecipe(Strict, ABC):
 
     seed: Seed = 0
     optim: Optim = Optim()
-    schedule: Schedule = Schedule()
+    schedule: Schedule = CosineSchedule()
     compute: Compute = Compute()
     scaling: Scaling = Scaling()
     run: Run = Run()
@@ -259,7 +305,7 @@ def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     # What a kind of training adds to `Run` changes its weights.
     sections["run"] = {field: value for field, value in run.items() if field not in Run.model_fields}
     sections["run"]["export"] = run["export"]
-    if recipe.schedule.hold_lr or recipe.schedule.kind == "plateau":  # these read the run's own measurements
+    if recipe.schedule.hold_lr or isinstance(recipe.schedule, PlateauSchedule):  # these read the run's own measurements
         for field in ("log_every", "eval_every", "checkpoint_every"):
             sections["run"][field] = run[field]
     elif recipe.run.export == "best":  # of the weights that were evaluated

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from backbone.cli import fields
 from backbone.errors import UserError
 from backbone.storage import filesystem, is_local, join
 from backbone.training.recipe import TrainingRecipe, identity, recipe_hash
@@ -63,7 +65,7 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
     check_split(recipe)
     new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
     if old:
-        _check_same(url, old, new)
+        _check_same(url, old, new, fields(type(recipe)))
     _check_writable(url, num_bytes * (recipe.run.keep + 2))
     if not old:
         fs.pipe_file(
@@ -104,11 +106,13 @@ def check_split(recipe: TrainingRecipe) -> None:
         raise UserError(str(error)) from error
 
 
-def _check_same(url: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], known: Container[str]) -> None:
+    now = new["identity"]
     lines = [
-        f"  {field}: the run has {before!r}, this recipe {new['identity'].get(field)!r}"
+        f"  {field}: the run has {before!r}, this recipe {now.get(field)!r}"
         for field, before in old["identity"].items()
-        if before != new["identity"].get(field)
+        # A field of another kind of section is told by that kind, and says nothing where the kind is the same.
+        if before != now.get(field) and (field in now or field not in known)
     ]
     lines += [
         f"  {what}: another one (fingerprint {before[:12]}, now {new['data'].get(what, 'none')[:12]})"

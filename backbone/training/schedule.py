@@ -3,7 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 
-from backbone.training.recipe import Optim, Schedule
+from backbone.training.recipe import (
+    ConstantSchedule,
+    CosineSchedule,
+    Optim,
+    PiecesSchedule,
+    PlateauSchedule,
+    Schedule,
+    StepsSchedule,
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,10 @@ def in_steps(schedule: Schedule, batch: int, num_samples: int) -> Steps:
     """Convert a schedule to steps; a part of a step at the end is a whole one."""
     # Multiplied before divided: 30 epochs of 50 samples by 3 are 500 steps, not 501.
     samples, each = (num_samples, batch) if schedule.unit == "epochs" else (1, 1)
+    milestones = schedule.milestones if isinstance(schedule, StepsSchedule | PiecesSchedule) else ()
     return Steps(
         total=math.ceil(schedule.total * samples / each),
-        milestones=tuple(round(milestone * samples / each) for milestone in schedule.milestones),
+        milestones=tuple(round(milestone * samples / each) for milestone in milestones),
         warmup=round(schedule.warmup * samples / each),
         batch=batch,
         num_samples=num_samples,
@@ -66,14 +75,22 @@ def learning_rate(schedule: Schedule, optim: Optim, steps: Steps, step: int, eve
         return schedule.hold_lr
     if step < steps.warmup:
         return optim.peak_lr * (step + 1) / steps.warmup
-    if schedule.kind == "cosine":
-        done = (step - steps.warmup) / (steps.total - steps.warmup)
-        return optim.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
-    if schedule.kind == "pieces":
-        done = sum(step >= mark for mark in steps.milestones)
-        return optim.scaled((optim.lr, *schedule.rates)[done])
-    lowered = {"steps": steps.milestones, "plateau": events.drops, "constant": ()}[schedule.kind]
-    return optim.peak_lr * schedule.gamma ** sum(step >= mark for mark in lowered)
+    match schedule:
+        case CosineSchedule():
+            done = (step - steps.warmup) / (steps.total - steps.warmup)
+            return optim.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
+        case PiecesSchedule():
+            return optim.scaled((optim.lr, *schedule.rates)[_passed(steps.milestones, step)])
+        case StepsSchedule():
+            return optim.peak_lr * schedule.gamma ** _passed(steps.milestones, step)
+        case PlateauSchedule():
+            return optim.peak_lr * schedule.gamma ** _passed(events.drops, step)
+        case ConstantSchedule():
+            return optim.peak_lr
+
+
+def _passed(marks: tuple[int, ...], step: int) -> int:
+    return sum(step >= mark for mark in marks)
 
 
 def curve(schedule: Schedule, optim: Optim, steps: Steps, points: int = 100) -> list[tuple[float, float]]:
@@ -96,7 +113,7 @@ def after_log(schedule: Schedule, events: Events, step: int, train_error: float)
 
 def after_evaluation(schedule: Schedule, events: Events, step: int, val_error: float) -> Events:
     """Lower the rate when validation error (percent) has stood still for `patience` evaluations (section 3.4)."""
-    if schedule.kind != "plateau":
+    if not isinstance(schedule, PlateauSchedule):
         return events
     if val_error < events.best_error:
         return replace(events, best_error=val_error, waited=0)

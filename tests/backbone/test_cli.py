@@ -8,7 +8,7 @@ import pytest
 
 from backbone.cli import fields, load, parse, read_yaml, validate
 from backbone.errors import UserError
-from backbone.training.recipe import Recipe
+from backbone.training.recipe import ConstantSchedule, Recipe, StepsSchedule
 
 FLAGS = {"dry_run": "print the plan and stop"}
 
@@ -75,10 +75,39 @@ def test_forms_of_a_word(words: list[str], field: str, value: Any):
     assert type(found) is type(value)
 
 
-def test_empty_tuple_takes_back_what_the_file_gives(recipe_file):
-    file = recipe_file("schedule: {kind: steps, milestones: [30, 60]}")
-    recipe = accepted("--config", file, "--schedule.milestones", "--schedule.kind", "constant")
-    assert recipe.schedule.milestones == ()
+def test_kind_may_be_another_than_the_files_where_the_file_gives_nothing_of_its_own(recipe_file):
+    file = recipe_file("schedule: {kind: plateau, total: 60}")
+    words = ["--schedule.kind", "steps", "--schedule.milestones", "30", "45"]
+    assert accepted("--config", file, *words).schedule == StepsSchedule(total=60, milestones=(30, 45))
+
+
+def test_fields_of_another_kind_are_named_with_their_readers(recipe_file, refused):
+    file = recipe_file("schedule: {kind: steps, milestones: [30, 60], gamma: 0.2, totl: 3}")
+    back = "an empty value takes it back"
+    assert refused("--config", file, "--schedule.kind", "cosine", "--schedule.patience", "2") == [
+        f"error: {file}: schedule.milestones: is read by kind steps or pieces, not by cosine; {back} (got [30, 60])",
+        f"error: {file}: schedule.gamma: is read by kind steps or plateau, not by cosine; {back} (got 0.2)",
+        f"error: {file}: schedule.totl: unknown key; perhaps you meant schedule.total",
+        f"error: command line: schedule.patience: is read by kind plateau, not by cosine; {back} (got '2')",
+    ]
+
+
+@pytest.mark.parametrize(
+    "empty", [["--schedule.milestones", "--schedule.gamma="], ["--schedule.milestones=", "--schedule.gamma", ""]]
+)
+def test_empty_value_takes_back_what_the_file_gives(recipe_file, empty: list[str]):
+    file = recipe_file("schedule: {kind: steps, milestones: [30, 60], gamma: 0.2, total: 61}")
+    assert accepted("--config", file, *empty, "--schedule.kind", "constant").schedule == ConstantSchedule(total=61)
+
+
+def test_kind_that_is_none_is_listed_and_one_that_lacks_a_field_names_it(refused):
+    assert refused("--schedule.kind", "step", "--schedule.total", "-1", "--schedule.patience", "0") == [
+        "error: command line: schedule.kind: Input should be 'cosine', 'steps', 'plateau', 'constant' or 'pieces' "
+        "(got 'step')",
+        "error: command line: schedule.total: Input should be greater than 0 (got '-1')",
+        "error: command line: schedule.patience: Input should be greater than or equal to 1 (got '0')",
+    ]
+    assert refused("--schedule.kind", "steps") == ["error: schedule.milestones: kind steps needs it"]
 
 
 def test_flags_are_the_jobs_own():
@@ -201,6 +230,24 @@ def test_help_shows_fields_defaults_and_flags(recipe_file, capsys):
     shown = capsys.readouterr().out
     for part in ("--config FILE", "--dry-run", "print the plan and stop", "--data.augment.kind", "(default: 77)"):
         assert part in shown
+
+
+def test_help_shows_the_fields_of_all_kinds_and_who_reads_them(recipe_file, capsys):
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--help", "--config", recipe_file("schedule: {kind: steps, milestones: [31], gamma: 0.3}")])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in (
+        "--schedule.kind {cosine,steps,plateau,constant,pieces} cosine: to zero at the end. steps: times gamma",
+        "(default: steps)",
+        "--schedule.milestones [FLOAT [FLOAT ...]] steps, pieces: ",
+        "(default: 31.0)",
+        "--schedule.gamma FLOAT steps, plateau: ",
+        "(default: 0.3)",
+        "--schedule.patience INT plateau: ",
+        "(default: 5)",
+    ):
+        assert part in shown
+    assert shown.count("--schedule.gamma") == 1
 
 
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--optim.btach", "3"], 2)])

@@ -69,6 +69,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data.train": {"choice": ["a"]}}, r"data.train: does not change what is learned"),
     ({"name": {"choice": ["a"]}}, r"space: name: the sweep sets it itself"),
     ({"schedule": {"choice": [{}]}, "schedule.total": {"choice": [3]}}, r"schedule.total lies inside schedule"),
+    (
+        {"schedule.gamma": {"choice": [0.1, 0.2]}},
+        r"at schedule.gamma 0.2: schedule.gamma: is read by kind steps or plateau",
+    ),
+    (
+        {"schedule": {"choice": [{"kind": "steps"}]}},
+        r"at schedule {kind: steps}: schedule.milestones: kind steps needs it",
+    ),
     ({}, r"space: name at least one field"),
 ]
 
@@ -85,7 +93,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"objectives": ["AP"]}, r"objective AP needs finetune"),
     ({"finetune": "detector.yaml"}, r"objective AP needs finetune, .* nothing else reads it"),
     ({"objectives": ["macs", "macs"]}, r"give at least one, each once"),
-    ({"scheduler": {"kind": "none", "grace": 2}}, r"scheduler: grace is read by kind asha, not by none"),
+    ({"scheduler": {"kind": "none", "grace": 2}}, r"scheduler.grace: is read by kind asha, not by none"),
     ({"scheduler": {"kind": "pbt"}}, r"scheduler pbt changes optim.lr as it goes"),
 ]
 

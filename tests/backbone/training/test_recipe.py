@@ -15,6 +15,7 @@ from backbone.training.run import check_split
 FILES = {"data.source": "imagefolder", "data.train": "a", "data.val": "b"}
 PLATEAU = {"schedule.kind": "plateau"}
 HOLD = {"schedule.hold_lr": 0.01}
+PIECES = {"schedule.kind": "pieces", "schedule.milestones": [30]}
 
 
 def recipe(**given: Any) -> Recipe:
@@ -82,7 +83,11 @@ def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
         ({"optim.batch": 256, "optim.micro_batch": 30}, r"near it: \[8, 16, 32\]"),
         ({"optim.lr": float("nan")}, "optim.lr"),
         ({"schedule.total": float("inf")}, "schedule.total"),
-        ({"schedule.kind": "steps"}, "kinds steps and pieces need them"),
+        ({"schedule.kind": "steps"}, "schedule.milestones: kind steps needs it"),
+        ({"schedule.kind": "steps", "schedule.milestones": []}, "schedule.milestones: Tuple should have at least 1"),
+        ({"schedule.kind": "pieces", "schedule.milestones": [1]}, "schedule.rates: kind pieces needs it"),
+        ({**PIECES, "schedule.rates": [0.1, 0.2]}, r"rates \[0.1, 0.2\]: give one a milestone, 1 in all"),
+        ({**PIECES, "schedule.rates": [0]}, r"schedule.rates.0: .* greater than 0"),
         ({"schedule.kind": "steps", "schedule.milestones": [60, 30]}, "must rise"),
         ({"schedule.kind": "steps", "schedule.milestones": [30, 30]}, "must rise"),
         ({"schedule.kind": "steps", "schedule.milestones": [30, 90]}, "stay below total 90"),
@@ -184,8 +189,18 @@ def test_how_often_is_measured_counts_where_the_measurement_is_used(given: dict[
 
 
 def test_every_field_is_part_of_the_identity_or_known_not_to_be():
-    known = {name for name in SAME if name not in identity(recipe())}
-    assert identity(recipe()).keys() | known == fields(Recipe).keys()
+    kinds = [
+        {"schedule.kind": "plateau", "data.augment.kind": "paper"},
+        {**PIECES, "schedule.rates": [1], "data.augment.kind": "modern"},
+        FILES,
+    ]
+    found = {field for given in kinds for field in identity(recipe(**given))}
+    assert found | {name for name in SAME if name not in found} == fields(Recipe).keys()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant", "plateau"])
+def test_what_only_other_kinds_read_is_no_part_of_the_identity(kind: str):
+    assert not {"schedule.milestones", "schedule.rates"} & identity(recipe(schedule__kind=kind)).keys()
 
 
 def test_identity_is_flat_and_survives_json():

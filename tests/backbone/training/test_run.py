@@ -37,6 +37,23 @@ def test_another_recipe_under_the_name_is_refused(tiny: Make, change: dict, comp
         open_run(tiny(change), DATA, 1)
 
 
+def test_another_kind_is_the_one_difference_and_old_records_of_all_kinds_go_on(tiny: Make) -> None:
+    recipe = tiny()
+    open_run(recipe, DATA, 1)
+    steps = {"schedule.kind": "steps", "schedule.milestones": [1], "schedule.total": recipe.schedule.total}
+    with pytest.raises(UserError, match=r"run:\n  schedule.kind: the run has '\w+', this recipe 'steps'\ngive"):
+        open_run(tiny(steps), DATA, 1)
+    file = Path(run_url(recipe)) / "run.json"
+    record = json.loads(file.read_text())
+    record["identity"]["schedule.milestones"] = []  # as all kinds had it once
+    file.write_text(json.dumps(record))
+    open_run(recipe, DATA, 1)
+    record["identity"]["optim.rho"] = 0.1  # an option there is no more
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"optim.rho: the run has 0.1, this recipe None"):
+        open_run(recipe, DATA, 1)
+
+
 def test_other_data_under_the_name_is_refused(tiny: Make) -> None:
     open_run(tiny(), DATA, 1)
     with pytest.raises(UserError, match=r"train: another one \(fingerprint ffffffffffff, now aaaaaaaaaaaa"):

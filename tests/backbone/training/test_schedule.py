@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from backbone.training.recipe import Optim, Schedule
+from backbone.training.recipe import ConstantSchedule, CosineSchedule, Optim, Schedule, StepsSchedule
 from backbone.training.schedule import Events, Steps, after_evaluation, after_log, in_steps, learning_rate
 
 OPTIM = Optim(batch=128, lr=0.1, lr_batch=128)
@@ -20,7 +21,7 @@ def rates(schedule: Schedule, at: Any, events: Events = NONE, optim: Optim = OPT
 
 
 def iterations(**given: Any) -> Schedule:
-    return Schedule(unit="iterations", **given)
+    return TypeAdapter(Schedule).validate_python({"unit": "iterations", **given})
 
 
 def test_steps_fall_at_the_milestones_of_the_paper():
@@ -54,7 +55,7 @@ def test_warmup_is_linear_and_meets_the_peak(kind: Any):
 
 
 def test_warmup_of_nearly_everything_divides_by_nothing():
-    schedule = Schedule(kind="cosine", total=0.0019, warmup=0.0018)  # one step each
+    schedule = CosineSchedule(total=0.0019, warmup=0.0018)  # one step each
     assert rates(schedule, [0]) == pytest.approx([0.1])
 
 
@@ -110,10 +111,10 @@ def test_rates_and_events_are_pure():
 
 
 def test_epochs_become_steps():
-    schedule = Schedule(kind="steps", total=164, milestones=(81, 122))
+    schedule = StepsSchedule(total=164, milestones=(81, 122))
     steps = in_steps(schedule, 128, 50_000)  # 390.625 steps an epoch
     assert (steps.total, steps.milestones) == (64_063, (31_641, 47_656))  # 64062.5, 31640.6, 47656.25
-    assert in_steps(Schedule(kind="cosine", total=90, warmup=5), 256, 1_281_167).warmup == 25_023  # 25022.8
+    assert in_steps(CosineSchedule(total=90, warmup=5), 256, 1_281_167).warmup == 25_023  # 25022.8
     unchanged = in_steps(iterations(kind="steps", total=64_000, milestones=(32_000, 48_000), warmup=400), 128, 50_000)
     assert (unchanged.total, unchanged.milestones, unchanged.warmup) == (64_000, (32_000, 48_000), 400)
 
@@ -123,7 +124,7 @@ def test_whole_numbers_of_steps_stay_whole():
         for samples in range(1, 400, 7):
             for total in (1, 30, 90):
                 exact = math.ceil(Fraction(total * samples, batch))
-                assert in_steps(Schedule(kind="constant", total=total), batch, samples).total == exact
+                assert in_steps(ConstantSchedule(total=total), batch, samples).total == exact
 
 
 @pytest.mark.parametrize(("batch", "samples"), [(10, 10), (7, 20), (20, 20), (3, 9), (20, 7), (64, 1000)])

@@ -1,0 +1,97 @@
+"""Sections of a recipe that come in kinds, each with fields of its own: a union of options.
+
+    Schedule = Annotated[CosineSchedule | StepsSchedule, OneOf()]
+
+The first field of every kind, such as `kind`, says which it is. Code matches on the type. Imports nothing slow.
+"""
+
+from functools import cache
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
+from pydantic_core import CoreSchema, core_schema
+
+Models = tuple[type[BaseModel], ...]
+
+
+class OneOf:
+    """Reads a union of options. Which of them, is said by their first field; without it the first is meant.
+
+    A field that only other kinds read is a fault that names them, unless its value says nothing: an empty one, which
+    takes back what a recipe gives, or the default, as recipes recorded by earlier versions have it. Pydantic's own
+    discriminated unions must be told the kind, put it into the names of fields, and know no kind but the chosen one.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        models: Models = get_args(source)
+        return core_schema.no_info_before_validator_function(lambda given: _read(models, given), handler(source))
+
+
+def section_model(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field that is a section; of one in kinds, one with all their fields. None for other fields."""
+    models = get_args(annotation) or (annotation,)
+    if not all(isinstance(model, type) and issubclass(model, BaseModel) for model in models):
+        return None
+    return _side_by_side(models) if len(models) > 1 else models[0]
+
+
+def _read(models: Models, given: Any) -> BaseModel:
+    if isinstance(given, models):
+        return given
+    if not isinstance(given, dict):
+        return models[0].model_validate(given)
+    by, kinds = _kinds(models)
+    kind = given.get(by, next(iter(kinds)))
+    model = kinds.get(kind) if isinstance(kind, str) else None
+    known = model or _side_by_side(models)  # what is of no kind is checked all the same: its faults come at once
+    foreign = {field: _readers(models, field) for field in given if field not in known.model_fields}
+    read = {field: value for field, value in given.items() if not _says_nothing(foreign.get(field, {}), field, value)}
+    try:
+        return known.model_validate(read)
+    except ValidationError as error:
+        faults: list[Any] = []
+        for fault in error.errors(include_url=False):
+            field, message = str(fault["loc"][0]) if len(fault["loc"]) == 1 else "", ""
+            if readers := foreign.get(field):
+                message = f"is read by {by} {' or '.join(readers)}, not by {kind}; an empty value takes it back"
+            elif field and fault["type"] == "missing":
+                if not model:
+                    continue
+                message = f"{by} {kind} needs it"
+            faults.append(fault | {"type": "value_error", "ctx": {"error": ValueError(message)}} if message else fault)
+        raise ValidationError.from_exception_data(error.title, faults) from error
+
+
+def _kinds(models: Models) -> tuple[str, dict[str, type[BaseModel]]]:
+    """The field that says the kind, and kind -> model. Kinds that differ in nothing else share one."""
+    by = next(iter(models[0].model_fields))
+    return by, {kind: model for model in models for kind in get_args(model.model_fields[by].annotation)}
+
+
+def _readers(models: Models, field: str) -> dict[str, type[BaseModel]]:
+    """Kind -> model, of the kinds that have a field."""
+    return {kind: model for kind, model in _kinds(models)[1].items() if field in model.model_fields}
+
+
+def _says_nothing(readers: dict[str, type[BaseModel]], field: str, value: Any) -> bool:
+    defaults = [model.model_fields[field].default for model in readers.values()]
+    value = tuple(value) if isinstance(value, list) else value
+    return bool(readers) and value in (None, "", (), *defaults)
+
+
+@cache
+def _side_by_side(models: Models) -> type[BaseModel]:
+    by, kinds = _kinds(models)
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys(name for model in models for name in model.model_fields):
+        readers = _readers(models, name)
+        found = [model.model_fields[name] for model in dict.fromkeys(readers.values())]
+        annotation, text = found[0].rebuild_annotation(), found[0].description or ""
+        if name == by:
+            annotation = Literal[tuple(kinds)]  # ty: ignore[invalid-type-form]
+            text = " ".join(one.description or "" for one in found)
+        elif readers != kinds:
+            text = f"{', '.join(readers)}: {text}"
+        fields[name] = (annotation, Field(found[0].default, description=text or None))
+    base = models[0].__base__ or models[0]
+    return create_model(base.__name__, __config__=ConfigDict(extra="forbid"), __doc__=base.__doc__, **fields)

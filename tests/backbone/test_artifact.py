@@ -14,6 +14,7 @@ from backbone import artifact
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
+from backbone.noise import noise
 from backbone.options import NetOptions
 
 NETS = [
@@ -211,3 +212,23 @@ def test_the_probe_leaves_the_net_alone() -> None:
     assert first == second
     assert net.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_the_last_digit_of_scores_that_are_all_alike_is_no_difference() -> None:
+    """Deviations of nearly equal scores are smaller than what fp32 leaves of the scores themselves."""
+    net = trained(NetOptions(depth=18, width=0.25), num_classes=1).eval()
+    with torch.no_grad():
+        net.fc.weight.mul_(1e-6)
+        net.fc.bias.fill_(5.0)
+    expected = artifact.probe(net, InputConvention())
+    assert expected["logits"]["std"] < 1e-4
+    assert artifact.answers_otherwise(net, InputConvention(), expected) is None
+    close = noise(net, InputConvention(), artifact.probe_images())["logits"]
+    expected["logits"]["mean"] += 2 * close  # as another processor may round
+    assert artifact.answers_otherwise(net, InputConvention(), expected) is None
+    expected["logits"]["mean"] += 1e-3
+    said, wanted = artifact.answers_otherwise(net, InputConvention(), expected) or ("", "")
+    assert said.startswith("mean of logits is 5")
+    assert float(wanted) == pytest.approx(expected["logits"]["mean"], abs=1e-5)
+    del expected["C3"]
+    assert artifact.answers_otherwise(net, InputConvention(), expected)[1] == "nan"

@@ -2,17 +2,20 @@
 
     outcome = submit(PRETRAIN, recipe)
 
-A `Job` is three functions. `prepare` runs on the driver and checks everything that can be checked; what it returns, the
+A `Job` is a few functions. `prepare` runs on the driver and checks everything that can be checked; what it returns, the
 payload, travels to every worker, where `work` does the job; `finished` finds the results of a run that has ended, so
-that submitting it again does nothing twice.
+that submitting it again does nothing twice; and `place` is the folder that is held meanwhile, so that nobody else does.
 """
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from backbone.compute import Scaling
+from backbone.lease import lease
 from backbone.training.ray_train import Payload, launch
 from backbone.training.world import Report, World
 
@@ -33,7 +36,7 @@ P = TypeVar("P", bound=Payload)
 
 @dataclass(frozen=True)
 class Job(Generic[Told, P]):
-    """One kind of work. All three are functions of an installed package: they are pickled by name."""
+    """One kind of work. All are functions of an installed package: they are pickled by name."""
 
     prepare: Callable[[Told, Say], P]
     """Raises UserError for every mistake that can be seen before workers start; `say` is told what takes long."""
@@ -43,6 +46,9 @@ class Job(Generic[Told, P]):
 
     finished: Callable[[str], Results | None] = lambda url: None
     """The results of the run at this URL; None while it has not ended, or where the work is done anew each time."""
+
+    place: Callable[[Told], str] | None = None
+    """The run's folder, held from before `prepare` to the end; None where the work is done anew each time."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,29 @@ class Outcome:
 
 
 def submit(
-    job: Job[Told, P], options: Told, label: str = "", watch: Report = lambda record: None, say: Say = print
+    job: Job[Told, P],
+    options: Told,
+    label: str = "",
+    watch: Report = lambda record: None,
+    say: Say = print,
+    patience: float = 0.0,
 ) -> Outcome:
-    """Carry a job out, from the beginning or from where it stopped; `label` and `watch` as in `launch`.
+    """Carry a job out, from the beginning or from where it stopped.
+
+    `label` and `watch` are as in `launch`; `patience`, seconds, is how long another process may still be at the run.
 
     Raises:
-        UserError: a mistake of the user's.
+        UserError: a mistake of the user's; or another process is at this run.
         FloatingPointError: the training diverged.
     """
-    payload = job.prepare(options, say)
-    results = job.finished(payload.url)
-    if results is not None:
-        return Outcome(payload.url, results, None)
-    began = time.monotonic()
-    results = launch(job.work, payload, options.scaling, label, watch)
-    return Outcome(payload.url, results, time.monotonic() - began)
+    # Of the processes that torchrun starts, which are one run, the first one holds it.
+    first = options.scaling.num_workers > 0 or os.environ.get("RANK", "0") == "0"
+    held = lease(job.place(options), patience=patience, say=say) if job.place and first else nullcontext()
+    with held as hold:
+        payload = job.prepare(options, say)
+        results = job.finished(payload.url)
+        if results is not None:
+            return Outcome(payload.url, results, None)
+        began = time.monotonic()
+        results = launch(job.work, payload, options.scaling, label, watch, hold)
+        return Outcome(payload.url, results, time.monotonic() - began)

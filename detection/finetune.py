@@ -123,7 +123,7 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
     return scored.metrics
 
 
-FINETUNE = Job(prepare, finetune, finished)
+FINETUNE = Job(prepare, finetune, finished, run_url)
 
 
 def write_results(

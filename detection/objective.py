@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbone.cli import laid_over, read_yaml, validate
+from backbone.lease import PATIENCE
 from backbone.storage import join
 from backbone.sweep.options import Sweep
 from detection.recipe import Finetune
@@ -44,4 +45,4 @@ class DetectionAP:
         from backbone.job import submit
         from detection.finetune import FINETUNE
 
-        return submit(FINETUNE, self.recipe(run)).results["bbox"]["AP"]
+        return submit(FINETUNE, self.recipe(run), patience=PATIENCE).results["bbox"]["AP"]

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from backbone.errors import UserError
+from backbone.lease import Lease
 from backbone.nets import build
 from backbone.nets.count import macs, parameters
 from backbone.storage import filesystem, is_local, join
@@ -36,14 +37,14 @@ HEARTBEAT = 15.0
 class Board:
     """Everything the sweep knows, and the one who writes it down."""
 
-    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
-        """Check the sweep, and open its folder or go on with it.
+    def __init__(self, sweep: Sweep, say: Callable[[str], None], held: Lease | None = None) -> None:
+        """Check the sweep, and open its folder, which is `held`, or go on with it.
 
         Raises:
             UserError: a bad space, base recipe or data; points that cannot be trained; storage too full; or another
                 sweep under this name.
         """
-        self.sweep, self.say = sweep, say
+        self.sweep, self.say, self.held = sweep, say, held
         self.tree = base_tree(sweep)
         self.base = recipe_at(sweep, self.tree, {})
         self._check_base()
@@ -280,6 +281,9 @@ class Board:
         return self._before + time.monotonic() - self._began
 
     def write(self) -> None:
+        """Replace the record; UserError if another process has taken the sweep over."""
+        if self.held:
+            self.held.check()
         self.record.seconds = self.seconds
         self.record.write()
 
@@ -289,8 +293,12 @@ class Board:
             self.write()
 
     def end(self, state: Literal["finished", "interrupted"], why: str) -> None:
-        """The last word: `best.yaml` beside the record."""
+        """The last word: `best.yaml` beside the record. What still ran waits for the sweep to go on."""
+        if self.held:
+            self.held.check()
         self.record.state, self.record.why = state, why
+        for trial in self.record.of_state("running"):
+            trial.state = "waiting"
         self._remove_checkpoints()
         if self.record.best:
             trial = self.record.trial(self.record.best)

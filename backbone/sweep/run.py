@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 from backbone.cluster import check_resources, connect, dashboard_url, room
 from backbone.errors import UserError
+from backbone.lease import lease
 from backbone.sweep.board import Board
 from backbone.sweep.options import Sweep
 from backbone.sweep.record import Record
 from backbone.sweep.trial import DetectionAP
+from backbone.training.run import run_place
 
 DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # AP and latency come with a trial's last report only
@@ -21,16 +23,18 @@ def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[st
     """Run a sweep, or go on with it, to its end.
 
     Raises:
-        UserError: a mistake in the sweep, or a cluster that cannot hold a trial; or no trial finished.
+        UserError: a mistake in the sweep, or another process is at it; a cluster that cannot hold a trial; or no trial
+            finished.
     """
-    board = Board(sweep, say)
-    if not board.todo and board.search.exhausted:
-        say("all of its trials have ended")
-    else:
-        _run(board, detection_ap, say)
-    if not board.record.best:
-        raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
-    return board.record
+    with lease(run_place(sweep.storage, sweep.name), say=say) as held:
+        board = Board(sweep, say, held)
+        if not board.todo and board.search.exhausted:
+            say("all of its trials have ended")
+        else:
+            _run(board, detection_ap, say)
+        if not board.record.best:
+            raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
+        return board.record
 
 
 def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], None]) -> None:

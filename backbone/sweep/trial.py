@@ -13,6 +13,7 @@ from typing import Any
 
 from backbone.compute import Scaling
 from backbone.errors import UserError
+from backbone.lease import PATIENCE
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
@@ -97,7 +98,7 @@ class _Run(threading.Thread):
 
         try:
             self.segment.adopt()
-            self.metrics = submit(PRETRAIN, self.segment.recipe, watch=self.records.put).results
+            self.metrics = submit(PRETRAIN, self.segment.recipe, watch=self.records.put, patience=PATIENCE).results
         except BaseException as error:
             traceback.print_exc()
             self.error = error

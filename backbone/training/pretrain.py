@@ -115,7 +115,7 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
     return metrics
 
 
-PRETRAIN = Job(prepare, pretrain, finished)
+PRETRAIN = Job(prepare, pretrain, finished, run_url)
 
 
 def write_results(

@@ -19,6 +19,7 @@ import torch
 from backbone.cluster import bundle, check_resources, connect, words
 from backbone.compute import Scaling
 from backbone.errors import UserError
+from backbone.lease import Lease
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
 from backbone.training.world import Report, World, local_world
@@ -37,12 +38,17 @@ Worker = Callable[[P, World, Report], dict[str, Any]]
 
 
 def launch(
-    worker: Worker[P], payload: P, scaling: Scaling, label: str = "", watch: Report = lambda record: None
+    worker: Worker[P],
+    payload: P,
+    scaling: Scaling,
+    label: str = "",
+    watch: Report = lambda record: None,
+    held: Lease | None = None,
 ) -> dict[str, Any]:
     """Run `worker(payload, world, report)` on every worker the recipe asks for and return the first one's result.
 
     Several may be called at once, from threads; `label` then says in the output whose line it is. `watch` is given each
-    record of the run after it was shown.
+    record of the run after it was shown. `held` is looked at with each record, and so before anything is written.
 
     `worker` is a function of an installed package; `payload.url` the run's folder, opened. With `num_workers: 0`
     it runs in this process, or in those torchrun started, without Ray.
@@ -56,8 +62,10 @@ def launch(
     try:
         if scaling.num_workers == 0:
             with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
-                return worker(payload, world, display.show if world.is_first else lambda record: None)
-        return _launch_on_ray(worker, payload, scaling, display)
+                return worker(
+                    payload, world, _while_held(held, display.show) if world.is_first else lambda record: None
+                )
+        return _launch_on_ray(worker, payload, scaling, display, held)
     except BaseException:
         display.note(traceback.format_exc())
         raise
@@ -65,7 +73,20 @@ def launch(
         display.close()
 
 
-def _launch_on_ray(worker: Worker[P], payload: P, scaling: Scaling, display: Display) -> dict[str, Any]:
+def _while_held(held: Lease | None, report: Report) -> Report:
+    """`report`, which first makes sure that the run is still this process's: a record goes before all that is saved."""
+
+    def checked(record: dict[str, Any]) -> None:
+        if held:
+            held.check()
+        report(record)
+
+    return checked
+
+
+def _launch_on_ray(
+    worker: Worker[P], payload: P, scaling: Scaling, display: Display, held: Lease | None
+) -> dict[str, Any]:
     ray, started = connect(display.say)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -83,7 +104,13 @@ def _launch_on_ray(worker: Worker[P], payload: P, scaling: Scaling, display: Dis
         elastic = 0 < scaling.min_workers < scaling.num_workers
         trainer = TorchTrainer(
             _on_worker,
-            train_loop_config={"worker": worker, "payload": payload, "queue": queue, "cwd": str(Path.cwd())},
+            train_loop_config={
+                "worker": worker,
+                "payload": payload,
+                "queue": queue,
+                "cwd": str(Path.cwd()),
+                "held": held,
+            },
             scaling_config=ScalingConfig(
                 num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
                 use_gpu=scaling.use_gpu,
@@ -147,7 +174,7 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     if world.is_first:
         where = ", ".join(f"{nodes.count(node)} on {node}" for node in sorted(set(nodes)))
         report({"kind": "say", "text": f"{world.size} worker(s) on {world.device.type}: {where}"})
-    return config["worker"](payload, world, report)
+    return config["worker"](payload, world, _while_held(config["held"], report) if world.is_first else report)
 
 
 def _failure_callback(queue: Any) -> Any:

@@ -27,6 +27,7 @@ from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
 from backbone.errors import UserError
+from backbone.lease import lease
 from backbone.storage import filesystem, is_local, join
 
 FORMAT = 1  # of the folder
@@ -80,7 +81,8 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
     """Make the shards that are not there, verify those that are, and write the index.
 
     Raises:
-        UserError: the folder holds other options or other files; too many bad images; a full or read-only output.
+        UserError: the folder holds other options or other files, or another process is at it; too many bad images; a
+            full or read-only output.
     """
     options = options.model_copy(
         update={"output": _absolute(options.output), "images": _absolute(options.images) if options.images else ""}
@@ -92,17 +94,19 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
     for line in remarks(source):
         say(f"{options.source}: {line}")
     plan = _plan(options, source)
-    _claim(options.output, plan, say)
-    records, skipped = [], 0
-    total = count_shards(len(source), options)
-    with closing(_make(options, source, total, say)) as made:
-        for record in made:
-            records.append(record)
-            skipped += len(record.skipped)
-            if options.on_bad == "skip" and skipped > options.max_bad:
-                raise UserError(f"more than max_bad {options.max_bad} bad images: {record.skipped[-1]}")
-    records.sort(key=lambda record: record.shard)
-    return _finish(options, source, plan, records)
+    with lease(options.output, "prepared", "--output", say=say) as held:
+        _claim(options.output, plan, say)
+        records, skipped = [], 0
+        total = count_shards(len(source), options)
+        with closing(_make(options, source, total, say)) as made:
+            for record in made:
+                held.check()
+                records.append(record)
+                skipped += len(record.skipped)
+                if options.on_bad == "skip" and skipped > options.max_bad:
+                    raise UserError(f"more than max_bad {options.max_bad} bad images: {record.skipped[-1]}")
+        records.sort(key=lambda record: record.shard)
+        return _finish(options, source, plan, records)
 
 
 def _absolute(location: str) -> str:

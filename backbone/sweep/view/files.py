@@ -26,7 +26,7 @@ def of_trial(record: Record, trial: Trial) -> Texts:
 
 def of_all(record: Record) -> dict[str, Texts]:
     """Those of every trial that has begun."""
-    return {t.id: of_trial(record, t) for t in record.trials if t.state != "waiting"}
+    return {t.id: of_trial(record, t) for t in record.trials if t.started}
 
 
 def best_recipe(record: Record) -> str:

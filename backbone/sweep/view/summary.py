@@ -28,7 +28,7 @@ def headline(record: Record) -> str:
     """The best so far, in one sentence."""
     first = record.objectives[0]
     if not record.best:
-        begun = len(record.trials) - len(record.of_state("waiting"))
+        begun = any(trial.started for trial in record.trials)
         return "No trial has finished yet." if begun else "No trial has started yet."
     best = record.trial(record.best)
     noun = first.label.partition(" (")[0]

@@ -128,7 +128,7 @@ def said_of_costs(record: Record) -> str:
 def left_of_budget(record: Record) -> list[str]:
     """What is left of trials, device-hours and hours, of those the budget limits."""
     budget = record.sweep.get("budget") or {}
-    begun = len(record.trials) - len(record.of_state("waiting"))
+    begun = sum(bool(trial.started) for trial in record.trials)
     left = [f"{max(0, analysis.planned(record) - begun)} of {analysis.planned(record)} trials"] if record.trials else []
     for key, spent, unit in (
         ("device_hours", record.device_hours, "device time"),

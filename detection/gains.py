@@ -5,8 +5,8 @@ never done again, and what was interrupted goes on.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
 from backbone.errors import UserError
+from backbone.lease import lease
 from backbone.options import NetOptions, Seed, Strict
+from backbone.parallel import Task, run_all
 from backbone.storage import filesystem, join
 from backbone.training.recipe import Recipe, TrainingRecipe
-from backbone.training.run import run_url
+from backbone.training.run import run_place, run_url
 from detection.recipe import Finetune
 
 
@@ -159,16 +161,24 @@ def check(todo: Plan) -> None:
 def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
     """Train and judge what is not there yet, as much at a time as the cluster holds.
 
+    A row is fine-tuned as soon as its own backbone is there.
+
     Raises:
-        UserError: a mistake in a recipe, data or an artifact; or a run that failed for one, the others being finished
-            first.
+        UserError: a mistake in a recipe, data or an artifact, or another process at it; or a run that failed for one,
+            the others being finished first.
     """
+    todo = plan(gains)
+    check(todo)
+    with lease(run_place(gains.storage, gains.name, "storage"), say=say):
+        _train(gains, todo, say)
+    return todo
+
+
+def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> None:
     from backbone.cluster import connect, room
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
 
-    todo = plan(gains)
-    check(todo)
     done = [PRETRAIN.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
     done += [FINETUNE.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
     on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
@@ -183,31 +193,44 @@ def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
         say(
             f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
         )
-        _all(PRETRAIN, todo.pretrainings, parallel, say)
-        _all(FINETUNE, {f"{label}/{seed}": recipe for (label, seed), recipe in todo.finetunings.items()}, parallel, say)
+        failed, left_out = run_all(_in_order(gains, todo, say), parallel)
     finally:
         if leave:
             leave()
-    return todo
-
-
-def _all(job: Any, runs: Mapping[str, TrainingRecipe], parallel: int, say: Callable[[str], None]) -> None:
-    from backbone.job import submit
-
-    def one(label: str) -> None:
-        outcome = submit(job, runs[label], label, say=lambda text: say(f"[{label}] {text}"))
-        if outcome.seconds is None:
-            say(f"[{label}] {outcome.url} is finished")
-
-    with ThreadPoolExecutor(parallel) as pool:
-        futures = {label: pool.submit(one, label) for label in runs}
-    failed = {label: error for label, future in futures.items() if (error := future.exception())}
-    for label, error in failed.items():
+    for error in failed.values():
         if not isinstance(error, UserError | FloatingPointError):
             raise error
-        say(f"[{label}] failed")
     if failed:
-        raise UserError("\n".join(f"{label}: {error}" for label, error in failed.items()))
+        lines = [f"{label}: {error}" for label, error in failed.items()]
+        raise UserError("\n".join([*lines, *(f"{label}: not begun, its backbone is missing" for label in left_out)]))
+
+
+def _in_order(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, Task]:
+    """The runs row by row: each backbone, and after it its detectors."""
+    from backbone.training.pretrain import PRETRAIN
+    from detection.finetune import FINETUNE
+
+    tasks: dict[str, Task] = {}
+    for label, row in gains.rows.items():
+        if row.pretrain:
+            tasks[label] = Task(partial(_submit, PRETRAIN, todo.pretrainings[label], label, say))
+        made_by = [one for one in (row.scratch or label,) if one in todo.pretrainings]
+        for seed in gains.seeds:
+            name = f"{label}/{seed}"
+            tasks[name] = Task(partial(_submit, FINETUNE, todo.finetunings[label, seed], name, say), made_by)
+    return tasks
+
+
+def _submit(job: Any, recipe: TrainingRecipe, label: str, say: Callable[[str], None]) -> None:
+    from backbone.job import submit
+
+    try:
+        outcome = submit(job, recipe, label, say=lambda text: say(f"[{label}] {text}"))
+    except (UserError, FloatingPointError):
+        say(f"[{label}] failed")
+        raise
+    if outcome.seconds is None:
+        say(f"[{label}] {outcome.url} is finished")
 
 
 def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.interop.importing import run as bring
 from backbone.interop.options import Import
-from detection.gains import Gains, _pretrained_on, check, plan, run, write_report
+from detection.gains import Gains, _in_order, _pretrained_on, check, plan, run, write_report
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL, write_backbone
 
@@ -65,6 +65,33 @@ def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: st
         assert one.detector.norm == ("trainable" if "scratch" in label else "frozen")
         assert (one.optim.lr, one.optim.batch, one.schedule.total, one.data.val_images) == (0.07, 8, 10, 12)
     assert len(todo.scaling) == 1 + 8
+
+
+def test_a_detector_waits_for_its_own_backbone_alone(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
+    made = {"pretrain": str(tmp_path / "tiny.yaml")}
+    rows = {"slow": made, "given": {"artifact": backbone}, "scratch": {"scratch": "slow"}, "quick": made}
+    asked = gains({"rows": rows, "baseline": "slow", "seeds": [0, 1]})
+    tasks = _in_order(asked, plan(asked), print)
+    assert {name: task.after for name, task in tasks.items()} == {
+        **{"slow": (), "slow/0": ["slow"], "slow/1": ["slow"]},
+        **{"given/0": [], "given/1": [], "scratch/0": ["slow"], "scratch/1": ["slow"]},
+        **{"quick": (), "quick/0": ["quick"], "quick/1": ["quick"]},
+    }
+
+
+def test_a_backbone_that_fails_leaves_the_other_rows_to_finish(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
+    made = {"pretrain": str(tmp_path / "tiny.yaml")}
+    diverges = {"pretrain_with": {"optim": {"lr": 1e30}, "schedule": {"total": 4}}}
+    rows = {"made": made, "none": {"scratch": "made"}, "given": {"artifact": backbone}}
+    asked = gains({"rows": rows, "baseline": "made", "finetune_with.schedule.total": 3, **diverges})
+    said: list[str] = []
+    with pytest.raises(UserError) as failed:
+        run(asked, said.append)
+    lines = str(failed.value).splitlines()
+    assert "made: loss is not finite" in lines[0]
+    assert lines[-2:] == [f"{name}: not begun, its backbone is missing" for name in ("made/0", "none/0")]
+    assert "[made] failed" in said
+    assert [folder.parent.name for folder in (tmp_path / "runs").glob("*/artifact")] == ["compare-given-seed0"]
 
 
 def test_scratch_rows_train_what_others_keep_fixed(gains: MakeGains) -> None:

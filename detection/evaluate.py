@@ -26,7 +26,7 @@ from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
 from detection.data.loader import DIVISOR, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
-from detection.data.sources import open_val
+from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
 from detection.recipe import DetectorEvaluation
 
@@ -113,6 +113,8 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     loaded = artifact.load(recipe.detector)
     data = validate(DetectionData, _data(recipe, loaded), "data, with what the detector was trained with")
     source = open_val(data)
+    for line in remarks(source):
+        say(f"data.val: {line}")
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
     relabel(loaded.categories, source.categories)

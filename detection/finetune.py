@@ -31,7 +31,7 @@ from detection import artifact, scoring
 from detection.curves import draw_curves
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
-from detection.data.sources import open_sources
+from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches, prepared
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
@@ -70,6 +70,9 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     train, val = open_sources(recipe.data)
     detector = build_detector(recipe, net, train)
     check_ground_truth(val)
+    for split, source in (("train", train), ("val", val)):
+        for line in remarks(source):
+            say(f"data.{split}: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")

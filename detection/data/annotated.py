@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from backbone.data.decode import decode
+from backbone.data.findings import Finding
 from backbone.data.index import Arrays, cache_directory, digest, is_fresh, map_arrays, pack, store, unpack, unpack_all
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem, join
 from detection.data.contract import Categories, Objects
 from detection.data.segments import encode, has_mask, polygons_of
 
-FORMAT = 1  # of the arrays; a change makes old files stale
+FORMAT = 2  # of the arrays; a change makes old files stale
 THINNEST = 1.0  # pixels: a box thinner than this is no object
 LEFT_OUT = ("", "crowds", "difficult", "degenerate boxes")  # why an object is not trained on; 0: it is
 EXIF_ORIENTATION = 0x0112
@@ -59,19 +61,14 @@ def tabulate(
             width).
         categories: of the labels.
         objects: rows sorted by `image`. image int64 [A] (0..N-1), boxes float64 [A, 4] (x y width height, as in the
-            data set), labels int64 [A] (1..K), areas float64 [A] (NaN: to be computed), crowd and difficult bool [A].
+            data set), labels int64 [A] (1..K), areas float64 [A], crowd and difficult bool [A].
         segments: by `segments.flatten`.
     """
     names, parts, ids, sizes = images
     arrays = pack("names", names) | pack("classes", categories.names) | segments
     arrays |= {"parts": parts, "image_ids": ids, "sizes": sizes, "category_ids": np.array(categories.ids, np.int64)}
-    arrays |= {key: objects[key] for key in ("boxes", "labels", "crowd", "difficult")}
+    arrays |= {key: objects[key] for key in ("boxes", "labels", "areas", "crowd", "difficult")}
     arrays["starts"] = np.searchsorted(objects["image"], np.arange(len(ids) + 1)).astype(np.int64)
-    areas = objects["areas"].copy()
-    for j in np.flatnonzero(~np.isfinite(areas)):
-        encoded = encode(arrays, int(j), *map(int, sizes[objects["image"][j]]))
-        areas[j] = float(rle.area(encoded)) if encoded else objects["boxes"][j, 2] * objects["boxes"][j, 3]
-    arrays["areas"] = areas
     sha = hashlib.sha256(kind.encode())
     for key in sorted(arrays):
         sha.update(f"\n{key} {arrays[key].nbytes}\n".encode())
@@ -80,7 +77,7 @@ def tabulate(
     degenerate = is_degenerate(objects["boxes"], sizes[objects["image"]])
     reasons = [objects["crowd"], objects["difficult"], degenerate]
     arrays["left_out"] = np.select(reasons, np.arange(1, len(LEFT_OUT), dtype=np.uint8), np.uint8(0))
-    arrays["has_masks"] = np.array([len(areas) > 0 and has_mask(arrays).all()])
+    arrays["has_masks"] = np.array([len(objects["areas"]) > 0 and has_mask(arrays).all()])
     return arrays
 
 
@@ -95,6 +92,18 @@ def is_degenerate(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     corners = within(boxes, sizes)
     wide = (corners[:, 2:] - corners[:, :2] >= THINNEST).all(1)  # comparisons with NaN are False
     return ~(wide & np.isfinite(boxes).all(1))
+
+
+def left_out_of(arrays: Arrays) -> dict[str, int]:
+    """How many objects are not trained on, by reason."""
+    counts = np.bincount(arrays["left_out"], minlength=len(LEFT_OUT)).tolist()
+    return {reason: count for reason, count in zip(LEFT_OUT[1:], counts[1:], strict=True) if count}
+
+
+def nothing_to_train_on(trained: int, left_out: dict[str, int]) -> str:
+    """Says so where no object is trained on, and why; "" where one is."""
+    reasons = ", ".join(f"{count} {what}" for what, count in left_out.items())
+    return "" if trained else "no object to train on" + (f"; left out: {reasons}" if reasons else "")
 
 
 def index_path(kind: str, key: str, cache: str | None) -> tuple[Path, str]:
@@ -133,7 +142,14 @@ def shown(root: str, name: str) -> str:
 class AnnotatedSource:
     """A `DetectionSource` of the arrays of one file. Pickled as paths."""
 
-    def __init__(self, index: Path, roots: tuple[str, ...], keep_empty: bool = True, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        index: Path,
+        roots: tuple[str, ...],
+        keep_empty: bool = True,
+        fingerprint: str = "",
+        findings: Sequence[Finding] = (),
+    ) -> None:
         """Open.
 
         Args:
@@ -141,10 +157,12 @@ class AnnotatedSource:
             roots: folders or URLs under which images lie; the index says which image is under which.
             keep_empty: False: without the images that have nothing to be trained on.
             fingerprint: if given, what the index must hold.
+            findings: what the reader has to say; not pickled.
 
         Raises:
             UserError: the index holds another fingerprint.
         """
+        self.findings = list(findings)
         self._arrays = map_arrays(index)
         self.fingerprint = self._arrays["fingerprint"].tobytes().decode()
         if fingerprint not in ("", self.fingerprint):
@@ -159,8 +177,7 @@ class AnnotatedSource:
             unpack_all(self._arrays, "classes"), tuple(map(int, self._arrays["category_ids"].tolist()))
         )
         self.has_masks = bool(self._arrays["has_masks"][0])
-        reasons = np.bincount(self._arrays["left_out"], minlength=len(LEFT_OUT)).tolist()
-        self.dropped = {reason: count for reason, count in zip(LEFT_OUT[1:], reasons[1:], strict=True) if count}
+        self.dropped = left_out_of(self._arrays)
         starts = self._arrays["starts"]
         trained = np.concatenate([[0], np.cumsum(self._arrays["left_out"] == 0)])
         counts = trained[starts[1:]] - trained[starts[:-1]]
@@ -270,6 +287,18 @@ class AnnotatedSource:
         return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")} if encoded else polygons
 
 
+def orientation(data: bytes) -> int:
+    """How EXIF says an image is turned, 1..8; 1 where it does not say, or nobody can read it."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            turn = header.getexif().get(EXIF_ORIENTATION, 1)
+    except (
+        Exception
+    ):  # Pillow lets through whatever a broken block makes it raise; the pixels may be sound all the same
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
 def decode_as(data: bytes, name: str, height: int, width: int) -> np.ndarray:
     """Decode an image that annotations say is of this size; uint8 [height, width, 3], RGB.
 
@@ -282,8 +311,7 @@ def decode_as(data: bytes, name: str, height: int, width: int) -> np.ndarray:
     """
     image = decode(data, name)
     if image.shape[:2] == (width, height) != (height, width):
-        with Image.open(io.BytesIO(data)) as header:
-            turn = AS_STORED.get(header.getexif().get(EXIF_ORIENTATION, 1))
+        turn = AS_STORED.get(orientation(data))
         image = np.ascontiguousarray(turn(image)) if turn else image
     if image.shape[:2] != (height, width):
         found = f"{image.shape[1]}x{image.shape[0]}"

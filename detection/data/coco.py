@@ -3,22 +3,35 @@
 import gc
 import hashlib
 import json
+import posixpath
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as rle
+import fsspec
 
-from backbone.data.index import Arrays, is_fresh
+from backbone.data.findings import Findings, from_json
+from backbone.data.formats import HEAD, what_is
+from backbone.data.index import digest, is_fresh, map_arrays, pack, tell, unpack_all
 from backbone.errors import UserError
 from backbone.storage import filesystem
-from detection.data.annotated import AnnotatedSource, doctor, index_path, save, tabulate
-from detection.data.contract import Categories
-from detection.data.segments import flatten, run_totals
+from detection.data.annotated import AnnotatedSource, doctor, index_path, save
+from detection.data.coco_table import tabulate_coco
+from detection.data.files import locate
 
-FARTHEST = 1e6  # pixels: pycocotools needs memory in proportion to a polygon's coordinates
+KEYS = ("images", "annotations", "categories")
+NAME_IT = "name the annotations by train_annotations and val_annotations (jobs/doctor.py: --annotations)"
+# What else is written as JSON, by a key of the file or of its first annotation.
+OTHERS = {
+    "shapes": "LabelMe's file of one image; export COCO from it, such as by labelme2coco",
+    "_via_img_metadata": "a project of the VGG Image Annotator; export COCO from it",
+    "log": "a notebook or log",
+}
+OTHER_ANNOTATIONS = {
+    "caption": "captions; give the instances, such as instances_val2017.json",
+    "segments_info": "panoptic segments; give the instances, such as instances_val2017.json",
+}
 
 
 def open_coco(
@@ -27,8 +40,9 @@ def open_coco(
     """Open one split.
 
     Labels are in the order of category ids. The JSON is parsed once and kept in the cache as flat arrays, under its
-    SHA-256. Missing `iscrowd` is 0, missing `area` that of the segmentation or else of the box; polygons of less than
-    three points or of an odd number of coordinates are passed over, as in detectron2.
+    SHA-256. `iscrowd` and `area` are taken as `settle` says: in words too, and computed where they cannot be meant.
+    Polygons of less than three points or of an odd number of coordinates are passed over, as in detectron2. Images are
+    looked for in the folder, see `files.locate`. What was read otherwise than written is among `findings`.
 
     Args:
         location: folder or URL of the images.
@@ -46,13 +60,21 @@ def open_coco(
     key = _sha256(path)
     index, state = index_path("coco", key, cache)
     if not is_fresh(index, state):
-        try:
-            with no_collection():
-                arrays = tabulate_coco(read_json(path))
-        except Malformed as error:
-            raise UserError(f"{path}: {error}; all its faults: {doctor('coco', location, annotations)}") from error
-        index = save("coco", key, arrays, cache)
-    return AnnotatedSource(index, (location,), keep_empty)
+        with no_collection():
+            table = tabulate_coco(read_json(path))
+        refused = table.refused.sorted()
+        if refused:
+            more = f" (and {len(refused) - 1} other kinds of fault)" if len(refused) > 1 else ""
+            all_of_them = doctor("coco", location, annotations)
+            raise UserError(f"{path}: {refused[0].as_line()}{more}; all its faults: {all_of_them}")
+        index = save("coco", key, table.arrays | tell(table.findings), cache)
+    arrays = map_arrays(index)
+    findings = Findings().join(from_json(arrays["findings"].tobytes()))
+    written = unpack_all(arrays, "names")
+    names, _ = locate(location, written, findings)
+    if names != list(written):
+        index = save("coco", digest(key, *names), arrays | pack("names", names), cache)
+    return AnnotatedSource(index, (location,), keep_empty, findings=findings.sorted())
 
 
 def annotations_of(location: str, annotations: str = "") -> str:
@@ -78,10 +100,6 @@ def no_collection() -> Generator[None]:
             gc.enable()
 
 
-class Malformed(ValueError):
-    """Annotations that the reader refuses: says which."""
-
-
 def _sha256(url: str) -> str:
     fs, path = filesystem(url)
     try:
@@ -91,130 +109,79 @@ def _sha256(url: str) -> str:
                 sha.update(block)
             return sha.hexdigest()
     except OSError as error:
-        raise UserError(
-            f"{url}: {error.strerror or error}; name the annotations by train_annotations and val_annotations"
-            " (jobs/doctor.py: --annotations)"
-        ) from error
+        raise UserError(f"{url}: {error.strerror or error}; {missing(url)}") from error
+
+
+def missing(url: str) -> str:
+    """What to do where there is no JSON: name one of those that lie about, if there are any."""
+    fs, path = filesystem(url)
+    parent = posixpath.dirname(posixpath.dirname(path))
+    image_folder = posixpath.basename(path).removeprefix("instances_").removesuffix(".json")
+    found = [one for folder in ("annotations", image_folder, "") for one in _jsons(fs, f"{parent}/{folder}")]
+    there = ", ".join(dict.fromkeys(found[:5]))
+    return NAME_IT + (f"; there are {there}" if there else "")
+
+
+def _jsons(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    try:
+        return sorted(path for path in fs.ls(folder.rstrip("/"), detail=False) if path.endswith(".json"))
+    except OSError:
+        return []
 
 
 def read_json(url: str) -> dict[str, Any]:
     """The three lists of an instances JSON, `images`, `annotations` and `categories`, all of dicts.
+
+    UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Raises:
         UserError: it is not there, is damaged, or lacks one of them.
     """
     fs, path = filesystem(url)
     try:
-        tree = json.loads(fs.cat_file(path))
+        data = fs.cat_file(path)
+        tree = json.loads(data)
     except OSError as error:
         raise UserError(f"{url}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{url}: damaged, not JSON: {error}; copy or download it again") from error
-    lists = [tree.get(key) if isinstance(tree, dict) else None for key in ("images", "annotations", "categories")]
-    if not all(isinstance(one, list) and all(isinstance(item, dict) for item in one) for one in lists):
-        raise UserError(f"{url}: not COCO's instances: it needs images, annotations and categories, each a list")
+        raise UserError(f"{url}: {_damage(data, error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{url}: not COCO's instances: {_kind_of_list(tree)}")
+    for key in KEYS:
+        if not (isinstance(tree.get(key), list) and all(isinstance(item, dict) for item in tree[key])):
+            has = f"{key} is {'null' if tree[key] is None else 'something else'}" if key in tree else f"it has no {key}"
+            raise UserError(
+                f"{url}: not COCO's instances: it needs {', '.join(KEYS[:2])} and {KEYS[2]}, each a list of objects,"
+                f" but {has}{_other(tree)}"
+            )
     return tree
 
 
-def tabulate_coco(tree: dict[str, Any]) -> Arrays:
-    """Arrays by `tabulate` of an instances dict.
-
-    Raises:
-        Malformed: a field is missing or of another type, ids are given twice or not defined, masks are impossible.
-    """
-    images, annotations = tree["images"], tree["annotations"]
-    try:
-        categories = _categories(tree["categories"])
-        ids = _whole([image["id"] for image in images])
-        sizes = _whole([(image["height"], image["width"]) for image in images]).astype(np.int32).reshape(-1, 2)
-        names = [str(image["file_name"]) for image in images]
-        _refuse(not len(ids), "there are no images")
-        _refuse(len(set(ids.tolist())) < len(ids), f"{_twice(ids)} images have the id of another")
-        _refuse((sizes < 1).any(), "an image has a height or width below 1")
-        numbers = _whole([one["id"] for one in annotations])
-        _refuse(len(set(numbers.tolist())) < len(numbers), f"{_twice(numbers)} annotations have the id of another")
-        image = _places(ids, [one["image_id"] for one in annotations], "image")
-        order = np.argsort(image, kind="stable")
-        image = image[order]
-        annotations = [annotations[j] for j in order.tolist()]
-        objects = {
-            "image": image,
-            "boxes": np.array([one["bbox"] for one in annotations], np.float64).reshape(len(annotations), 4),
-            "labels": _places(np.array(categories.ids), [one["category_id"] for one in annotations], "category") + 1,
-            "areas": np.array([one.get("area") for one in annotations], np.float64),  # NumPy makes None a NaN
-            "crowd": np.array([bool(one.get("iscrowd")) for one in annotations], bool),
-            "difficult": np.zeros(len(annotations), bool),
-        }
-        segments = _segments([one.get("segmentation") for one in annotations], sizes[image])
-    except KeyError as error:
-        raise Malformed(f"an image, annotation or category lacks {error}") from error
-    except (TypeError, OverflowError, ValueError) as error:
-        if isinstance(error, Malformed):
-            raise
-        raise Malformed(f"a field is not what COCO has there: {error}") from error
-    return tabulate("coco", (names, np.zeros(len(ids), np.int64), ids, sizes), categories, objects, segments)
+def _damage(data: bytes, error: Exception) -> str:
+    """Why bytes are not JSON, and what to do."""
+    is_json = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+    if not is_json and (other := what_is(data[:HEAD])):
+        return other
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 at byte {error.start}; save it as UTF-8"
+    return f"damaged, not JSON: {error}; copy or download it again"
 
 
-def usable(polygon: Any) -> bool:
-    """Whether this has three points or more; pycocotools would fail on four numbers, and drop the last of seven."""
-    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+def _kind_of_list(tree: Any) -> str:
+    if not isinstance(tree, list):
+        return f"it is {type(tree).__name__}, not an object with images, annotations and categories"
+    first = tree[0] if tree and isinstance(tree[0], dict) else {}
+    if "score" in first:
+        return "it is a list of results (with score); give the annotations that they were judged against"
+    if "bbox" in first or "segmentation" in first:
+        return "it is a list of annotations alone; give the whole export, with images and categories"
+    return "it is a list, not an object with images, annotations and categories"
 
 
-def run_lengths(segmentation: dict[str, Any]) -> bytes:
-    """Run lengths, compressed or not, in pycocotools' compressed form."""
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return rle.frPyObjects(segmentation, *segmentation["size"])["counts"]
-    return counts.encode("ascii")
-
-
-def _categories(categories: list[dict[str, Any]]) -> Categories:
-    _refuse(not categories, "there are no categories")
-    numbers = _whole([one["id"] for one in categories]).tolist()
-    ids, names = zip(*sorted(zip(numbers, (str(one["name"]) for one in categories), strict=True)), strict=True)
-    _refuse(len(set(ids)) < len(ids), f"{_twice(np.array(ids))} categories have the id of another")
-    _refuse(len(set(names)) < len(names), "two categories have one name")
-    return Categories(names, ids)
-
-
-def _segments(segmentations: list[Any], sizes: np.ndarray) -> Arrays:
-    polygons, counts = [], []
-    for segmentation, size in zip(segmentations, sizes.tolist(), strict=True):
-        encoded = isinstance(segmentation, dict) and bool(segmentation)
-        if encoded:
-            _refuse(list(segmentation["size"]) != size, f"a mask is of {segmentation['size']}, its image of {size}")
-        counts.append(run_lengths(segmentation) if encoded else b"")
-        polygons.append([] if encoded else [one for one in segmentation or () if usable(one)])
-    arrays = flatten(polygons, counts)
-    _refuse(not (np.abs(arrays["points"]) < FARTHEST).all(), f"a polygon leaves ±{FARTHEST:.0e} pixels")
-    there = np.diff(arrays["counts_offsets"]) > 0
-    wrong = (run_totals(arrays) != sizes.prod(1, dtype=np.int64)) & there
-    _refuse(wrong.any(), f"the run lengths of {np.count_nonzero(wrong)} masks do not add up to the image")
-    return arrays
-
-
-def _places(known: np.ndarray, wanted: list[Any], what: str) -> np.ndarray:
-    """Where each of `wanted` stands in `known`, int64."""
-    values = _whole(wanted)
-    order = np.argsort(known)
-    found = order[np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)].astype(np.int64)
-    unknown = values[known[found] != values]
-    _refuse(len(unknown), f"{len(unknown)} annotations name an unknown {what} id, such as {unknown[:1].tolist()}")
-    return found
-
-
-def _whole(values: list[Any]) -> np.ndarray:
-    """Whole numbers, int64: NumPy would cut off the fraction of others."""
-    array = np.array(values) if values else np.zeros(0, np.int64)
-    if array.dtype.kind != "i":
-        raise Malformed("ids, heights and widths must be whole numbers, and one is not")
-    return array
-
-
-def _twice(ids: np.ndarray) -> int:
-    return len(ids) - len(set(ids.tolist()))
-
-
-def _refuse(fault: object, message: str) -> None:
-    if fault:
-        raise Malformed(message)
+def _other(tree: dict[str, Any]) -> str:
+    annotations = tree.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    kinds = [what for key, what in OTHERS.items() if key in tree]
+    if isinstance(first, dict):
+        kinds += [what for key, what in OTHER_ANNOTATIONS.items() if key in first]
+    return f"; this looks like {kinds[0]}" if kinds else ""

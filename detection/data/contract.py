@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from backbone.data.findings import Finding
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -54,6 +56,14 @@ class DetectionSource(Protocol):
         """What the reader left out of training, by reason: {"degenerate boxes": 3, "crowds": 12, "difficult": 4}."""
         ...
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What the reader left out, took otherwise than it is written, or holds for wrong; none after pickling.
+
+        Errors among them are for `sources` to refuse: what the boxes are given in, say, concerns training and scoring.
+        """
+        ...
+
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
@@ -79,7 +89,7 @@ class DetectionSource(Protocol):
     def ground_truth(self, ids: np.ndarray | None = None) -> dict[str, Any]:
         """The annotations of images `ids` (indices; all by default) as a COCO instances dict to be judged against.
 
-        Boxes, areas and segmentations exactly as in the data set, crowds and difficult objects included as `iscrowd` 1;
-        annotation ids from 1, `area` and `iscrowd` filled in. The caller may change it: it is a copy.
+        Boxes and segmentations exactly as in the data set, but for sides below 0, which are 0; crowds and difficult
+        objects included as `iscrowd` 1; annotation ids from 1, `area` and `iscrowd` as settled. It is a copy.
         """
         ...

@@ -1,10 +1,8 @@
 """The data doctor: every fault of a data set at once, where the readers stop at the first."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
 from tqdm import tqdm
 
 from backbone.data.decode import decode
@@ -12,18 +10,19 @@ from backbone.data.findings import Findings, Report, Severity
 from backbone.data.listing import THREADS
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem
-from detection.data.annotated import AS_STORED, EXIF_ORIENTATION, read
+from detection.data.annotated import AS_STORED, orientation, read
 from detection.data.coco import annotations_of
 from detection.data.doctor_coco import examine_coco
 from detection.data.doctor_voc import examine_voc
+from detection.data.files import MISSING, RESTORE
 from detection.data.findings import statistics
 
-File = tuple[str, str, tuple[int, int] | None]  # as in Survey
+File = tuple[str, str, tuple[int, int], bool]  # as in Survey
 Fault = tuple[Severity, str, str, str]  # as Findings.add takes them
 
-MISSING = "restore the file, or take the image and its objects out of the annotations"
 DAMAGED = "put a good copy in its place; data.on_bad skip trains without it"
 WRONG_SIZE = "put the image there that was annotated, or mend width, height and boxes"
+SWAPPED = "exchange width and height, if boxes fit the image so"
 UPRIGHT = "read upright, as their recorded size says"
 STORED = "read as stored, since only so they have the recorded size"
 EITHER = "read upright; look whether boxes were drawn so, and save the image without its EXIF orientation"
@@ -55,9 +54,9 @@ def examine(kind: str, location: str, annotations: str = "", check_images: bool 
     else:
         raise UserError(f"unknown kind of annotated images {kind}; there are coco and voc")
     if check_images:
-        _check(findings, survey.files)
+        _check(findings, [file for file in survey.files if file[-1]])
     else:
-        findings.add("note", "images were not opened", "missing and damaged ones go unseen", count=len(survey.files))
+        findings.add("note", "images were not opened", "damaged ones go unseen", count=len(survey.files))
     subject = {"source": kind, "images": location, "annotations": annotations}
     return Report(subject, findings.sorted(), statistics(survey))
 
@@ -71,23 +70,24 @@ def _check(findings: Findings, files: Sequence[File]) -> None:
 
 def _fault(file: File) -> Fault | None:
     """What is wrong with one image."""
-    root, name, size = file
+    root, name, size, _ = file
     try:
         data = read(root, name)
     except FileNotFoundError:
-        return "error", "images whose file is missing", MISSING, name
+        return "error", MISSING, RESTORE, name
     except OSError as error:
         return "error", "images that cannot be read", DAMAGED, f"{name}: {error.strerror or error}"
     try:
         found = decode(data, name).shape[:2]
     except BadImage as error:
         return "error", "images that are damaged", DAMAGED, str(error)
-    with Image.open(io.BytesIO(data)) as header:
-        turn = header.getexif().get(EXIF_ORIENTATION, 1)
-    if size and found != size and not (turn in AS_STORED and found == size[::-1]):
+    turn = orientation(data)
+    if found != size and not (turn in AS_STORED and found == size[::-1]):
         example = f"{name} is {found[1]}x{found[0]}, recorded {size[1]}x{size[0]}"
+        if found == size[::-1]:
+            return "error", "images whose width and height are recorded the other way round", SWAPPED, example
         return "error", "images of another size than recorded", WRONG_SIZE, example
-    if turn == 1 or not size:
+    if turn == 1:
         return None
     example = f"{name} (orientation {turn})"
     if turn not in AS_STORED or size[0] == size[1]:

@@ -14,7 +14,8 @@ SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's borders between small, medium and
 class Survey:
     """What a data set consists of, as far as it can be read."""
 
-    files: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)  # root, name, (height, width)
+    # Of each image its root, its name, (height, width), and whether there is such a file.
+    files: list[tuple[str, str, tuple[int, int], bool]] = field(default_factory=list)
     per_class: dict[str, int] = field(default_factory=dict)  # objects by name
     areas: list[float] = field(default_factory=list)  # of the objects, pixels
     with_objects: int = 0  # images
@@ -30,6 +31,6 @@ def statistics(survey: Survey) -> dict[str, Any]:
         "objects": sum(survey.per_class.values()),
         "objects by size": {"small (< 32²)": small, "medium": medium, "large (>= 96²)": len(area) - small - medium},
     }
-    found |= image_sizes([size for _, _, size in survey.files if size])
+    found |= image_sizes([size for _, _, size, _ in survey.files])
     found["objects by class"] = dict(sorted(survey.per_class.items(), key=lambda pair: (-pair[1], pair[0])))
     return found

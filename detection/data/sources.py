@@ -1,11 +1,13 @@
 """Where annotated images come from: the two splits a recipe names, checked against each other."""
 
 from backbone.errors import UserError
+from detection.data.annotated import doctor, nothing_to_train_on
 from detection.data.coco import open_coco
 from detection.data.contract import DetectionSource
+from detection.data.files import UNREADABLE
 from detection.data.options import DetectionData
 from detection.data.synthetic import SyntheticScenes
-from detection.data.voc import categories_of, open_split, open_voc, read_split
+from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
 
 KINDS = ("coco", "voc")
 
@@ -16,7 +18,7 @@ def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]
     `keep_empty` concerns training alone: a detector is judged on images without objects too.
 
     Raises:
-        UserError: missing, damaged, nothing to train on, or splits whose categories differ.
+        UserError: missing, damaged, wrong (see `refuse_errors`), no object to train on, or categories that differ.
     """
     if data.source == "synthetic":
         return (
@@ -29,8 +31,10 @@ def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]
         val = open_coco(data.val, data.val_annotations, cache=cache)
     else:
         train, val = open_voc(data.train, data.val, data.keep_empty, cache)
-    if not train.num_objects().any():
-        raise UserError(f"{data.train}: no object to train on" + (f"; left out: {train.dropped}" * bool(train.dropped)))
+    refuse_errors(train, data.source, data.train, data.train_annotations, unreadable=data.on_bad == "skip")
+    refuse_errors(val, data.source, data.val, data.val_annotations)
+    if nothing := nothing_to_train_on(int(train.num_objects().sum()), train.dropped):
+        raise UserError(f"{data.train}: {nothing}; look at it with {doctor(data.source, data.train)}")
     check_categories(train, val)
     return train, val
 
@@ -39,11 +43,13 @@ def open_val(data: DetectionData) -> DetectionSource:
     """The images to judge by, alone.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing, damaged or wrong (see `refuse_errors`).
     """
     if data.source == "synthetic":
         return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
-    return open_source(data.source, data.val, data.val_annotations, data.cache or None)
+    source = open_source(data.source, data.val, data.val_annotations, data.cache or None)
+    refuse_errors(source, data.source, data.val, data.val_annotations)
+    return source
 
 
 def open_source(kind: str, location: str, annotations: str = "", cache: str | None = None) -> DetectionSource:
@@ -58,8 +64,29 @@ def open_source(kind: str, location: str, annotations: str = "", cache: str | No
         raise UserError(f"unknown kind of annotated images {kind}; there are {', '.join(KINDS)}")
     if kind == "coco":
         return open_coco(location, annotations, cache=cache)
-    split = read_split(location)
+    split = sound(read_split(location), location)
     return open_split(split, categories_of(split.classes), cache=cache)
+
+
+def refuse_errors(
+    source: DetectionSource, kind: str, location: str, annotations: str = "", unreadable: bool = True
+) -> None:
+    """Check that nothing the reader found makes training or scoring wrong.
+
+    `unreadable`: images without a file are let pass. They are left out of training one by one, and judged as images
+    without detections.
+
+    Raises:
+        UserError: a finding is an error. Names it, and the doctor.
+    """
+    wrong = [one for one in source.findings if one.severity == "error" and not (unreadable and one.what in UNREADABLE)]
+    if wrong:
+        raise UserError(f"{location}: {wrong[0].as_line()}; all its faults: {doctor(kind, location, annotations)}")
+
+
+def remarks(source: DetectionSource) -> list[str]:
+    """What to say of a split before it is used, a line each; the doctor says the same with more words."""
+    return [finding.as_line() for finding in source.findings if finding.severity != "note"]
 
 
 def check_categories(train: DetectionSource, val: DetectionSource) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from backbone.data.findings import Finding
 from backbone.data.index import digest
 from backbone.data.stream import mix
 from backbone.data.synthetic import CLASSES, VERSION, Scene, render
@@ -39,6 +40,7 @@ class SyntheticScenes:
         self.fingerprint = digest("synthetic-detection", VERSION, *self._arguments)
         self.has_masks = True
         self.dropped: dict[str, int] = {}
+        self.findings: list[Finding] = []
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -1,50 +1,50 @@
 """Pascal VOC: ImageSets/Main, Annotations and JPEGImages (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/)."""
 
-import xml.etree.ElementTree as ElementTree
+import io
+import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image
 
-from backbone.data.formats import image_suffixes
+from backbone.data.findings import Findings
+from backbone.data.index import Arrays
 from backbone.data.listing import THREADS
 from backbone.errors import UserError
-from backbone.storage import filesystem
-from detection.data.annotated import AnnotatedSource, doctor, read, save, shown, tabulate
+from detection.data import units
+from detection.data.annotated import AnnotatedSource, doctor, orientation, read, save, tabulate, within
 from detection.data.contract import Categories
+from detection.data.files import FOUND, MISSING, RESPELLED, RESTORE, SEVERAL, WHICH
 from detection.data.segments import flatten
+from detection.data.settle import TWICE, add_alike, add_rows, given_twice
+from detection.data.voc_lists import ANNOTATIONS, IMAGES, Folder, list_images
+from detection.data.voc_xml import OTHERWISE, SAVE, NotText, Record, parse, record_of
 
 # VOC's twenty in their customary order, which is the alphabet's.
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep"
     " sofa train tvmonitor".split()
 )
-
-
-LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image with its annotations; K objects."""
-
-    size: tuple[int, int]  # height, width
-    classes: list[str]  # K
-    boxes: list[tuple[float, float, float, float]]  # K: xmin, ymin, xmax, ymax, as written
-    difficult: list[bool]  # K
+COUNTED = "left out of training; scoring counts them as missed: correct or remove them"
+OUTSIDE = "cut off at the border for training; where many begin at 0, their tool counted from 0, not 1"
+FRACTIONAL = "boxes with fractions of a pixel", "read as they are, less 1 at the left and top as all of Pascal VOC's"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, or of the union of several, in the order of the lists."""
+    """The images of one split, or of the union of several, in the order of the lists. Only those that can be read."""
 
-    location: str
     folders: tuple[str, ...]
     parts: list[int]  # number of an image's folder
     ids: list[str]
     names: list[str]  # of the images' files, under their folder
     records: list[Record]
+    missing: list[bool]  # images without a file
+    refused: Findings  # what cannot be meant: the reader refuses the whole
+    findings: Findings  # the rest: errors, which training and evaluation refuse, and what is read otherwise or left out
 
     @property
     def classes(self) -> set[str]:
@@ -67,9 +67,22 @@ def open_voc(train: str, val: str, keep_empty: bool = True, cache: str | None = 
     Raises:
         UserError: no such folder or split, a list of one class, damaged annotations. Names the file.
     """
-    splits = [read_split(location) for location in (train, val)]
+    splits = [sound(read_split(location), location) for location in (train, val)]
     categories = categories_of(splits[0].classes | splits[1].classes)
     return [open_split(split, categories, keep, cache) for split, keep in zip(splits, (keep_empty, True), strict=True)]
+
+
+def sound(split: Split, location: str) -> Split:
+    """The split, if all of it can be read.
+
+    Raises:
+        UserError: annotations are missing, damaged or cannot be meant. Names the first, and the doctor.
+    """
+    refused = split.refused.sorted()
+    if refused:
+        more = f" (and {len(refused) - 1} other kinds of fault)" if len(refused) > 1 else ""
+        raise UserError(f"{location}: {refused[0].as_line()}{more}; all its faults: {doctor('voc', location)}")
+    return split
 
 
 def open_split(
@@ -80,24 +93,35 @@ def open_split(
     Boxes are 1-based and hold their last pixel, so that x1 = xmin - 1 and x2 = xmax. Objects marked difficult are not
     trained on. Images are numbered 1..N; VOC's own ids are the stems of `file_name` in `ground_truth`.
     """
+    findings = Findings().join(split.findings)
+    arrays = arrays_of(split, categories, findings)
+    index = save("voc", arrays["fingerprint"].tobytes().decode(), arrays, cache)
+    return AnnotatedSource(index, split.folders, keep_empty, findings=findings.sorted())
+
+
+def arrays_of(split: Split, categories: Categories, findings: Findings) -> Arrays:
+    """The arrays of a split, by `annotated.tabulate`, and what is to be said of boxes and classes."""
     records = split.records
     corners = np.array([box for record in records for box in record.boxes], np.float64).reshape(-1, 4)
-    boxes = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], 1)
+    # No box has a side below 0: evaluators would refuse it, or take it for one of 0.
+    sides = corners[:, 2:] - corners[:, :2] + 1
+    boxes = np.concatenate([corners[:, :2] - 1, np.where(sides < 0, 0, sides)], 1)
     label = {name: k for k, name in enumerate(categories.names, 1)}
     num = len(boxes)
+    image = np.repeat(np.arange(len(records)), [len(record.boxes) for record in records])
     objects = {
-        "image": np.repeat(np.arange(len(records)), [len(record.boxes) for record in records]),
+        "image": image,
         "boxes": boxes,
         "labels": np.array([label[name] for record in records for name in record.classes], np.int64),
         "areas": boxes[:, 2] * boxes[:, 3],
         "crowd": np.zeros(num, bool),
         "difficult": np.array([one for record in records for one in record.difficult], bool),
     }
-    sizes = np.array([record.size for record in records], np.int32)
+    sizes = np.array([record.size for record in records], np.int32).reshape(-1, 2)
+    _boxes(findings, split.ids, objects, corners, sizes[image], categories)
+    add_alike(findings, categories.names)
     images = (split.names, np.array(split.parts, np.int64), np.arange(1, len(records) + 1), sizes)
-    arrays = tabulate("voc", images, categories, objects, flatten([[]] * num, [b""] * num))
-    index = save("voc", arrays["fingerprint"].tobytes().decode(), arrays, cache)
-    return AnnotatedSource(index, split.folders, keep_empty)
+    return tabulate("voc", images, categories, objects, flatten([[]] * num, [b""] * num))
 
 
 def categories_of(names: set[str]) -> Categories:
@@ -107,132 +131,140 @@ def categories_of(names: set[str]) -> Categories:
 
 
 def read_split(location: str) -> Split:
-    """Read the lists and annotations of `folder:split[,folder:split]`.
-
-    Raises:
-        UserError: see `open_voc`.
-    """
-    folders, parts, ids = list_images(location)
-    if len(set(zip(parts, ids, strict=True))) < len(ids):
-        raise UserError(f"{location}: lists images twice; {doctor('voc', location)} names them")
-    files = [image_files(folder) for folder in folders]
-    with ThreadPoolExecutor(THREADS) as pool:
-        records = list(pool.map(lambda part, name: _record(location, folders[part], name), parts, ids))
-    names = [f"{IMAGES}/{files[part].get(name, name + '.jpg')}" for part, name in zip(parts, ids, strict=True)]
-    return Split(location, folders, parts, ids, names, records)
-
-
-def list_images(location: str) -> tuple[tuple[str, ...], list[int], list[str]]:
-    """The folders of a location, and for every listed image the number of its folder and its id.
+    """Read the lists and annotations of `folder:split[,folder:split]`, and all that is wrong with them.
 
     Raises:
         UserError: not `folder:split`, no such folder or list, an empty one, or one of the lists of a single class.
     """
-    folders, parts, ids = [], [], []
-    for part in location.split(","):
-        folder, _, split = part.strip().rpartition(":")
-        if not folder or not split or "/" in split:
-            raise UserError(f"{part}: Pascal VOC is given as folder:split, such as VOC2007:trainval")
-        listed = _list(folder, split)
-        if folder not in folders:
-            folders.append(folder)
-        parts += [folders.index(folder)] * len(listed)
-        ids += listed
-    return tuple(folders), parts, ids
-
-
-def _list(folder: str, split: str) -> list[str]:
-    name = f"{LISTS}/{split}.txt"
-    where = shown(folder, name)
-    try:
-        lines = [line.strip() for line in read(folder, name).decode().splitlines()]
-    except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not a list of names: {error}") from error
-    ids = list(filter(None, lines))
-    if not ids:
-        raise UserError(f"{where}: lists no images")
-    if all(line.split()[-1] in ("1", "-1", "0") and len(line.split()) == 2 for line in ids):
-        raise UserError(
-            f"{where}: says for one class which images show it (1, -1, 0); give the list of all images, such as"
-            f" {split.rpartition('_')[2]}"
-        )
-    return ids
-
-
-def _lists(folder: str) -> str:
-    fs, root = filesystem(folder)
-    if not fs.isdir(f"{root}/{LISTS}"):
-        return f"a folder of Pascal VOC holds {LISTS}, {ANNOTATIONS} and {IMAGES}"
-    names = sorted(PurePath(path).stem for path in fs.ls(f"{root}/{LISTS}", detail=False))
-    return f"there are {', '.join([name for name in names if '_' not in name] or names[:10])}"
-
-
-def image_files(folder: str) -> dict[str, str]:
-    """The images of a folder, id -> file name; of two of one name the .jpg, VOC's own."""
-    fs, root = filesystem(folder)
-    try:
-        found = [PurePath(path) for path in fs.ls(f"{root}/{IMAGES}", detail=False)]
-    except OSError as error:
-        raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}") from error
-    suffixes = {suffix: place for place, suffix in enumerate(image_suffixes())}  # .jpg is first
-    images = [path for path in found if path.suffix.lower() in suffixes]
-    images.sort(key=lambda path: suffixes[path.suffix.lower()], reverse=True)
-    return {path.stem: path.name for path in images}
-
-
-def parse(data: bytes) -> ElementTree.Element:
-    """The `annotation` element. The parser fetches nothing: external entities are errors, and expat bounds the others.
-
-    Raises:
-        ValueError: not well-formed.
-    """
-    try:
-        return ElementTree.fromstring(data)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"damaged XML: {error}") from error
-
-
-def record_of(root: ElementTree.Element) -> Record:
-    """The parts of an annotation that are read. Numbers may have a fraction, as some tools write them.
-
-    Raises:
-        ValueError: one is missing or no number. Names it.
-    """
-    objects = root.findall("object")
-    names = [(one.findtext("name") or "").strip() for one in objects]
-    if not all(names):
-        raise ValueError("an object has no name")
-    height, width = (int(_number(root, f"size/{key}")) for key in ("height", "width"))
-    if height < 1 or width < 1:
-        raise ValueError(f"size/width and size/height are {width} and {height}")
-    return Record(
-        (height, width),
+    refused, findings = Findings(), Findings()
+    names, parts, entries = list_images(location)
+    folders = [
+        Folder(name, [entry for part, entry in zip(parts, entries, strict=True) if part == k])
+        for k, name in enumerate(names)
+    ]
+    listed = [(part, folders[part].id_of(entry, findings)) for part, entry in zip(parts, entries, strict=True)]
+    for (_, name), count in Counter(listed).items():
+        if count > 1:
+            refused.add("error", "images listed twice", "name each once", name)
+    pairs = list(dict.fromkeys(listed))
+    with ThreadPoolExecutor(THREADS) as pool:
+        read_all = list(pool.map(lambda pair: _read(folders[pair[0]], pair[1]), pairs))
+    kept: list[tuple[int, str, Record]] = []
+    for (part, name), record in zip(pairs, read_all, strict=True):
+        if not isinstance(record, Record):
+            refused.join(record)
+            continue
+        findings.join(record.findings)
+        kept.append((part, name, record))
+    files, missing = _images(findings, folders, kept)
+    return Split(
         names,
-        [(_side(one, "xmin"), _side(one, "ymin"), _side(one, "xmax"), _side(one, "ymax")) for one in objects],
-        [(one.findtext("difficult") or "0").strip() not in ("", "0") for one in objects],
+        [part for part, _, _ in kept],
+        [name for _, name, _ in kept],
+        files,
+        [record for _, _, record in kept],
+        missing,
+        refused,
+        findings,
     )
 
 
-def _side(element: ElementTree.Element, key: str) -> float:
-    return _number(element, f"bndbox/{key}")
-
-
-def _number(element: ElementTree.Element, path: str) -> float:
-    text = element.findtext(path)
+def _read(folder: Folder, name: str) -> Record | Findings:
+    """An annotation, or what is wrong with it."""
+    fault, file = Findings(), f"{name}.xml"
     try:
-        return float(text or "")
-    except ValueError as error:
-        raise ValueError(f"{path} is {'missing' if text is None else repr(text)}") from error
-
-
-def _record(location: str, folder: str, name: str) -> Record:
-    path = f"{ANNOTATIONS}/{name}.xml"
-    try:
-        return record_of(parse(read(folder, path)))
+        root, as_declared = parse(read(folder.folder, f"{ANNOTATIONS}/{file}"))
     except OSError as error:
-        fault = error.strerror or error
+        remedy = "restore the file, or take the image from the list"
+        fault.add("error", "annotations that are missing", remedy, f"{file}: {error.strerror or error}")
+        return fault
+    except NotText as error:
+        fault.add("error", "annotations that are not text in the encoding they declare", SAVE, f"{file}: {error}")
+        return fault
+    except ValueError as error:
+        fault.add("error", "annotations that are damaged", "restore the file", f"{file}: {error}")
+        return fault
+    try:
+        record = record_of(root, file, lambda called: _measure(folder, name, called))
     except (ValueError, OverflowError) as error:
-        fault = error
-    raise UserError(f"{shown(folder, path)}: {fault}; all faults: {doctor('voc', location)}")
+        what = "annotations with a part missing or no number"
+        fault.add("error", what, "complete or correct it", f"{file}: {error}")
+        return fault
+    if not as_declared:
+        record.findings.add("warning", *OTHERWISE, file)
+    return record
+
+
+def _measure(folder: Folder, name: str, file: str) -> tuple[int, int] | None:
+    """Height and width of an image seen upright; None where it cannot be read."""
+    found = folder.fitting(name, file)
+    if len(found) != 1:
+        return None
+    try:
+        data = read(folder.folder, f"{IMAGES}/{found[0]}")
+        with Image.open(io.BytesIO(data)) as header:
+            width, height = header.size
+    except Exception:  # Pillow lets through whatever a broken header makes it raise
+        return None
+    return (width, height) if orientation(data) > 4 else (height, width)
+
+
+def _images(
+    findings: Findings, folders: list[Folder], kept: list[tuple[int, str, Record]]
+) -> tuple[list[str], list[bool]]:
+    """The files of the images, under their folders, and which have none."""
+    fitting = [folders[part].fitting(name, record.file) for part, name, record in kept]
+    taken = Counter((part, found[0]) for (part, _, _), found in zip(kept, fitting, strict=True) if len(found) == 1)
+    files, missing = [], []
+    for (part, name, _), found in zip(kept, fitting, strict=True):
+        own = len(found) == 1 and str(PurePosixPath(found[0]).with_suffix("")) == name
+        lost = not own and (len(found) != 1 or taken[part, found[0]] > 1)
+        files.append(f"{IMAGES}/{f'{name}.jpg' if lost else found[0]}")
+        missing.append(lost)
+        if lost and found:
+            which = ", ".join(found[:3]) if len(found) > 1 else f"{found[0]}, as another does"
+            findings.add("error", SEVERAL, WHICH, f"{name} fits {which}")
+        elif lost:
+            findings.add("error", MISSING, RESTORE, files[-1])
+        elif not own:
+            findings.add("warning", RESPELLED, FOUND, f"{name} is {found[0]}")
+    return files, missing
+
+
+def _boxes(
+    findings: Findings,
+    ids: list[str],
+    objects: dict[str, np.ndarray],
+    corners: np.ndarray,
+    sizes: np.ndarray,
+    categories: Categories,
+) -> None:
+    """What is wrong with boxes, xmin ymin xmax ymax as written."""
+    image, labels, boxes = objects["image"], objects["labels"], objects["boxes"]
+
+    def say(j: int) -> str:
+        sides = [round(side, 2) if math.isfinite(side) else side for side in corners[j].tolist()]
+        return f"{ids[image[j]]}: {categories.names[labels[j] - 1]} {sides}"
+
+    finite = np.all(np.isfinite(corners), 1)
+    add_rows(findings, "error", ("boxes that are not finite", "correct or remove them"), ~finite, say)
+    fractions = finite & units.in_fractions(corners) & (corners < 1).any(1)
+    if 2 * fractions.sum() > len(corners):
+        add_rows(findings, "error", units.VOC_FRACTIONS, fractions, say)
+    add_rows(findings, "error", units.SIDES, units.sides_given(corners, sizes), say)
+    corners = np.where(finite[:, None], corners, 1)
+    seen = within(np.where(finite[:, None], boxes, 0), sizes)
+    turned = finite & (corners[:, 2:] - corners[:, :2] + 1 < 1).any(1)
+    outside = finite & ~turned & ((seen[:, 2:] - seen[:, :2]) < 1).any(1)
+    reaching = finite & ~turned & ~outside & ((corners[:, :2] < 1) | (corners[:, 2:] > sizes[:, ::-1])).any(1)
+    single = finite & ~turned & ~outside & ~reaching & (boxes[:, 2:] == 1).any(1)
+    add_rows(findings, "warning", ("boxes whose max is below their min", COUNTED), turned, say)
+    add_rows(findings, "warning", ("boxes wholly outside the image", COUNTED), outside, say)
+    add_rows(findings, "warning", ("boxes that reach outside the image", OUTSIDE), reaching, say)
+    kind = "boxes of a single row or column of pixels", "read so; probably a slip"
+    add_rows(findings, "warning", kind, single, say)
+    add_rows(findings, "note", FRACTIONAL, finite & (corners != np.floor(corners)).any(1), say)
+    twice = np.isin(np.arange(len(image)), given_twice(image, labels, boxes)[:, 1])
+    add_rows(findings, "warning", TWICE, twice, say)
+    left_out = "left out of training; neither found nor missed in scoring"
+    add_rows(findings, "note", ("difficult objects", left_out), objects["difficult"], say)

@@ -227,8 +227,11 @@ def test_where_annotations_are_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert annotations_of("val2017", "a.json") == "a.json"
     folder = make_coco(tmp_path)
     (tmp_path / "annotations/instances_val.json").rename(tmp_path / "other.json")
-    with pytest.raises(UserError, match=r"annotations/instances_val\.json: No such file.*val_annotations"):
+    says = r"annotations/instances_val\.json: No such file.*val_annotations.*there are .*/annotations/train\.json"
+    (tmp_path / "other.json").rename(tmp_path / "annotations/train.json")
+    with pytest.raises(UserError, match=says):
         open_coco(str(folder))
+    (tmp_path / "annotations/train.json").rename(tmp_path / "other.json")
     assert len(open_coco(str(folder), str(tmp_path / "other.json"))) == 4
     with pytest.raises(UserError, match="nowhere: no such folder"):
         open_coco(str(tmp_path / "nowhere"))
@@ -241,25 +244,28 @@ def _set(kind: str, place: int, key: str, value: Any) -> Callable[[dict[str, Any
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set("annotations", 0, "category_id", 4), r"1 annotations name an unknown category id, such as \[4\]"),
-        (_set("annotations", 0, "image_id", 99), r"1 annotations name an unknown image id, such as \[99\]"),
-        (_set("annotations", 0, "id", 9), "1 annotations have the id of another"),
-        (_set("images", 0, "id", 10), "1 images have the id of another"),
-        (_set("categories", 0, "id", 3), "1 categories have the id of another"),
-        (_set("categories", 0, "name", "dog"), "two categories have one name"),
-        (_set("annotations", 0, "bbox", [1, 2, 3]), "not what COCO has"),
-        (_set("annotations", 0, "bbox", "box"), "not what COCO has"),
-        (lambda tree: tree["annotations"][0].pop("bbox"), "lacks 'bbox'"),
-        (lambda tree: tree["images"][0].pop("width"), "lacks 'width'"),
-        (_set("images", 0, "height", 0), "height or width below 1"),
-        (_set("images", 0, "id", 1.5), "whole numbers"),
-        (_set("annotations", 0, "image_id", "30"), "whole numbers"),
-        (_set("annotations", 0, "segmentation", [[1, 1, 2, 2, 1e9, 1]]), "a polygon leaves"),
-        (_set("annotations", 0, "segmentation", [["a"] * 6]), "not what COCO has"),
+        (
+            _set("annotations", 0, "category_id", 4),
+            r"1 annotations of unknown categories \(7 \(category 4\)\): add the category",
+        ),
+        (_set("annotations", 0, "image_id", 99), r"1 annotations of unknown images \(7 \(image 99\)\): add the image"),
+        (_set("annotations", 0, "id", 9), r"1 annotation ids given twice \(9\)"),
+        (_set("images", 0, "id", 10), r"1 image ids given twice \(10\)"),
+        (_set("categories", 0, "id", 3), r"1 category ids given twice \(3\)"),
+        (_set("categories", 0, "name", "dog"), r"1 category names given twice \(dog\): join the two"),
+        (_set("annotations", 0, "bbox", [1, 2, 3]), r"1 boxes that are not four numbers \(7: \[1, 2, 3\]\)"),
+        (_set("annotations", 0, "bbox", "box"), r"not four numbers \(7: box\)"),
+        (lambda tree: tree["annotations"][0].pop("bbox"), r"not four numbers \(7: None\)"),
+        (lambda tree: tree["images"][0].pop("width"), r"images without .*width above 0.* \(30\)"),
+        (_set("images", 0, "height", 0), r"images without .*height and width above 0.* \(30\)"),
+        (_set("images", 0, "id", 1.5), r"image ids that are missing or no whole numbers \(1.5\): write whole numbers"),
+        (_set("annotations", 0, "image_id", "30"), r"unknown images \(7 \(image '30'\)\)"),
+        (_set("annotations", 0, "segmentation", [[1, 1, 2, 2, 1e9, 1]]), r"1 polygons that leave ±1e\+06 pixels \(7\)"),
+        (_set("annotations", 0, "segmentation", [["a"] * 6]), "neither polygons nor run lengths"),
         (_set("annotations", 2, "segmentation", {"size": [30, 50], "counts": [1500]}), r"mask is of \[30, 50\]"),
         (_set("annotations", 2, "segmentation", {"size": [50, 30], "counts": [1499]}), "do not add up"),
         (_set("annotations", 2, "segmentation", {"size": [50, 30], "counts": "0"}), "do not add up"),
-        (_set("annotations", 2, "segmentation", {"counts": "0"}), "lacks 'size'"),
+        (_set("annotations", 2, "segmentation", {"counts": "0"}), "neither polygons nor run lengths"),
         (lambda tree: tree["images"].clear(), "no images"),
         (lambda tree: tree["categories"].clear(), "no categories"),
     ],
@@ -272,14 +278,48 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, change: Callable, says:
     assert f"python jobs/doctor.py --source coco --images {folder}" in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_of_json(tmp_path: Path, encoding: str) -> None:
+    """PowerShell writes UTF-16, and Windows' editors a byte order mark."""
+    folder = make_coco(tmp_path, _set("categories", 0, "name", "K\u00e4tzchen"))
+    file = tmp_path / "annotations/instances_val.json"
+    before = open_coco(str(folder))
+    file.write_bytes(json.dumps(json.loads(file.read_text()), ensure_ascii=False).encode(encoding))
+    after = open_coco(str(folder))
+    assert after.categories.names == before.categories.names == ("dog", "cow", "K\u00e4tzchen")
+    assert after.fingerprint == before.fingerprint
+
+
 @pytest.mark.parametrize(
-    ("text", "says"),
-    [('{"images": [', "damaged"), ("\ufffd", "damaged"), ("[]", "not COCO"), ('{"images": []}', "not COCO")],
+    ("data", "says"),
+    [
+        (b'{"images": [', "damaged, not JSON: .*; copy or download it again"),
+        (b"\xef\xbf\xbd", "damaged"),
+        (b"id,name\n1,cat\n", "is text, such as CSV; .*put the right file in its place"),
+        (b"\xff\xd8\xff\xe0", "is a JPEG; "),
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer .*run git lfs pull"),
+        (b"\x1f\x8b\x08\x00", "is compressed by gzip; unpack it"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        ('{"images": [], "name": "K\u00e4tzchen"}'.encode("cp1252"), "is not UTF-8 at byte 25; save it as UTF-8"),
+        (b"[]", "not COCO's instances: it is a list"),
+        (b'[{"image_id": 1, "bbox": [1, 1, 1, 1], "score": 0.5}]', "list of results .*give the annotations"),
+        (b'[{"image_id": 1, "bbox": [1, 1, 1, 1]}]', "list of annotations alone"),
+        (b"3", "not COCO's instances: it is int"),
+        (b'{"images": []}', "not COCO's instances: .* but it has no annotations"),
+        (b'{"images": [], "annotations": null, "categories": []}', "but annotations is null"),
+        (
+            b'{"images": [], "annotations": [1], "categories": []}',
+            "each a list of objects, but annotations is something else",
+        ),
+        (b'{"images": [], "annotations": [{"caption": "a"}]}', "but it has no categories; this looks like captions"),
+        (b'{"shapes": [], "imagePath": "a.jpg"}', "it has no images; this looks like LabelMe"),
+    ],
 )
-def test_damaged_json(tmp_path: Path, text: str, says: str) -> None:
+def test_what_is_no_instances_json(tmp_path: Path, data: bytes, says: str) -> None:
     folder = make_coco(tmp_path)
-    (tmp_path / "annotations/instances_val.json").write_text(text)
-    with pytest.raises(UserError, match=f"instances_val.json: {says}"):
+    (tmp_path / "annotations/instances_val.json").write_bytes(data)
+    with pytest.raises(UserError, match=f"instances_val.json: .*{says}"):
         open_coco(str(folder))
 
 

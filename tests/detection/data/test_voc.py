@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from PIL import Image
 from torchvision.datasets import VOCDetection
 
 from backbone.errors import BadImage, UserError
+from detection.data.annotated import AnnotatedSource
 from detection.data.contract import DetectionSource
-from detection.data.sources import open_source
+from detection.data.doctor import examine
+from detection.data.options import DetectionData
+from detection.data.sources import open_source, open_sources
 from detection.data.voc import CLASSES, open_voc
-from tests.detection.data.making import REAL, VOC, make_voc, voc_xml
+from tests.detection.data.making import REAL, SIZES, VOC, jpeg, make_voc, voc_xml
 
 
 def assert_equals_torchvision(source: DetectionSource, folder: Path, split: str, place: Path) -> None:
@@ -87,7 +91,9 @@ def test_a_union_of_splits_and_folders(tmp_path: Path) -> None:
     data = pickle.dumps(source)
     assert len(data) < 1000
     assert np.array_equal(pickle.loads(data).image(3), source.image(3))
-    with pytest.raises(UserError, match=r"lists images twice; python jobs/doctor.py --source voc"):
+    with pytest.raises(
+        UserError, match=r"images listed twice .*000012.*; all its faults: python jobs/doctor.py --source voc"
+    ):
         open_source("voc", f"{one}:trainval,{one}:trainval")
 
 
@@ -174,9 +180,10 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
         (lambda text: "", "damaged XML"),
         (lambda text: text.replace("<xmax>", "<xmaks>").replace("</xmax>", "</xmaks>"), "bndbox/xmax is missing"),
         (lambda text: text.replace("<ymin>5", "<ymin>five").replace("<ymin>6", "<ymin>six"), "bndbox/ymin is 'six'"),
-        (lambda text: text.replace("<width>60</width>", ""), "size/width is missing"),
-        (lambda text: text.replace("<width>60", "<width>0"), "size/width and size/height are 0 and 40"),
-        (lambda text: text.replace("<width>60", "<width>inf"), "infinity"),
+        (lambda text: text.replace("<width>60", "<width>-60"), "size/width and size/height are -60 and 40"),
+        (lambda text: text.replace("<width>60", "<width>inf"), "size/width and size/height are inf and 40"),
+        (lambda text: text.replace("<width>60", "<width>1e12"), "size/width and size/height are 1e[+]12 and 40"),
+        (lambda text: text.replace("<width>60", "<width>60px"), "size/width is '60px'"),
         (lambda text: text.replace("<name>dog</name>", ""), "an object has no name"),
         (lambda text: '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + text.replace("dog", "&x;"), "XML"),
     ],
@@ -187,15 +194,106 @@ def test_damaged_annotations_are_named(tmp_path: Path, change: Callable[[str], s
     file.write_text(change(voc_xml("000012", (40, 60), VOC["000012"])))
     with pytest.raises(UserError, match=says) as caught:
         open_source("voc", f"{root}:trainval")
-    assert str(caught.value).startswith(str(file))
+    assert str(caught.value).startswith(f"{root}:trainval: 1 annotations ")
+    assert "000012.xml" in str(caught.value)
     assert "python jobs/doctor.py --source voc" in str(caught.value)
 
 
 def test_missing_annotations_are_named(tmp_path: Path) -> None:
     root = make_voc(tmp_path)
     (root / "Annotations/000005.xml").unlink()
-    with pytest.raises(UserError, match=r"Annotations/000005\.xml: No such file"):
+    with pytest.raises(UserError, match=r"annotations that are missing \(000005\.xml: No such file"):
         open_source("voc", f"{root}:trainval")
+
+
+def said_of(source: AnnotatedSource, location: str) -> dict[str, int]:
+    """What the reader says: which the doctor must say too, counted alike."""
+    said = {one.what: one.count for one in source.findings if one.severity != "note"}
+    assert said.items() <= {one.what: one.count for one in examine("voc", location).findings}.items()
+    return said
+
+
+def opened(root: Path) -> tuple[AnnotatedSource, dict[str, int]]:
+    source = open_source("voc", f"{root}:trainval")
+    assert isinstance(source, AnnotatedSource)
+    return source, said_of(source, f"{root}:trainval")
+
+
+@pytest.mark.parametrize(
+    ("written", "count"), [("Unspecified", 4), ("False", 4), ("no", 4), ("0.0", 4), ("-1", 4), ("", 0), ("0", 0)]
+)
+def test_marks_in_words_leave_nothing_out(tmp_path: Path, written: str, count: int) -> None:
+    root = make_voc(tmp_path)
+    change_all(root, lambda text: re.sub("<difficult>.</difficult>", f"<difficult>{written}</difficult>", text))
+    source, said = opened(root)
+    assert (source.num_objects().tolist(), source.dropped) == ([2, 2, 0], {})
+    assert said == ({"difficult marks written otherwise, taken as 0": count} if count else {})
+
+
+def test_other_marks(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    change_all(root, lambda text: text.replace("<difficult>1", "<difficult>true"))
+    source, said = opened(root)
+    assert (source.dropped, said) == ({"difficult": 1}, {"difficult marks written otherwise, taken as 1": 1})
+    change_all(root, lambda text: text.replace("<difficult>true", "<difficult>perhaps"))
+    place = f"{root}:trainval"
+    with pytest.raises(UserError, match=r"difficult marks .* neither 0 nor 1 \(000005.xml: 'perhaps'\): write 0 or 1"):
+        open_sources(DetectionData(source="voc", train=place, val=place))
+    assert examine("voc", place).errors
+
+
+def change_all(root: Path, change: Callable[[str], str]) -> None:
+    for file in (root / "Annotations").iterdir():
+        file.write_text(change(file.read_text()))
+
+
+@pytest.mark.parametrize("size", ["<size><width>0</width><height>0</height></size>", "<size></size>", ""])
+def test_sizes_that_are_none_are_the_images_own(tmp_path: Path, size: str) -> None:
+    root = make_voc(tmp_path)
+    (root / "JPEGImages/000005.jpg").write_bytes(jpeg(60, 40, orientation=6))
+    change_all(root, lambda text: re.sub("<size>.*</size>", size, text))
+    (root / "Annotations/000007.xml").write_text(voc_xml("000007", SIZES[2], []))
+    source, said = opened(root)
+    assert source.sizes.tolist() == [[40, 60], [40, 60], [64, 64]]
+    assert source.image(1).shape == (40, 60, 3)
+    assert said["annotations without the image's size"] == 2
+    (root / "JPEGImages/000012.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="missing or 0, and the image is not there to tell"):
+        opened(root)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ([(0.1, 0.1, 0.5, 0.5), (0, 0, 1, 1)], "2 boxes given as fractions of the image"),
+        (
+            [(30, 20, 25, 15), (40, 5, 20, 30), (1, 1, 9, 9)],
+            r"3 boxes given as x, y, width, height .*xmin \+ width - 1",
+        ),
+        ([(1, 1, float("nan"), 9), (1, 1, 9, 9)], "1 boxes that are not finite"),
+        ([(62, 1, 70, 9)], "no object to train on; left out: 1 degenerate boxes"),
+    ],
+)
+def test_boxes_that_are_not_meant_so(tmp_path: Path, boxes: list[tuple[float, ...]], says: str) -> None:
+    root = make_voc(tmp_path, {"1": [("dog", (box[0], box[1], box[2], box[3]), 0) for box in boxes]})
+    place = f"{root}:trainval"
+    assert examine("voc", place).errors
+    with pytest.raises(UserError, match=says):
+        open_sources(DetectionData(source="voc", train=place, val=place))
+
+
+def test_classes_that_differ_in_case_between_the_splits(tmp_path: Path) -> None:
+    train = make_voc(tmp_path / "a", {"1": [("Dog", (1, 1, 9, 9), 0)]})
+    val = make_voc(tmp_path / "b", {"1": [("dog ", (1, 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)]})
+    one, _ = open_voc(f"{train}:trainval", f"{val}:trainval")
+    assert [finding.what[:18] for finding in one.findings] == ["classes whose name", "parts of objects, "]
+    assert "'Dog' and 'dog'" in one.findings[0].examples
+
+
+def test_the_same_object_twice(tmp_path: Path) -> None:
+    source, said = opened(make_voc(tmp_path, {"1": [("cat", (5, 5, 9, 9), 0)] * 2 + [("cat", (5, 5, 9, 8), 0)]}))
+    assert source.num_objects().tolist() == [3]
+    assert said == {"objects given twice": 1}
 
 
 @pytest.mark.data

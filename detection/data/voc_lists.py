@@ -1,0 +1,119 @@
+"""The lists of Pascal VOC, and the files that they mean."""
+
+import re
+from pathlib import PurePath, PurePosixPath
+
+from backbone.data.findings import Findings
+from backbone.data.formats import image_suffixes, is_image
+from backbone.errors import UserError
+from backbone.storage import filesystem
+from detection.data.annotated import read, shown
+from detection.data.files import Files, below, present
+from detection.data.voc_xml import NotText, text_of
+
+LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
+SECOND = re.compile(r"(\S+)\s+(-?\d+|\S*[./\\]\S*)")  # a line of two columns: with a label, or the annotation's file
+ENTRIES = "entries of the list that are written otherwise than their annotations", "read so; write names without suffix"
+
+
+def list_images(location: str) -> tuple[tuple[str, ...], list[int], list[str]]:
+    """The folders of a location, and for every listed image the number of its folder and its entry.
+
+    Raises:
+        UserError: not `folder:split`, no such folder or list, an empty one, or one of the lists of a single class.
+    """
+    folders, parts, entries = [], [], []
+    for part in location.split(","):
+        folder, _, split = part.strip().rpartition(":")
+        if not folder or not split or "/" in split:
+            raise UserError(f"{part}: Pascal VOC is given as folder:split, such as VOC2007:trainval")
+        listed = _list(folder, split)
+        if folder not in folders:
+            folders.append(folder)
+        parts += [folders.index(folder)] * len(listed)
+        entries += listed
+    return tuple(folders), parts, entries
+
+
+def _list(folder: str, split: str) -> list[str]:
+    name = f"{LISTS}/{split}.txt"
+    where = shown(folder, name)
+    try:
+        lines = [line.strip() for line in text_of(read(folder, name))[0].splitlines()]
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder)}") from error
+    except NotText as error:
+        raise UserError(f"{where}: not a list of names: {error}") from error
+    entries = list(filter(None, lines))
+    if not entries:
+        raise UserError(f"{where}: lists no images")
+    if all(line.split()[-1] in ("1", "-1", "0") and len(line.split()) == 2 for line in entries):
+        raise UserError(
+            f"{where}: says for one class which images show it (1, -1, 0); give the list of all images, such as"
+            f" {split.rpartition('_')[2]}"
+        )
+    return entries
+
+
+def _lists(folder: str) -> str:
+    fs, root = filesystem(folder)
+    if not fs.isdir(f"{root}/{LISTS}"):
+        return f"a folder of Pascal VOC holds {LISTS}, {ANNOTATIONS} and {IMAGES}"
+    names = sorted(PurePath(path).stem for path in fs.ls(f"{root}/{LISTS}", detail=False))
+    return f"there are {', '.join([name for name in names if '_' not in name] or names[:10])}"
+
+
+class Folder:
+    """The annotations and images of one folder, by the names that lists and annotations have for them."""
+
+    def __init__(self, folder: str, entries: list[str]) -> None:
+        """`entries`: those listed. Folders are looked into further than VOC's own layout only if one is not there.
+
+        Raises:
+            UserError: there are no images.
+        """
+        self.folder = folder
+        self.images = image_files(folder)
+        fs, root = filesystem(folder)
+        places = {str(PurePosixPath(entry).parent) for entry in entries}
+        there = present(fs, f"{root}/{ANNOTATIONS}", {"" if place == "." else place for place in places})
+        self._annotations = {path.removesuffix(".xml") for path in there}
+        self._lost = [entry for entry in entries if entry not in self._annotations]
+        if self._lost:
+            found = (PurePosixPath(path) for path in below(fs, f"{root}/{ANNOTATIONS}"))
+            self._fitting = Files(str(path.with_suffix("")) for path in found if path.suffix.lower() == ".xml")
+        self._below: Files | None = None
+
+    def id_of(self, entry: str, findings: Findings) -> str:
+        """The name of the annotation that an entry means, without suffix; the entry itself where there is none."""
+        if entry in self._annotations:
+            return entry
+        two = SECOND.fullmatch(entry)
+        for name in (entry, *([two[1]] if two else [])):
+            found = self._fitting.find(name.removesuffix(".xml"))
+            if len(found) == 1:
+                findings.add("warning", *ENTRIES, f"{entry!r} is {found[0]}")
+                return found[0]
+        return entry
+
+    def fitting(self, name: str, file: str) -> list[str]:
+        """The files that the image of annotation `name` may be, which calls it `file`: one, if all is well."""
+        if name in self.images:
+            return [self.images[name]]
+        if self._below is None:
+            fs, root = filesystem(self.folder)
+            self._below = Files(path for path in below(fs, f"{root}/{IMAGES}") if is_image(path))
+        return self._below.find(name) or (self._below.find(file) if file else [])
+
+
+def image_files(folder: str) -> dict[str, str]:
+    """The images of a folder, id -> file name; of two of one name the .jpg, VOC's own."""
+    fs, root = filesystem(folder)
+    try:
+        found = [PurePath(path) for path in fs.ls(f"{root}/{IMAGES}", detail=False)]
+    except OSError as error:
+        raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}") from error
+    suffixes = {suffix: place for place, suffix in enumerate(image_suffixes())}  # .jpg is first
+    images = [path for path in found if path.suffix.lower() in suffixes]
+    images.sort(key=lambda path: suffixes[path.suffix.lower()], reverse=True)
+    return {path.stem: path.name for path in images}

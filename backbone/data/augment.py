@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.data.options import Augment
+from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
 from backbone.data.stream import mix
 
 # Covariance of RGB over ImageNet on the 0..1 scale, as in fb.resnet.torch. Columns of the second are eigenvectors.
@@ -83,7 +83,7 @@ class TrainingView:
     @cached_property
     def policy(self) -> Callable[[Tensor, int], Tensor] | None:
         """TrivialAugment or RandAugment of (uint8 [3, H, W], key): torchvision's, with a generator keyed by sample."""
-        if self.options.policy == "none":
+        if not isinstance(self.options, ModernAugment) or self.options.policy == "none":
             return None
         from torchvision.transforms import v2  # takes seconds, so nobody else pays for it
 
@@ -92,13 +92,13 @@ class TrainingView:
     def fill(self, planes: np.ndarray, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> None:
         """uint8 [H, W, 3] into [3, size, size]. `whole`: (height, width) of a file decoded in part."""
         whole = whole or image.shape[:2]
-        match self.options.kind:
-            case "modern":
+        match self.options:
+            case ModernAugment():
                 view = resize(self.box(*whole, key).within(image, whole).cut(image), self.size, self.size)
-            case "paper":
+            case PaperAugment():
                 scale = self._shorter_side(key) / min(whole)
                 view = self._crop(resize(image, *(max(1, round(side * scale)) for side in whole)), key)
-            case "cifar":
+            case CifarAugment():
                 # The paper subtracts the mean image before it pads with zeros; here the padding is the mean colour and
                 # the mean image is subtracted after the crop, from where it stands. Differs by less than the mean
                 # image's own contrast.
@@ -106,10 +106,10 @@ class TrainingView:
                 sides = (PADDING, PADDING, PADDING, PADDING)
                 padded = cv2.copyMakeBorder(view, *sides, cv2.BORDER_CONSTANT, value=self.colour)
                 view = self.padded_box(key).cut(padded)
-            case "none":
+            case NoAugment():
                 view = evaluation_view(image, self.size, self.crop_pct)
         to_planes(view, planes)
-        if self.options.kind != "none" and self.flips(key):
+        if not isinstance(self.options, NoAugment) and self.flips(key):
             for plane in planes:
                 cv2.flip(plane, 1, dst=plane)
         if self.policy:
@@ -117,7 +117,7 @@ class TrainingView:
 
     def shrink(self, height: int, width: int, key: int) -> int:
         """By how much a decoder may shrink an image of this size, 8, 4, 2 or 1, so that it need not be enlarged."""
-        if self.options.kind == "modern":
+        if isinstance(self.options, ModernAugment):
             box = self.box(height, width, key)
             slack = min(box.height, box.width) / self.size
         else:
@@ -126,13 +126,14 @@ class TrainingView:
 
     def bottom(self, height: int, width: int, key: int) -> int:
         """How many rows of an image of this size, from its top, the view is made of."""
-        if self.options.kind != "modern":
+        if not isinstance(self.options, ModernAugment):
             return height
         box = self.box(height, width, key)
         return box.top + box.height
 
     def box(self, height: int, width: int, key: int) -> Box:
         """modern: torchvision's RandomResizedCrop of an image of this size (Szegedy et al., arXiv:1409.4842)."""
+        assert isinstance(self.options, ModernAugment)
         draw = random.Random(mix(key, 0))
         area = height * width
         smallest, largest = (share * area for share in self.options.area)
@@ -151,7 +152,7 @@ class TrainingView:
 
     def flips(self, key: int) -> bool:
         """Whether the view is mirrored."""
-        return random.Random(mix(key, 1 if self.options.kind == "modern" else 2)).random() < 0.5
+        return random.Random(mix(key, 1 if isinstance(self.options, ModernAugment) else 2)).random() < 0.5
 
     def padded_box(self, key: int) -> Box:
         """cifar: the crop in the evaluation view padded by `PADDING` on each side."""
@@ -159,6 +160,7 @@ class TrainingView:
         return _place(random.Random(mix(key, 1)), side, side, self.size, self.size)
 
     def _shorter_side(self, key: int) -> int:
+        assert isinstance(self.options, PaperAugment)
         smallest, largest = self.options.shorter_side
         return random.Random(mix(key, 0)).choice(range(smallest, largest + 1))
 
@@ -218,7 +220,7 @@ class Draws:
 
     def shift(self, epoch: int, sample: int) -> np.ndarray:
         """AlexNet's colour shift, float32 [3] on the 0..1 scale (Krizhevsky et al. 2012, section 4.1)."""
-        if not self.options.pca:
+        if not isinstance(self.options, PaperAugment) or not self.options.pca:
             return np.zeros(3, np.float32)
         alpha = _generator(self.seed, epoch, sample, 1).normal(0, self.options.pca, 3)
         return (PCA_EIGENVECTORS @ (alpha * PCA_EIGENVALUES)).astype(np.float32)
@@ -229,9 +231,9 @@ class Draws:
         The box, in shares of the side, is where the partner shows: CutMix. An empty box means mixup, the weight then
         blends pixels; for CutMix the weight is the own image's share of the area.
         """
-        mixup, cutmix = self.options.mixup, self.options.cutmix
-        if not (mixup or cutmix):
+        if not isinstance(self.options, ModernAugment) or not self.options.blends:
             return np.array([1, 0, 0, 0, 0], np.float32)
+        mixup, cutmix = self.options.mixup, self.options.cutmix
         generator = _generator(self.seed, position // 2, 2)
         if cutmix and (not mixup or generator.random() < 0.5):
             side = np.sqrt(1 - generator.beta(cutmix, cutmix))

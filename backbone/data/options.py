@@ -1,49 +1,83 @@
 """The `data:` section of a recipe. Imports nothing slow."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from backbone.kinds import OneOf
 from backbone.options import Strict
 
 
-class Augment(Strict):
+class _Augment(Strict):
     """How training images are varied. Every draw is keyed by (seed, epoch, sample), see `backbone.data.augment`."""
 
-    kind: Literal["paper", "modern", "cifar", "none"] = "modern"
-    """paper: shorter side drawn from a range, random crop, flip (section 3.4). modern: random resized crop, flip.
-    cifar: pad 4, random crop, flip (section 4.2). none: the evaluation view."""
+    kind: str
 
-    shorter_side: tuple[int, int] = (256, 480)
-    """paper: range of the shorter side before the crop, pixels, both ends included."""
 
-    pca: float = Field(0.0, ge=0)
-    """paper: standard deviation of AlexNet's PCA colour shift. 0.1 is the usual value; 0 is off."""
+class ModernAugment(_Augment):
+    """Inception's crop (arXiv:1409.4842), and what came after."""
+
+    kind: Literal["modern"] = "modern"
+    """modern: random resized crop, flip."""
 
     area: tuple[float, float] = (0.08, 1.0)
-    """modern: range of the crop's share of the image area."""
+    """Range of the crop's share of the image area."""
 
     policy: Literal["none", "trivial", "rand"] = "none"
-    """modern: TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
+    """TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
 
     mixup: float = Field(0.0, ge=0)
-    """modern: alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""
+    """Alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""
 
     cutmix: float = Field(0.0, ge=0)
-    """modern: the same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
+    """The same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
+
+    @property
+    def blends(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
-    def _possible(self) -> "Augment":
-        readers = {"shorter_side": "paper", "pca": "paper"}
-        readers |= dict.fromkeys(("area", "policy", "mixup", "cutmix"), "modern")
-        for field, kind in readers.items():
-            if self.kind != kind and getattr(self, field) != Augment.model_fields[field].default:
-                raise ValueError(f"{field} is read by augment kind {kind}, not by {self.kind}")
-        if not 0 < self.shorter_side[0] <= self.shorter_side[1]:
-            raise ValueError(f"shorter_side {list(self.shorter_side)}: give [smaller, larger] in pixels")
+    def _possible(self) -> Self:
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area {list(self.area)}: give [smaller, larger] between 0 and 1")
         return self
+
+
+class PaperAugment(_Augment):
+    """Scale augmentation."""
+
+    kind: Literal["paper"] = "paper"
+    """paper: shorter side drawn from a range, random crop, flip (section 3.4)."""
+
+    shorter_side: tuple[int, int] = (256, 480)
+    """Range of the shorter side before the crop, pixels, both ends included."""
+
+    pca: float = Field(0.0, ge=0)
+    """Standard deviation of AlexNet's PCA colour shift. 0.1 is the usual value; 0 is off."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not 0 < self.shorter_side[0] <= self.shorter_side[1]:
+            raise ValueError(f"shorter_side {list(self.shorter_side)}: give [smaller, larger] in pixels")
+        return self
+
+
+class CifarAugment(_Augment):
+    """Translation by some pixels."""
+
+    kind: Literal["cifar"] = "cifar"
+    """cifar: pad 4, random crop, flip (section 4.2)."""
+
+
+class NoAugment(_Augment):
+    """Nothing varies."""
+
+    kind: Literal["none"] = "none"
+    """none: the evaluation view."""
+
+
+Augment = Annotated[ModernAugment | PaperAugment | CifarAugment | NoAugment, OneOf()]
 
 
 class Data(Strict):
@@ -78,7 +112,7 @@ class Data(Strict):
     """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
     over the training images. pixel: their mean image (the paper) and the channels' deviation."""
 
-    augment: Augment = Augment()
+    augment: Augment = ModernAugment()
 
     decode: Literal["exact", "scaled", "nvjpeg"] = "exact"
     """Training images; evaluation is always exact. exact: pixel for pixel as PIL decodes. scaled: JPEGs at 1/2,
@@ -131,7 +165,7 @@ class Data(Strict):
             raise ValueError(
                 "remote_cpus is not read with resident, whose images are decoded once: leave one of the two off"
             )
-        if self.augment.kind == "paper" and self.augment.shorter_side[0] < self.size:
+        if isinstance(self.augment, PaperAugment) and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
             raise ValueError("max_bad is read with on_bad skip only")

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from backbone.data.augment import PADDING, Draws
 from backbone.data.batches import Batch, TrainSet, ValSet, evaluation_batches, make_loader
+from backbone.data.options import CifarAugment, NoAugment
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage, UserError
 
@@ -86,7 +87,7 @@ class Draw(Dataset):
 
     def _cut(self, epoch: int, sample: int) -> tuple[int, int, int, int]:
         view = self.train_set.view
-        if view.options.kind == "none":
+        if isinstance(view.options, NoAugment):
             return sample, 0, 0, 0
         key = mix(self.train_set.seed, epoch, sample)
         box = view.padded_box(key)
@@ -127,7 +128,7 @@ class Resident:
         """
         self.train_set, self.device = train_set, device
         options, count = train_set.options, len(train_set.source)
-        padding = PADDING if options.augment.kind == "cifar" else 0
+        padding = PADDING if isinstance(options.augment, CifarAugment) else 0
         side = options.size + 2 * padding
         needed = count * 3 * side**2 + others * 3 * options.size**2
         check_room(needed, count + others, device)

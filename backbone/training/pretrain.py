@@ -17,7 +17,7 @@ from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.batches import TrainSet, ValSet, evaluation_batches
 from backbone.data.loader import train_loader, val_loader
-from backbone.data.options import Data
+from backbone.data.options import Data, ModernAugment, PaperAugment
 from backbone.data.resident import Resident
 from backbone.data.sources import Source, check_classes, check_splits, open_source, remarks
 from backbone.data.stream import MicroBatches, share
@@ -163,7 +163,8 @@ class Classification:
         self.inputs.prepare(self.world.device)
         self._smoothing = self.recipe.optim.label_smoothing
         augment = self.recipe.data.augment
-        self._shifts, self._blends = augment.pca > 0, augment.mixup > 0 or augment.cutmix > 0
+        self._shifts = isinstance(augment, PaperAugment) and augment.pca > 0
+        self._blends = isinstance(augment, ModernAugment) and augment.blends
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of each sample, and how many were wrong; with blending, against the larger share's label."""

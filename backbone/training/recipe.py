@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
-from backbone.data.options import Data
+from backbone.data.options import Data, ModernAugment
 from backbone.kinds import OneOf
 from backbone.options import NetOptions, Seed, Strict
 
@@ -291,7 +291,7 @@ class Recipe(TrainingRecipe):
         self.model.check_maps(self.data.size, sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
-        if (self.data.augment.mixup or self.data.augment.cutmix) and unit % 2:
+        if isinstance(self.data.augment, ModernAugment) and self.data.augment.blends and unit % 2:
             raise ValueError(f"mixup and cutmix mix pairs: optim.micro_batch {unit} must be even")
 
 

@@ -82,13 +82,16 @@ def test_kind_may_be_another_than_the_files_where_the_file_gives_nothing_of_its_
 
 
 def test_fields_of_another_kind_are_named_with_their_readers(recipe_file, refused):
-    file = recipe_file("schedule: {kind: steps, milestones: [30, 60], gamma: 0.2, totl: 3}")
+    file = recipe_file(
+        "schedule: {kind: steps, milestones: [30, 60], gamma: 0.2, totl: 3}\ndata: {augment: {pca: 0.1}}\n"
+    )
     back = "an empty value takes it back"
     assert refused("--config", file, "--schedule.kind", "cosine", "--schedule.patience", "2") == [
         f"error: {file}: schedule.milestones: is read by kind steps or pieces, not by cosine; {back} (got [30, 60])",
         f"error: {file}: schedule.gamma: is read by kind steps or plateau, not by cosine; {back} (got 0.2)",
         f"error: {file}: schedule.totl: unknown key; perhaps you meant schedule.total",
         f"error: command line: schedule.patience: is read by kind plateau, not by cosine; {back} (got '2')",
+        f"error: {file}: data.augment.pca: is read by kind paper, not by modern; {back} (got 0.1)",
     ]
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from backbone.data import augment
 from backbone.data.augment import ALIASES, Draws, TrainingView, blend, evaluation_view, resize
-from backbone.data.options import Augment
+from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
 from backbone.data.stream import mix
 
 FILL = (11, 22, 33)
@@ -38,8 +38,8 @@ def seen(view: TrainingView, image: np.ndarray, key: int, whole: tuple[int, int]
     return planes.transpose(1, 2, 0)
 
 
-def views(count: int, image: np.ndarray, size: int, **options: Any) -> list[np.ndarray]:
-    view = TrainingView(Augment(**options), size, 1.0, FILL)
+def views(count: int, image: np.ndarray, size: int, options: Augment) -> list[np.ndarray]:
+    view = TrainingView(options, size, 1.0, FILL)
     return [seen(view, image, mix(1, i)) for i in range(count)]
 
 
@@ -86,22 +86,22 @@ def test_evaluation_view_is_timms():
 
 def test_kind_none_is_the_evaluation_view():
     image = noise(50, 40)
-    (found,) = views(1, image, 32, kind="none")
+    (found,) = views(1, image, 32, NoAugment())
     assert np.array_equal(found, evaluation_view(image, 32, 1.0))
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "paper": {"kind": "paper", "shorter_side": (36, 60)},
-    "modern": {"kind": "modern"},
-    "trivial": {"kind": "modern", "policy": "trivial"},
-    "rand": {"kind": "modern", "policy": "rand"},
-    "cifar": {"kind": "cifar"},
+KINDS: dict[str, Augment] = {
+    "paper": PaperAugment(shorter_side=(36, 60)),
+    "modern": ModernAugment(),
+    "trivial": ModernAugment(policy="trivial"),
+    "rand": ModernAugment(policy="rand"),
+    "cifar": CifarAugment(),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_views_depend_on_image_and_key_alone(name: str):
-    options, image = Augment(**KINDS[name]), noise(40, 48)
+    options, image = KINDS[name], noise(40, 48)
     one, two = (TrainingView(options, 32, 1.0, FILL) for _ in range(2))
     before = torch.get_rng_state()
     np.random.seed(1)
@@ -118,7 +118,7 @@ def test_views_depend_on_image_and_key_alone(name: str):
 @pytest.mark.parametrize("landscape", [True, False])
 def test_paper_draws_shorter_side_and_crop_uniformly(landscape: bool):
     shape = (64, 96) if landscape else (96, 64)
-    found = geometry(views(1500, ramp(*shape, 2), 48, kind="paper", shorter_side=(64, 128)), 2)
+    found = geometry(views(1500, ramp(*shape, 2), 48, PaperAugment(shorter_side=(64, 128))), 2)
     flipped, left, top, width, height = found.T
     assert np.abs(width - height).max() < 2  # the aspect is kept
     shorter = 48 * 64 / height
@@ -143,11 +143,11 @@ def test_paper_draws_shorter_side_and_crop_uniformly(landscape: bool):
 def test_paper_takes_every_side_of_the_range():
     """Three sides, told apart by comparison with each resized image."""
     image = noise(50, 50)
-    found = views(60, image, 38, kind="paper", shorter_side=(38, 40))
+    found = views(60, image, 38, PaperAugment(shorter_side=(38, 40)))
     sides = set()
     for view in found:
         for side in (38, 39, 40):
-            (whole,) = views(1, image, side, kind="paper", shorter_side=(side, side))
+            (whole,) = views(1, image, side, PaperAugment(shorter_side=(side, side)))
             for flip in (whole, whole[:, ::-1]):
                 windows = np.lib.stride_tricks.sliding_window_view(flip, (38, 38, 3))[:, :, 0]
                 if (windows == view).all((2, 3, 4)).any():
@@ -156,7 +156,7 @@ def test_paper_takes_every_side_of_the_range():
 
 
 def test_modern_crops_as_torchvision_does():
-    found = geometry(views(2000, ramp(84, 120, 2), 32, kind="modern", area=(0.25, 1)), 2)
+    found = geometry(views(2000, ramp(84, 120, 2), 32, ModernAugment(area=(0.25, 1))), 2)
     flipped, left, top, width, height = found.T
     torch.manual_seed(0)
     blank = torch.zeros(3, 84, 120)
@@ -182,7 +182,7 @@ def test_cifar_shows_each_padded_crop_and_its_mirror_image_equally_often():
     crops = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
     counts = {crop.tobytes(): 0 for crop in crops} | {crop[:, ::-1].tobytes(): 0 for crop in crops}
     assert len(counts) == 162
-    for view in views(162 * 20, image, 32, kind="cifar"):
+    for view in views(162 * 20, image, 32, CifarAugment()):
         counts[view.tobytes()] += 1
     assert sum((count - 20) ** 2 / 20 for count in counts.values()) < 161 + 5 * 322**0.5
 
@@ -191,8 +191,8 @@ def test_cifar_shows_each_padded_crop_and_its_mirror_image_equally_often():
 def test_policies_are_torchvisions(name: Any, reference: Callable[[], Any]):
     """On top of the crop and flip of the same key."""
     image = noise(40, 40)
-    plain = TrainingView(Augment(), 32, 1.0, FILL)
-    changed = TrainingView(Augment(policy=name), 32, 1.0, FILL)
+    plain = TrainingView(ModernAugment(), 32, 1.0, FILL)
+    changed = TrainingView(ModernAugment(policy=name), 32, 1.0, FILL)
     for i in range(30):
         key = mix(i)
         with torch.random.fork_rng(devices=[]):
@@ -213,7 +213,7 @@ def test_crops_and_flips_are_albumentations(kind: str):
         "cifar": lambda: [A.Pad(padding=4, fill=FILL), A.RandomCrop(32, 32)],
     }
     transforms: list[Any] = [*steps[kind](), A.HorizontalFlip(p=0.5)]
-    view = TrainingView(Augment(**KINDS[kind]), 32, 1.0, FILL)
+    view = TrainingView(KINDS[kind], 32, 1.0, FILL)
     for i, (height, width) in enumerate([(64, 64), (100, 75), (37, 240), (240, 41), (33, 34), (20, 31)] * 12):
         image = ramp(height, width, 1)
         expected = evaluation_view(image, 32, 1.0) if kind == "cifar" else image
@@ -240,7 +240,7 @@ def test_resized_as_pil_does():
 
 @pytest.mark.parametrize("name", ["modern", "paper"])
 def test_decoders_shrink_as_far_as_nothing_is_enlarged(name: str):
-    view = TrainingView(Augment(**KINDS[name]), 32, 1.0, FILL)
+    view = TrainingView(KINDS[name], 32, 1.0, FILL)
     found = set()
     for i in range(300):
         height, width = 200 + 3 * i, 300 + i
@@ -258,7 +258,7 @@ def test_decoders_shrink_as_far_as_nothing_is_enlarged(name: str):
 @pytest.mark.parametrize("name", ["modern", "paper"])
 def test_views_of_shrunk_images_show_the_same_part(name: str):
     """Of a ramp whose sides the factor does not divide: places agree to a pixel of the smaller image."""
-    options = Augment(**KINDS[name])
+    options = KINDS[name]
     view, image = TrainingView(options, 32, 1.0, FILL), ramp(243, 251, 1)
     small = cv2.resize(image, (126, 122), interpolation=cv2.INTER_AREA)
     for i in range(100):
@@ -281,13 +281,13 @@ def test_colour_shift_is_fb_resnet_torchs(monkeypatch):
 
     monkeypatch.setattr(augment, "_generator", lambda *key: Fixed())
     expected = [sum(EIGENVECTORS[row][j] * alpha[j] * EIGENVALUES[j] for j in range(3)) for row in range(3)]
-    found = Draws(Augment(kind="paper", pca=0.1), 0).shift(0, 0)
+    found = Draws(PaperAugment(pca=0.1), 0).shift(0, 0)
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_colour_shift_has_the_covariance_of_its_formula():
-    draws = Draws(Augment(kind="paper", pca=0.1), seed=3)
+    draws = Draws(PaperAugment(pca=0.1), seed=3)
     shifts = np.array([draws.shift(epoch, sample) for epoch in range(2) for sample in range(4000)], np.float64)
     vectors, values = np.array(EIGENVECTORS), np.array(EIGENVALUES)
     expected = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
@@ -301,15 +301,15 @@ def test_colour_shift_has_the_covariance_of_its_formula():
 
 
 def test_colour_shifts_differ_by_seed_epoch_and_sample_and_can_be_off():
-    options = Augment(kind="paper", pca=0.1)
+    options = PaperAugment(pca=0.1)
     keys = [(seed, epoch, sample) for seed in range(3) for epoch in range(3) for sample in range(3)]
     assert len({Draws(options, seed).shift(epoch, sample).tobytes() for seed, epoch, sample in keys}) == 27
     assert np.array_equal(Draws(options, 1).shift(2, 3), Draws(options, 1).shift(2, 3))
-    assert Draws(Augment(kind="paper"), 1).shift(2, 3).tolist() == [0, 0, 0]
+    assert Draws(PaperAugment(), 1).shift(2, 3).tolist() == [0, 0, 0]
 
 
 def blendings(count: int, seed: int = 0, **options: Any) -> np.ndarray:
-    draws = Draws(Augment(**options), seed)
+    draws = Draws(ModernAugment(**options), seed)
     return np.array([draws.blending(position) for position in range(count)])
 
 

@@ -12,7 +12,7 @@ import torch
 from backbone.data.augment import evaluation_view
 from backbone.data.batches import Batch, Loader, TrainSet, ValSet
 from backbone.data.loader import train_loader, val_loader
-from backbone.data.options import Augment, Data
+from backbone.data.options import Augment, CifarAugment, Data, ModernAugment, NoAugment, PaperAugment
 from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage
@@ -20,12 +20,12 @@ from backbone.errors import BadImage
 FILL = (120, 110, 100)
 SOURCE = SyntheticSource(0, 22, 36)
 STEPS = 5  # of 16 images: the fourth epoch has begun
-KINDS = {
-    "none": Augment(kind="none"),
-    "cifar": Augment(kind="cifar"),
-    "paper": Augment(kind="paper", shorter_side=(34, 96), pca=0.1),
-    "modern": Augment(policy="trivial", mixup=0.2, cutmix=1.0),
-    "rand": Augment(policy="rand"),
+KINDS: dict[str, Augment] = {
+    "none": NoAugment(),
+    "cifar": CifarAugment(),
+    "paper": PaperAugment(shorter_side=(34, 96), pca=0.1),
+    "modern": ModernAugment(policy="trivial", mixup=0.2, cutmix=1.0),
+    "rand": ModernAugment(policy="rand"),
 }
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from backbone.artifact import load
 from backbone.data.batches import TrainSet
 from backbone.data.loader import train_loader
-from backbone.data.options import Augment, Data
+from backbone.data.options import Data, ModernAugment
 from backbone.data.remote import Maker, _check_room, _pack, remote_batches
 from backbone.data.sources import open_source
 from backbone.data.stream import MicroBatches
@@ -28,7 +28,7 @@ from backbone.training.ray_train import launch
 
 pytestmark = pytest.mark.ray
 FILL = (120, 110, 100)
-MODERN = Augment(policy="trivial", mixup=0.2, cutmix=1.0)
+MODERN = ModernAugment(policy="trivial", mixup=0.2, cutmix=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -225,3 +225,19 @@ def test_run_name_is_given_or_derived_from_the_recipe_alone():
 def test_a_recipe_survives_its_own_dump():
     given = {**FILES, **HOLD, "schedule.kind": "steps", "schedule.milestones": [3, 4], "data.augment.kind": "cifar"}
     assert Recipe.model_validate(json.loads(recipe(**given).model_dump_json())) == recipe(**given)
+
+
+def test_a_recipe_recorded_when_all_kinds_had_all_fields_is_read_as_it_was_meant():
+    """In JSON's types; what the kinds chosen do not read stood there at its default."""
+    schedule = {"unit": "epochs", "total": 90.0, "milestones": [], "rates": [], "gamma": 0.1, "patience": 5}
+    augment = {
+        "shorter_side": [256, 480],
+        "pca": 0.0,
+        "area": [0.08, 1.0],
+        "policy": "none",
+        "mixup": 0.0,
+        "cutmix": 0.0,
+    }
+    for kind, chosen in (("cosine", "cifar"), ("plateau", "paper"), ("constant", "modern")):
+        tree = {"schedule": {**schedule, "kind": kind}, "data": {"augment": {**augment, "kind": chosen}}}
+        assert validate(Recipe, tree, "old") == recipe(**{"schedule.kind": kind, "data.augment.kind": chosen})

@@ -4,13 +4,9 @@
 and, in its block `raybone`, all that is needed to build the net again, feed it, and know what it was trained on.
 """
 
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
 from backbone.noise import NOISE_FACTOR, noise
 from backbone.options import NetOptions
+from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 
 FORMAT = 1
@@ -226,30 +223,6 @@ def timm_name(options: NetOptions) -> str | None:
         usual = NetOptions(depth=options.depth, zero_init_residual=options.zero_init_residual)
         return options.name if options == usual else None
     return None
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what something was made: versions, git revision, hardware, date (UTC)."""
-    packages = ("torchvision", "numpy", "ray", "albumentations")
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "versions": versions,
-        "git": git.stdout.strip() if git.returncode == 0 else None,
-        "hardware": gpu or platform.processor() or platform.machine(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def _inputs(config: dict[str, Any], mean_image: Tensor | None) -> InputConvention:

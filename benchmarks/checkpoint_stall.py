@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint, and how long until it is durable.
 
-`Checkpointer.save` copies the state and writes it from a thread; against it `torch.save` in the loop, with and without
+`Checkpointer` copies the state and writes it from a thread; against it `torch.save` in the loop, with and without
 fsync. ResNet-50, weights and momentum. Since the thread takes time from the steps it runs beside, the loss of a stretch
 of training with one checkpoint against the same stretch without is given too: that is what a checkpoint costs in all.
 """
@@ -74,11 +74,12 @@ def main() -> None:
         checkpointer = Checkpointer(Store(folder + "/checkpoints"), keep=2)
 
         def copy_and_thread(state: dict[str, Any], step: int) -> float:
-            checkpointer.save(state, Progress(step=step), {})
+            checkpointer.hold(state, Progress(step=step), {})
+            checkpointer.commit()
             return float("nan")
 
         ways: dict[str, Save] = {
-            "Checkpointer.save": copy_and_thread,
+            "Checkpointer": copy_and_thread,
             "torch.save": sync_save(Path(folder), False),
             "torch.save + fsync": sync_save(Path(folder), True),
         }

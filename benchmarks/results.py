@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backbone.artifact import environment
+from backbone.provenance import environment
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 

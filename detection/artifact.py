@@ -17,12 +17,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from backbone.artifact import environment
 from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_backbone
 from backbone.options import NetOptions
+from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from detection.data.contract import Categories
 from detection.nets import Detector, build

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbone.artifact import environment
 from backbone.cli import validate
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.job import Job
+from backbone.provenance import environment
 from backbone.storage import filesystem, join
 from backbone.training import engine
 from backbone.training.ray_train import Payload

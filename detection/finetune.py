@@ -20,6 +20,7 @@ from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
 from backbone.nets.count import macs, parameters
 from backbone.options import NetOptions
+from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.ray_train import Payload
@@ -112,12 +113,10 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
     Returns the metrics (see `detection.scoring`), on every rank.
     """
     recipe = payload.recipe
+    code()  # as it is now, and not when training has ended
     task = Detection(recipe, *open_sources(recipe.data), world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
-    if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
-        state = store.load(progress.best_step)
-        model.load_state_dict(state["average"] or state["model"])
     world.share_buffers(model)
     assert isinstance(model, Detector)
     scored = task.score(model.eval(), world)
@@ -160,7 +159,7 @@ def write_results(
         "workers": task.world.size,
         "bad_images": progress.bad,
     }
-    scoring.write(join(url, "results"), scored, {**provenance, **backbones.environment()})
+    scoring.write(join(url, "results"), scored, {**provenance, **environment()})
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
     fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name))
     sides = (recipe.data.shorter_side[-1], recipe.data.longer_side)

@@ -17,6 +17,7 @@ from backbone.evaluate.evaluation import class_targets, open_images, training_of
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
 from backbone.options import NetOptions
+from backbone.provenance import environment
 from backbone.storage import write_folder
 
 
@@ -66,7 +67,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
             "images": count,
             "data": {"val": source.fingerprint},
             "backbones": {url: block["weights_sha256"] for url, _, _, block in loaded},
-            **artifact.environment(),
+            **environment(),
         },
     }
     files = {}

@@ -20,6 +20,7 @@ from backbone.evaluate.paper import beside, markdown
 from backbone.evaluate.protocols import Member, score
 from backbone.job import Job
 from backbone.nets.vgg import VGG
+from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
@@ -172,7 +173,7 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
             "data": {"val": source.fingerprint},
             "workers": world.size,
         }
-        record = {**results, "provenance": provenance | artifact.environment()}
+        record = {**results, "provenance": provenance | environment()}
         files = {"results.json": (json.dumps(record, indent=2) + "\n").encode()}
         if results["paper"]:
             files = {"beside_paper.md": markdown(results["paper"]).encode()} | files

@@ -18,9 +18,7 @@ from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
 from backbone.sweep.space import recipe_of
-from backbone.training.recipe import Recipe
-from backbone.training.schedule import in_steps
-from backbone.training.state import Store, training_seconds
+from backbone.training.state import Store
 
 DetectionAP = Callable[[str], float]
 """Takes a finished trial's run; returns the detection AP of its backbone, from 0 to 1."""
@@ -55,16 +53,15 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     recipe = recipe_of(common.sweep, common.tree, common.url, config["folder"], config["point"])
     segment = Segment.of(tune.get_context().get_trial_name(), recipe, config, tune.get_checkpoint())
     if not segment.passes_on:  # what came between the last report and an interruption
-        for row in evaluations(segment.url, segment.recipe):
-            if not _is_last(row, recipe):
-                tune.report({**row, **segment.about})
+        for record in evaluations(segment.url):
+            if record["step"] < record["total"]:
+                tune.report({**_row(record, segment.recipe.scaling), **segment.about})
     run = _Run(segment)
     run.start()
     row: dict[str, Any] = {}
     for record in iter(run.records.get, None):
         if record["kind"] == "evaluation":
-            row = {k: v for k, v in record.items() if k not in ("kind", "total", "val_seconds")}
-            row |= {"device_hours": _device_hours(row["train_seconds"], segment.recipe.scaling), **segment.about}
+            row = {**_row(record, segment.recipe.scaling), **segment.about}
             if record["step"] < record["total"]:  # the last one waits for the artifact
                 with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
                     tune.report(row, checkpoint=checkpoint)
@@ -74,7 +71,7 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
         return
     if run.error:
         raise run.error
-    row = {**evaluations(segment.url, segment.recipe)[-1], **run.metrics, **segment.about}
+    row = {**_row(evaluations(segment.url)[-1], segment.recipe.scaling), **run.metrics, **segment.about}
     if "latency_ms" in common.sweep.objectives:
         row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
     if common.detection_ap:
@@ -106,31 +103,21 @@ class _Run(threading.Thread):
             self.records.put(None)
 
 
-def evaluations(url: str, recipe: Recipe) -> list[dict[str, Any]]:
-    """What a run has reported so far, from its own files: its history, or that in its newest checkpoint."""
+def evaluations(url: str) -> list[dict[str, Any]]:
+    """What a run has reported of its evaluations, from its own files: its history, or that in its newest checkpoint."""
     fs, path = filesystem(url)
     if fs.exists(join(path, "history.json")):
         history = json.loads(fs.cat_file(join(path, "history.json")))
     else:
         state = Store(join(url, "checkpoints")).newest(print)
         history = state["progress"]["history"] if state else []
-    rows = []
-    for i, record in enumerate(history):
-        if "val_error" in record:  # after a log record of the same step, which says the epoch
-            seconds = training_seconds(history[:i], recipe.optim.batch)
-            row = {k: v for k, v in record.items() if k != "val_seconds"}
-            row |= {"epoch": history[i - 1]["epoch"], "train_seconds": seconds}
-            rows.append({**row, "device_hours": _device_hours(seconds, recipe.scaling)})
-    return rows
+    return [record for record in history if record["kind"] == "evaluation"]
 
 
-def _is_last(row: dict[str, Any], recipe: Recipe) -> bool:
-    batch = recipe.optim.batch
-    return row["step"] >= in_steps(recipe.schedule, batch, round(row["step"] * batch / row["epoch"])).total
-
-
-def _device_hours(seconds: float, scaling: Scaling) -> float:
-    return seconds * scaling.num_workers / 3600
+def _row(record: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+    """What Tune is told of an evaluation."""
+    row = {name: value for name, value in record.items() if name not in ("kind", "total", "val_seconds")}
+    return {**row, "device_hours": record["train_seconds"] * scaling.num_workers / 3600}
 
 
 def latency_ms(artifact: str, scaling: Scaling) -> float:

@@ -58,6 +58,7 @@ class Display:
             parts = {name: value for name, value in record.items() if name.startswith("loss_")}
             facts += " (" + ", ".join(f"{name[5:]} {value:.2f}" for name, value in parts.items()) + ")" if parts else ""
         facts += f"  {record['images_per_second']:.0f} img/s"
+        facts += f"  grad {record['grad_norm']:.3g}" if "grad_norm" in record else ""
         began, first = self._began
         done = record["step"] - first
         left = (record["total"] - record["step"]) * (time.monotonic() - began) / done if done else None

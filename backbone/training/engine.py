@@ -19,7 +19,10 @@ from backbone.compute import Compute
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
+from backbone.training.meter import CURE, Meter
+from backbone.training.optimizer import build_optimizer
 from backbone.training.recipe import Optim, TrainingRecipe
+from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 from backbone.training.world import Report, World
 
@@ -62,12 +65,13 @@ class Task(Protocol):
 def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report: Report) -> tuple[nn.Module, Progress]:
     """Train to the end of the recipe's schedule, from the newest checkpoint in `store` if there is one.
 
-    Returns the model to judge and export (the moving average where the recipe keeps one) and the progress. All ranks
-    call it; only the first writes and reports.
+    Returns the model to export, of the last step or of the best as the recipe says (the moving average where it keeps
+    one), and the progress. All ranks call it; only the first writes and reports.
 
     Raises:
-        FloatingPointError: a loss is not finite; names step and sample.
+        FloatingPointError: a loss, the gradient or the weights are not finite; names step and sample.
         UserError: the storage is full, or too many images are unreadable.
+        RuntimeError: a rank cannot load the checkpoint that all go on from.
     """
 
     def say(text: str) -> None:
@@ -75,8 +79,12 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
             report({"kind": "say", "text": text})
 
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
+
+    def where(step: int) -> dict[str, Any]:
+        return {"step": step, "total": steps.total, "epoch": step * steps.batch / steps.num_samples}
+
     trainer = Trainer(task, recipe.optim, recipe.compute, recipe.seed, world)
-    progress = trainer.restore(store.newest(say))
+    progress = trainer.restore(newest(store, world, say))
     if progress.step:
         say(f"resuming at step {progress.step} of {steps.total}")
     micro_batches = MicroBatches(
@@ -85,50 +93,56 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
     batches = iter(task.batches(micro_batches) if progress.step < steps.total else ())
     checkpointer = Checkpointer(store, recipe.run.keep)
     meter = Meter(world, recipe.optim.batch)
+    unproven = False  # a checkpoint is held back until its own weights have shown a finite loss
 
     while progress.step < steps.total:
         lr = schedule.learning_rate(recipe.schedule, recipe.optim, steps, progress.step, progress.events)
-        trainer.step(batches, micro_batches, lr, progress.step, meter)
+        logs = (progress.step + 1) % recipe.run.log_every == 0
+        trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
         progress.step += 1
+        if unproven:
+            meter.check(task)
+            checkpointer.commit()
+            unproven = False
 
         ends = progress.step == steps.total
         ends_epoch = ends or steps.ends_epoch(progress.step)
         evaluates = ends or (ends_epoch and steps.epochs_done(progress.step) % recipe.run.eval_every == 0)
         saves = evaluates or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
-        if progress.step % recipe.run.log_every == 0 or saves:
-            record = meter.record(progress, task)  # also the finite check: nothing broken is ever saved
-            record |= {"step": progress.step, "epoch": progress.step * steps.batch / steps.num_samples, "lr": lr}
-            if progress.step % recipe.run.log_every == 0:
-                train_error = record.get("error", math.nan)
+        if logs or saves:
+            record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task)}
+            if logs:
+                record["grad_norm"] = trainer.measured_norm(progress.step)
+                train_error = float(record.get("error", math.nan))
                 progress.events = schedule.after_log(recipe.schedule, progress.events, progress.step, train_error)
             progress.history.append(record)
             _check_bad(progress, task.max_bad)
             if world.is_first:
-                report({"kind": "log", "total": steps.total, **record})
+                report(record)
         if evaluates:
             metrics = evaluate(task, trainer.evaluated, world)
             progress.events = schedule.after_evaluation(
                 recipe.schedule, progress.events, progress.step, metrics["val_error"]
             )
+            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if broken:
+                raise FloatingPointError(f"{', '.join(broken)} is not finite after step {progress.step}; {CURE}")
             if metrics["val_error"] < progress.best:
                 progress.best, progress.best_step = metrics["val_error"], progress.step
-            progress.history.append({"step": progress.step, **metrics})
-            report(
-                {
-                    "kind": "evaluation",
-                    "step": progress.step,
-                    "total": steps.total,
-                    "epoch": progress.step * steps.batch / steps.num_samples,
-                    "train_seconds": training_seconds(progress.history, steps.batch),
-                    **metrics,
-                }
-            )
+            seconds = training_seconds(progress.history, steps.batch)
+            progress.history.append({"kind": "evaluation", **where(progress.step), "train_seconds": seconds, **metrics})
+            report(progress.history[-1])
         if saves:
+            trainer.check_weights(progress.step)
             if world.is_first:
                 latest = {key: value for key, value in progress.history[-1].items() if key.startswith("val_")}
-                checkpointer.save(trainer.state(), progress, latest)
+                checkpointer.hold(trainer.state(), progress, latest)
+            unproven = not ends
             meter.restart()
+    checkpointer.commit()
     checkpointer.wait()
+    if recipe.run.export == "best":
+        progress.best_step = take_best(trainer.evaluated, progress, store, world, say)
     return trainer.evaluated, progress
 
 
@@ -182,8 +196,13 @@ class Trainer:
         """The moving average where one is kept, else the model."""
         return self.average if self.average is not None else self.task.model
 
-    def step(self, batches: Any, micro_batches: MicroBatches, lr: float, step: int, meter: "Meter") -> None:
-        """One optimizer step: this rank's micro-batches forward and backward, gradients averaged over all of them."""
+    def step(
+        self, batches: Any, micro_batches: MicroBatches, lr: float, step: int, meter: Meter, measures: bool = False
+    ) -> None:
+        """One optimizer step: this rank's micro-batches forward and backward, gradients averaged over all of them.
+
+        `measures`: keep the norm of the gradient for `measured_norm`.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         units = micro_batches.units
@@ -202,9 +221,12 @@ class Trainer:
                 loss = losses.mean() * (self.world.size / self.units)
                 self.scaler.scale(loss).backward()
             meter.add(losses.detach(), sums, batch)
-        if self.optim.clip:
+        if self.optim.clip or measures:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.clip)
+            gradients = [p.grad for p in self.task.model.parameters() if p.grad is not None]
+            self._norm = nn.utils.get_total_norm(gradients)
+            if self.optim.clip:
+                nn.utils.clip_grads_with_norm_(self.task.model.parameters(), self.optim.clip, self._norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
@@ -215,6 +237,32 @@ class Trainer:
                 torch._foreach_lerp_(average, now, 1 - self.optim.ema)
                 for mine, latest in zip(self.average.buffers(), self.task.model.buffers(), strict=True):
                     mine.copy_(latest)
+
+    def measured_norm(self, step: int) -> float:
+        """L2 norm of the whole gradient of the last step, before clipping.
+
+        Raises:
+            FloatingPointError: it is not finite, and the loss scaler will not make it so (fp16 skips such steps).
+        """
+        norm = self._norm.item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise FloatingPointError(f"the gradient is not finite at step {step}; {CURE}")
+        return norm
+
+    def check_weights(self, step: int) -> None:
+        """FloatingPointError where a weight, a statistic, their average or a momentum is not finite after `step`."""
+        trees = (self.task.model.state_dict(), self.average.state_dict() if self.average is not None else {})
+        named = {name: value for tree in trees for name, value in tree.items()}
+        named |= {f"momentum {i}": one["momentum_buffer"] for i, one in enumerate(self.optimizer.state.values())}
+        floats = {name: value for name, value in named.items() if value.is_floating_point() and value.numel()}
+        largest = torch._foreach_norm(list(floats.values()), math.inf)
+        broken = [
+            name for name, value in zip(floats, torch.stack(largest).tolist(), strict=True) if not math.isfinite(value)
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"{broken[0]} and {len(broken) - 1} other tensors are not finite after step {step}; {CURE}"
+            )
 
     def state(self) -> dict[str, Any]:
         """Everything but the progress, as a tree of tensors and numbers."""
@@ -267,93 +315,6 @@ class _Loss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._loss(batch)
-
-
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
-    """SGD with momentum and the recipe's weight decay.
-
-    PyTorch keeps the learning rate outside the velocity, Caffe inside: they differ for some steps after a drop.
-    """
-    convolution = nn.Conv2d | nn.ConvTranspose2d
-    norms = {id(p) for m in model.modules() if not isinstance(m, convolution | nn.Linear) for p in m.parameters(False)}
-    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, convolution)}
-
-    def decays(name: str, parameter: nn.Parameter) -> bool:
-        if optim.decay == "conv":
-            return id(parameter) in convolutions
-        return optim.decay == "all" or not (id(parameter) in norms or name.endswith("bias"))
-
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": optim.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
-    ]
-    on_gpu = all(parameter.is_cuda for _, parameter in named)
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=optim.peak_lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        fused=True if on_gpu else None,  # a few kernels for all parameters
-    )
-
-
-class Meter:
-    """Sums on the device between two log records; no step waits for the device."""
-
-    def __init__(self, world: World, batch: int) -> None:
-        self.world, self.batch = world, batch
-        self._nowhere = torch.tensor(torch.iinfo(torch.int64).max, device=world.device)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new window, e.g. after an evaluation, whose time is not training's."""
-        self._sums: dict[str, Tensor] = {}
-        self._first_broken = self._nowhere
-        self._bad: list[str] = []
-        self._steps_samples = 0
-        self._waited = 0.0
-        self._began = time.perf_counter()
-
-    def wait_for(self, batches: Any) -> Any:
-        """The next batch on the device; counts the time it was waited for."""
-        began = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - began
-        device = self.world.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    def add(self, losses: Tensor, sums: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        """Count one micro-batch; remembers the first position whose loss is not finite."""
-        self._steps_samples += len(losses)
-        self._bad += batch["bad"]
-        for name, value in {"loss": losses.sum(), **sums}.items():
-            value = value.detach().to(torch.float64, copy=True)  # a CUDA graph overwrites what it gave
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        positions = batch["position"] + torch.arange(len(losses), device=losses.device)
-        broken = torch.where(torch.isfinite(losses), self._nowhere, positions).min()
-        self._first_broken = torch.minimum(self._first_broken, broken)
-
-    def record(self, progress: Progress, task: Task) -> dict[str, float]:
-        """Means over all ranks since the last record, speed, and a new window. All ranks call it."""
-        first = int(self.world.min(self._first_broken.clone()))
-        seconds = time.perf_counter() - self._began  # after the reduction above, which waited for the device
-        names = sorted(self._sums)
-        mine = [*(self._sums[name] for name in names), self._sums["loss"].new_tensor(self._steps_samples)]
-        mine.append(self._sums["loss"].new_tensor(self._waited))
-        *sums, samples, waited = self.world.sum(torch.stack(mine)).tolist()
-        if first != self._nowhere:
-            terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
-            raise FloatingPointError(
-                f"{terms or 'loss'} is not finite at step {first // self.batch}, {task.blame(first)} (position "
-                f"{first}); lower optim.lr, warm up, or look at the sample. The newest checkpoint is from before"
-            )
-        record = {name: total / samples for name, total in zip(names, sums, strict=True)}
-        record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
-        for name in {name for names in self.world.gather(self._bad) for name in names}:
-            progress.bad.setdefault(name, progress.step)
-        self.restart()
-        return {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}
 
 
 def _check_bad(progress: Progress, max_bad: int) -> None:

@@ -26,6 +26,7 @@ from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets import Backbone, build
 from backbone.nets.count import parameters
+from backbone.provenance import code
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import draw_curves
@@ -99,12 +100,10 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
     Returns the metrics of the artifact, on every rank.
     """
     recipe = payload.recipe
+    code()  # as it is now, and not when training has ended
     task = Classification(recipe, payload.inputs, *open_data(recipe.data, recipe.seed), world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
-    if recipe.run.export == "best" and progress.best_step not in (-1, progress.step):
-        state = store.load(progress.best_step)
-        model.load_state_dict(state["average"] or state["model"])
     assert isinstance(model, Backbone)
     if recipe.run.precise_bn and recipe.model.norm in ("batch", "sync"):
         precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn), world)

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Progress:
     """Optimizer steps done; `step * batch` samples have been consumed."""
 
     events: Events = field(default_factory=Events)
-    history: list[dict[str, float]] = field(default_factory=list)
-    """Every log record and evaluation so far, in order."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Every log record and evaluation so far, in order, as they were reported."""
 
     best: float = math.inf
     """Lowest validation error, percent, and `best_step` where it was."""
@@ -54,7 +54,7 @@ class Progress:
         return Progress(**fields)
 
 
-def training_seconds(history: list[dict[str, float]], batch: int) -> float:
+def training_seconds(history: list[dict[str, Any]], batch: int) -> float:
     """Time a run spent in training steps, from its history's speeds; evaluations and waiting left out."""
     seconds, before = 0.0, 0.0
     for record in history:
@@ -116,8 +116,8 @@ class Store:
         steps = [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
         return sorted(step for step in steps if self.fs.exists(self._file(step, "manifest.json")))
 
-    def load(self, step: int) -> dict[str, Any]:
-        """The state of one checkpoint, on CPU.
+    def load(self, step: int, sha256: str = "") -> dict[str, Any]:
+        """The state of one checkpoint, on CPU; with `sha256` only if it is that very one.
 
         Raises:
             ValueError: it is damaged or of another version; the message says which.
@@ -130,18 +130,24 @@ class Store:
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
             raise ValueError(f"step-{step:08d} is damaged: its SHA-256 is not the manifest's")
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if sha256 not in ("", manifest["sha256"]):
+            raise ValueError(f"step-{step:08d} is another one than the first worker has loaded")
         if state["version"] != VERSION:
             raise ValueError(f"step-{step:08d} has state version {state['version']}; this raybone reads {VERSION}")
         return state
 
-    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest state that verifies; each one passed over is named through `say`."""
-        for step in reversed(self.steps()):
+    def first_intact(self, steps: Iterable[int], say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The state of the first of `steps` that verifies; each one passed over is named through `say`."""
+        for step in steps:
             try:
                 return self.load(step)
             except ValueError as error:
                 say(f"checkpoint {error}; falling back to the one before")
         return None
+
+    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest state that verifies."""
+        return self.first_intact(reversed(self.steps()), say)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """Size, checksum and metrics of one checkpoint."""
@@ -166,11 +172,12 @@ class Checkpointer:
     def __init__(self, store: Store, keep: int) -> None:
         self.store, self.keep = store, keep
         self._copy: Any = None
+        self._held: threading.Thread | None = None
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, state: dict[str, Any], progress: Progress, metrics: dict[str, float]) -> None:
-        """Copy `state` (a tree of dicts, lists, tensors) and write it behind the loop's back.
+    def hold(self, state: dict[str, Any], progress: Progress, metrics: dict[str, float]) -> None:
+        """Copy `state` (a tree of dicts, lists, tensors), to be written by `commit`.
 
         Raises:
             UserError: the write before this one failed.
@@ -180,8 +187,13 @@ class Checkpointer:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         tree = {**self._copy, "progress": progress.as_dict()}
-        self._writer = threading.Thread(target=self._write, args=(replace(progress), tree, metrics), daemon=True)
-        self._writer.start()
+        self._held = threading.Thread(target=self._write, args=(replace(progress), tree, metrics), daemon=True)
+
+    def commit(self) -> None:
+        """Write what is held, if anything is, behind the loop's back."""
+        if self._held:
+            self._writer, self._held = self._held, None
+            self._writer.start()
 
     def wait(self) -> None:
         """Until the last write is on disk. Raises what went wrong with it."""

@@ -94,7 +94,8 @@ def test_a_full_disk_leaves_what_is_there(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("os.fsync", full)
     checkpointer = Checkpointer(store, keep=2)
-    checkpointer.save(state(2), Progress(step=2), {})
+    checkpointer.hold(state(2), Progress(step=2), {})
+    checkpointer.commit()
     with pytest.raises(UserError, match=r"step-00000002.*No space left.*submit again"):
         checkpointer.wait()
     monkeypatch.undo()
@@ -108,7 +109,8 @@ def test_the_writer_works_on_a_copy(tmp_path: Path) -> None:
     live = state(1)
     for step in (1, 2, 3):
         live["model"]["conv1.weight"].fill_(step)
-        checkpointer.save(live, Progress(step=step), {})
+        checkpointer.hold(live, Progress(step=step), {})
+        checkpointer.commit()
         live["model"]["conv1.weight"].fill_(99)
     checkpointer.wait()
     found = [Store(str(tmp_path)).load(step)["model"]["conv1.weight"][0, 0].item() for step in (1, 2, 3)]

@@ -1,0 +1,83 @@
+"""What a window of steps has shown: means, speed, and whether all of it was finite."""
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from backbone.training.state import Progress
+from backbone.training.world import World
+
+if TYPE_CHECKING:
+    from backbone.training.engine import Task
+
+CURE = "the newest checkpoint is from before; lower optim.lr, or warm up (schedule.warmup)"
+
+
+class Meter:
+    """Sums on the device between two log records; no step waits for the device."""
+
+    def __init__(self, world: World, batch: int) -> None:
+        self.world, self.batch = world, batch
+        self._nowhere = torch.tensor(torch.iinfo(torch.int64).max, device=world.device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window, e.g. after an evaluation, whose time is not training's."""
+        self._sums: dict[str, Tensor] = {}
+        self._first_broken = self._nowhere
+        self._bad: list[str] = []
+        self._steps_samples = 0
+        self._waited = 0.0
+        self._began = time.perf_counter()
+
+    def wait_for(self, batches: Any) -> Any:
+        """The next batch on the device; counts the time it was waited for."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        device = self.world.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def add(self, losses: Tensor, sums: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        """Count one micro-batch; remembers the first position whose loss is not finite."""
+        self._steps_samples += len(losses)
+        self._bad += batch["bad"]
+        for name, value in {"loss": losses.sum(), **sums}.items():
+            value = value.detach().to(torch.float64, copy=True)  # a CUDA graph overwrites what it gave
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        positions = batch["position"] + torch.arange(len(losses), device=losses.device)
+        broken = torch.where(torch.isfinite(losses), self._nowhere, positions).min()
+        self._first_broken = torch.minimum(self._first_broken, broken)
+
+    def check(self, task: "Task") -> None:
+        """FloatingPointError where a loss since the last record is not finite. All ranks call it."""
+        first = int(self.world.min(self._first_broken.clone()))
+        if first != self._nowhere:
+            raise self._broken(first, "loss", task)
+
+    def _broken(self, first: int, terms: str, task: "Task") -> FloatingPointError:
+        return FloatingPointError(
+            f"{terms or 'loss'} is not finite at step {first // self.batch}, {task.blame(first)} (position {first}); "
+            f"{CURE}, or look at the sample"
+        )
+
+    def record(self, progress: Progress, task: "Task") -> dict[str, float]:
+        """Means over all ranks since the last record, speed, and a new window. All ranks call it."""
+        first = int(self.world.min(self._first_broken.clone()))
+        seconds = time.perf_counter() - self._began  # after the reduction above, which waited for the device
+        names = sorted(self._sums)
+        mine = [*(self._sums[name] for name in names), self._sums["loss"].new_tensor(self._steps_samples)]
+        mine.append(self._sums["loss"].new_tensor(self._waited))
+        *sums, samples, waited = self.world.sum(torch.stack(mine)).tolist()
+        if first != self._nowhere:
+            terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
+            raise self._broken(first, terms, task)
+        record = {name: total / samples for name, total in zip(names, sums, strict=True)}
+        record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
+        for name in {name for names in self.world.gather(self._bad) for name in names}:
+            progress.bad.setdefault(name, progress.step)
+        self.restart()
+        return {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}

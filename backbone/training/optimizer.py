@@ -1,0 +1,41 @@
+"""The optimizer of a recipe."""
+
+import torch
+from torch import nn
+
+from backbone.training.recipe import Optim
+
+
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
+    """SGD with momentum and the recipe's weight decay.
+
+    PyTorch keeps the learning rate outside the velocity, Caffe inside: they differ for some steps after a drop.
+    """
+    convolution = nn.Conv2d | nn.ConvTranspose2d
+    norms = {id(p) for m in model.modules() if not isinstance(m, convolution | nn.Linear) for p in m.parameters(False)}
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, convolution)}
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        if optim.decay == "conv":
+            return id(parameter) in convolutions
+        return optim.decay == "all" or not (id(parameter) in norms or name.endswith("bias"))
+
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": optim.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.is_cuda for _, parameter in named)
+    optimizer = torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=optim.peak_lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        fused=fused or None,  # a few kernels for all parameters
+    )
+    if optim.momentum:
+        # The fused kernel takes memory as it finds it for the first momentum, and where the loss scaler has it skip
+        # that step leaves it so. From zero, the first step gives what it gives without.
+        for _, parameter in named:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -85,13 +85,15 @@ def _side_by_side(models: Models) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for name in dict.fromkeys(name for model in models for name in model.model_fields):
         readers = _readers(models, name)
-        found = [model.model_fields[name] for model in dict.fromkeys(readers.values())]
-        annotation, text = found[0].rebuild_annotation(), found[0].description or ""
+        first = next(iter(readers.values())).model_fields[name]
+        texts: dict[str, list[str]] = {}
+        for kind, model in readers.items():
+            texts.setdefault(model.model_fields[name].description or "", []).append(kind)
+        annotation, text = first.rebuild_annotation(), " ".join(texts)
         if name == by:
             annotation = Literal[tuple(kinds)]  # ty: ignore[invalid-type-form]
-            text = " ".join(one.description or "" for one in found)
-        elif readers != kinds:
-            text = f"{', '.join(readers)}: {text}"
-        fields[name] = (annotation, Field(found[0].default, description=text or None))
+        elif texts != {text: list(kinds)}:
+            text = " ".join(f"{', '.join(those)}: {one}" for one, those in texts.items())
+        fields[name] = (annotation, Field(first.default, description=text or None))
     base = models[0].__base__ or models[0]
     return create_model(base.__name__, __config__=ConfigDict(extra="forbid"), __doc__=base.__doc__, **fields)

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydantic import TypeAdapter
 from results import parser, spread, write
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -117,7 +118,7 @@ def ours(
 ) -> Way:
     """Our loader, as training makes it."""
     source = open_source(kind, root, cache)
-    options = Data.model_validate(
+    options = TypeAdapter(Data).validate_python(
         {"source": kind, "train": root, "val": root, "size": SIDE, "decode": how, "workers": workers}
     )
     train_set = TrainSet(source, options, 0, (0, 0, 0))

@@ -22,6 +22,7 @@ import psutil
 import ray
 import torch
 from input_pipeline import SHORTER, SIDE, repack
+from pydantic import TypeAdapter
 from ray.cluster_utils import Cluster
 from results import parser, spread, write
 
@@ -40,7 +41,7 @@ WAYS = {"loader processes": "workers", "other nodes": "remote_cpus"}
 def stream_of(kind: str, root: str, cache: str, batch: int, how: str, cpus: int) -> Iterator[Any]:
     """More training batches than are asked for, made by so many CPUs."""
     places = {"source": kind, "train": root, "val": root, "cache": cache}
-    options = Data.model_validate({**places, "size": SIDE, "workers": 0, how: cpus})
+    options = TypeAdapter(Data).validate_python({**places, "size": SIDE, "workers": 0, how: cpus})
     train_set = TrainSet(open_source(kind, root, cache), options, 0, (0, 0, 0))
     return iter(train_loader(train_set, MicroBatches(batch, batch, 0, 1, 0, 20_000)))
 

@@ -1,9 +1,8 @@
 """What `jobs/analyse.py` is told. Imports nothing slow."""
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from backbone.data.options import Data
-from backbone.evaluate.options import no_training_images
+from backbone.data.options import Data, SyntheticData
 from backbone.options import Seed, Strict
 
 
@@ -23,7 +22,7 @@ class Analysis(Strict):
     size: int = Field(32, ge=16)
     """Side of the images for the nets of `depths`, pixels. With backbones: theirs."""
 
-    data: Data = Data()
+    data: Data = SyntheticData()
     """Where images come from; only `val` is read, and neither size nor crop_pct."""
 
     images: int = Field(128, ge=2)
@@ -34,5 +33,3 @@ class Analysis(Strict):
 
     output: str = "analysis"
     """Folder or URL of the results."""
-
-    _no_training_images = model_validator(mode="before")(no_training_images)

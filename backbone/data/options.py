@@ -80,27 +80,10 @@ class NoAugment(_Augment):
 Augment = Annotated[ModernAugment | PaperAugment | CifarAugment | NoAugment, OneOf()]
 
 
-class Data(Strict):
+class _Data(Strict):
     """Where images come from and what the net sees of them."""
 
-    source: Literal["synthetic", "imagefolder", "webdataset", "parquet"] = "synthetic"
-    """synthetic: rendered scenes, no download. imagefolder: class folders. webdataset: tar shards with .jpg and .cls.
-    parquet: the Hugging Face layout, image or img struct and label."""
-
-    train: str = ""
-    """Training images: directory, glob or brace pattern; local or a URL (s3://, gs://, ...)."""
-
-    val: str = ""
-    """Validation images, likewise."""
-
-    cache: str = ""
-    """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
-
-    train_images: int = Field(20_000, ge=1)
-    """synthetic: how many training images exist."""
-
-    val_images: int = Field(2_000, ge=1)
-    """synthetic: how many validation images exist."""
+    source: str
 
     size: int = Field(224, ge=16)
     """Side of the square the net is trained on and judged at, pixels."""
@@ -137,21 +120,10 @@ class Data(Strict):
     """With on_bad skip: stop after so many different bad images all the same."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Data":
-        if self.source != "synthetic":
-            for field in ("train", "val"):
-                if not getattr(self, field):
-                    raise ValueError(f"{field} is empty: source {self.source} needs the location of its images")
-            for field in ("train_images", "val_images"):
-                if getattr(self, field) != Data.model_fields[field].default:
-                    raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
-        elif self.train or self.val or self.cache:
-            raise ValueError("train, val and cache are not read by source synthetic; name the source of these images")
+    def _go_together(self) -> Self:
         kinds = {"scaled": ("modern", "paper"), "nvjpeg": ("modern",)}.get(self.decode)
         if kinds and self.augment.kind not in kinds:
             raise ValueError(f"decode {self.decode} is for augment {' or '.join(kinds)}, not {self.augment.kind}")
-        if kinds and self.source == "synthetic":
-            raise ValueError(f"decode {self.decode} is for JPEG files; source synthetic has none, use exact")
         if self.resident and self.augment.kind not in ("cifar", "none"):
             raise ValueError(
                 "resident is for augment cifar or none, whose crops are cut from one view of an image: "
@@ -167,6 +139,45 @@ class Data(Strict):
             )
         if isinstance(self.augment, PaperAugment) and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
-        if self.on_bad == "stop" and self.max_bad != Data.model_fields["max_bad"].default:
+        if self.on_bad == "stop" and self.max_bad != _Data.model_fields["max_bad"].default:
             raise ValueError("max_bad is read with on_bad skip only")
         return self
+
+
+class SyntheticData(_Data):
+    """Scenes that are rendered when they are asked for."""
+
+    source: Literal["synthetic"] = "synthetic"
+    """synthetic: rendered scenes, no download."""
+
+    train_images: int = Field(20_000, ge=1)
+    """How many training images exist."""
+
+    val_images: int = Field(2_000, ge=1)
+    """How many validation images exist."""
+
+    @model_validator(mode="after")
+    def _no_files(self) -> Self:
+        if self.decode != "exact":
+            raise ValueError(f"decode {self.decode} is for JPEG files; source synthetic has none, use exact")
+        return self
+
+
+class StoredData(_Data):
+    """Images in files."""
+
+    source: Literal["imagefolder", "webdataset", "parquet"]
+    """imagefolder: class folders. webdataset: tar shards with .jpg and .cls. parquet: the Hugging Face layout, image or
+    img struct and label."""
+
+    train: str = ""
+    """Training images: directory, glob or brace pattern; local or a URL (s3://, gs://, ...)."""
+
+    val: str = Field(min_length=1)
+    """Validation images, likewise."""
+
+    cache: str = ""
+    """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
+
+
+Data = Annotated[SyntheticData | StoredData, OneOf()]

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError
 
 from backbone.data.batches import Batch, TrainSet, one_thread
 from backbone.data.index import IndexedSource
+from backbone.data.options import StoredData
 from backbone.data.slots import KEPT
 from backbone.data.sources import Source, open_source
 from backbone.data.stream import MicroBatches
@@ -139,7 +140,7 @@ def _unpack(packed: bytes) -> TrainSet:
     return TrainSet(source, options, seed, fill)
 
 
-def _opened(options: Any, fingerprint: str, node: str) -> Source:
+def _opened(options: StoredData, fingerprint: str, node: str) -> Source:
     try:
         source = open_source(options.source, options.train, options.cache or None)
     except UserError as error:

@@ -11,7 +11,7 @@ import torch
 
 from backbone import artifact
 from backbone.cli import validate
-from backbone.data.options import Data
+from backbone.data.options import Data, StoredData, SyntheticData
 from backbone.data.sources import Source, open_source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import UserError
@@ -67,9 +67,9 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
             f"{recipe.backbone[0]}: was not trained here; name images to judge it on: --data.source, --data.val"
         )
     tree = {} if "source" in given else trained_on.get("data", {})
-    tree = {**tree, **given, "on_bad": given.get("on_bad", "skip")}
-    data = validate(Data, tree, "data, with what the net was trained with")
-    recipe = recipe.model_copy(update={"data": data})
+    tree = {"data": {**tree, **given, "on_bad": given.get("on_bad", "skip")}}
+    asked = recipe.model_dump(mode="json", exclude_unset=True)
+    recipe = validate(BackboneEvaluation, asked | tree, "with what the net was trained with")
     sizes = []
     for url, (net, inputs, _) in zip(recipe.backbone, loaded, strict=True):
         size, crop_pct = given.get("size", inputs.size), given.get("crop_pct", inputs.crop_pct)
@@ -79,7 +79,7 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
             )
         sizes.append((size, crop_pct))
     seed = trained_on.get("seed", 0)
-    source = open_images(data, seed)
+    source = open_images(recipe.data, seed)
     for line in remarks(source):
         say(f"data.val: {line}")
     targets = class_targets(
@@ -102,7 +102,7 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
 
 def open_images(data: Data, seed: int) -> Source:
     """The validation images; UserError as `open_source`."""
-    if data.source == "synthetic":
+    if isinstance(data, SyntheticData):
         return SyntheticSource(seed, data.val_images, data.size, "val")
     return open_source(data.source, data.val, data.cache or None)
 
@@ -146,7 +146,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
         blocks.append(block)
     source = open_images(recipe.data, payload.seed)
     results = score(members, source, payload.targets, recipe, world, report)
-    where = recipe.data.val or f"synthetic scenes of seed {payload.seed}"
+    data = recipe.data
+    where = data.val if isinstance(data, StoredData) else f"synthetic scenes of seed {payload.seed}"
     trained = [training_of(block["provenance"]) or "unknown" for block in blocks]
     for result in results["results"]:
         result |= {"classes": members[0].net.num_classes, "data": where}

@@ -1,22 +1,14 @@
 """What `jobs/evaluate.py --backbone` is told. Imports nothing slow."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
-from backbone.data.options import Data
+from backbone.data.options import Data, SyntheticData
 from backbone.options import Strict
 
 Protocol = Literal["1-crop", "10-crop", "multi-scale"]
-
-
-def no_training_images(tree: Any) -> Any:
-    """`data.train`, which a recipe must have, is not read here; `val` stands in for it."""
-    data = tree.get("data") if isinstance(tree, dict) else None
-    if isinstance(data, dict) and data.get("val") and not data.get("train"):
-        tree = {**tree, "data": {**data, "train": data["val"]}}
-    return tree
 
 
 class BackboneEvaluation(Strict):
@@ -41,7 +33,7 @@ class BackboneEvaluation(Strict):
     by_position: bool = False
     """Take label k of the data for class k of the nets, whatever their names: the usual order of ImageNet's 1000."""
 
-    data: Data = Data()
+    data: Data = SyntheticData()
     """Only `val` is read. size and crop_pct: judge at others than the net's own."""
 
     batch: int = Field(32, ge=1)
@@ -53,8 +45,6 @@ class BackboneEvaluation(Strict):
     output: str = ""
     """Folder or URL of the results. Empty: `evaluation-<protocols>-<fingerprint of the data>` beside the first
     artifact, with `ensemble` and a fingerprint of its members where there are several."""
-
-    _no_training_images = model_validator(mode="before")(no_training_images)
 
     @model_validator(mode="after")
     def _possible(self) -> "BackboneEvaluation":

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from backbone.data.options import SyntheticData
 from backbone.errors import UserError
 from backbone.lease import Lease
 from backbone.nets import build
@@ -139,7 +140,7 @@ class Board:
         return trials * self.state_bytes + holding * checkpoint
 
     def _steps(self, recipe: Recipe) -> schedule.Steps:
-        images = recipe.data.train_images if recipe.data.source == "synthetic" else self.num_train
+        images = recipe.data.train_images if isinstance(recipe.data, SyntheticData) else self.num_train
         return schedule.in_steps(recipe.schedule, recipe.optim.batch, images)
 
     def _cost(self, recipe: Recipe) -> dict[str, float]:

@@ -17,7 +17,7 @@ from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.batches import TrainSet, ValSet, evaluation_batches
 from backbone.data.loader import train_loader, val_loader
-from backbone.data.options import Data, ModernAugment, PaperAugment
+from backbone.data.options import Data, ModernAugment, PaperAugment, SyntheticData
 from backbone.data.resident import Resident
 from backbone.data.sources import Source, check_classes, check_splits, open_source, remarks
 from backbone.data.stream import MicroBatches, share
@@ -47,7 +47,7 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
     Raises:
         UserError: missing, empty, malformed, of one class alone, or splits whose classes differ.
     """
-    if data.source == "synthetic":
+    if isinstance(data, SyntheticData):
         return (
             SyntheticSource(seed, data.train_images, data.size, "train"),
             SyntheticSource(seed, data.val_images, data.size, "val"),

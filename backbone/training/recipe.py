@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
-from backbone.data.options import Data, ModernAugment
+from backbone.data.options import Data, ModernAugment, StoredData, SyntheticData
 from backbone.kinds import OneOf
 from backbone.options import NetOptions, Seed, Strict
 
@@ -259,12 +259,14 @@ class Recipe(TrainingRecipe):
     )
 
     model: NetOptions = NetOptions()
-    data: Data = Data()
+    data: Data = SyntheticData()
     optim: PretrainOptim = PretrainOptim()
     run: PretrainRun = PretrainRun()
 
     @model_validator(mode="after")
     def _can_load(self) -> "Recipe":
+        if isinstance(self.data, StoredData) and not self.data.train:
+            raise ValueError(f"data.train is empty: source {self.data.source} needs the location of its images")
         if self.data.decode == "nvjpeg" and not self.scaling.use_gpu:
             raise ValueError("data.decode nvjpeg decodes on GPUs: set scaling.use_gpu, or data.decode exact or scaled")
         if self.data.remote_cpus and not self.scaling.num_workers:

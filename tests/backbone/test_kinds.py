@@ -15,6 +15,7 @@ class _Shape(Strict):
 
     form: str
     name: str = "it"
+    """On the rim."""
 
 
 class Circle(_Shape):
@@ -31,6 +32,8 @@ class Box(_Shape):
 
     sides: tuple[int, int]
     tilt: float = 0.0
+    name: str = "it"
+    """On the lid."""
 
 
 Shape = Annotated[Circle | Box, OneOf()]
@@ -114,7 +117,7 @@ def test_side_by_side_are_all_fields_with_their_readers():
     assert found.__doc__ == "What is cut out."
     assert {name: field.description for name, field in found.model_fields.items()} == {
         "form": "circle: round. square, cube: with corners.",
-        "name": None,
+        "name": "circle: On the rim. square, cube: On the lid.",
         "radius": "circle: From the middle.",
         "sides": "square, cube: ",
         "tilt": "square, cube: ",

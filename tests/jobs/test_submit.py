@@ -79,7 +79,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
         [*submit, "--", *job[:4], "--data.source", "imagefolder"], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert bad.returncode != 0
-    assert "command line: data: train is empty" in bad.stdout + bad.stderr
+    assert "data.val: source imagefolder needs it" in bad.stdout + bad.stderr
 
     stranger = {**env, "RAY_AUTH_TOKEN": "0" * 32}
     refused = subprocess.run([*submit[:5], "--", "true"], cwd=ROOT, env=stranger, capture_output=True, text=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from backbone.data.augment import evaluation_view
 from backbone.data.batches import Batch, Loader, TrainSet, ValSet
@@ -30,7 +31,7 @@ KINDS: dict[str, Augment] = {
 
 
 def data(augment: Augment = KINDS["none"], **options: Any) -> Data:
-    return Data.model_validate({"size": 32, "crop_pct": 1.0, "augment": augment, "workers": 0, **options})
+    return TypeAdapter(Data).validate_python({"size": 32, "crop_pct": 1.0, "augment": augment, "workers": 0, **options})
 
 
 def train_set(kind: str, **options: Any) -> TrainSet:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from backbone.data.batches import TrainSet, Undecoded
 from backbone.data.loader import train_loader
@@ -66,7 +67,7 @@ def folder(root: Path, files: dict[str, bytes]) -> Path:
 def train_set(root: Path, decode: str, kind: str = "modern", **options: Any) -> TrainSet:
     augment = {"kind": "paper", "shorter_side": [50, 70]} if kind == "paper" else {"kind": kind}
     tree = {"source": "imagefolder", "train": str(root), "val": str(root), "size": SIZE, "workers": 0}
-    data = Data.model_validate(tree | {"decode": decode, "augment": augment} | options)
+    data = TypeAdapter(Data).validate_python(tree | {"decode": decode, "augment": augment} | options)
     return TrainSet(open_source("imagefolder", str(root), str(root.parent / "cache")), data, 5, (9, 9, 9))
 
 
@@ -200,7 +201,7 @@ def test_nvjpeg_agrees_with_the_exact_path(plain: Path):
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str):
     where = {} if "synthetic" in message else {"source": "imagefolder", "train": "x", "val": "y"}
     with pytest.raises(ValueError, match=message):
-        Data.model_validate(where | given)
+        TypeAdapter(Data).validate_python(where | given)
 
 
 def test_views_fill_shared_memory_of_loader_processes(plain: Path):

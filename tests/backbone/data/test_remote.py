@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from backbone.artifact import load
 from backbone.data.batches import TrainSet
@@ -60,7 +61,7 @@ def make(folder: Path, ray_cluster: Any) -> Callable[..., TrainSet]:
             "remote_cpus": cpus,
             **options,
         }
-        data = Data.model_validate(given)
+        data = TypeAdapter(Data).validate_python(given)
         return TrainSet(open_source(data.source, data.train, data.cache), data, 5, FILL)
 
     return make
@@ -177,7 +178,7 @@ def test_nodes_with_a_gpu_are_left_alone(ray_cluster, monkeypatch):
 )
 def test_options_that_contradict_it(given: dict[str, Any], complaint: str):
     with pytest.raises(ValueError, match=complaint):
-        Data.model_validate({"remote_cpus": 1, **given})
+        TypeAdapter(Data).validate_python({"remote_cpus": 1, **given})
 
 
 def test_training_learns_the_same(ray_cluster, tiny):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from backbone.data.batches import TrainSet
 from backbone.data.loader import train_loader
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def train_set(folder: Path, kind: str = "cifar", **options: Any) -> TrainSet:
     tree = {"source": "imagefolder", "train": str(folder), "val": str(folder), "size": SIZE, "workers": 0}
-    data = Data.model_validate({**tree, "resident": True, "augment": {"kind": kind}, **options})
+    data = TypeAdapter(Data).validate_python({**tree, "resident": True, "augment": {"kind": kind}, **options})
     return TrainSet(open_source("imagefolder", str(folder), str(folder.parent / "cache")), data, 5, (9, 120, 230))
 
 
@@ -112,7 +113,7 @@ def test_what_does_not_fit_is_refused_with_numbers():
 @pytest.mark.parametrize("kind", ["modern", "paper"])
 def test_kinds_that_resize_each_crop_are_refused(kind: str):
     with pytest.raises(ValueError, match=f"resident is for augment cifar or none.*{kind} crops and resizes"):
-        Data.model_validate({"resident": True, "augment": {"kind": kind}})
+        TypeAdapter(Data).validate_python({"resident": True, "augment": {"kind": kind}})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -71,8 +71,9 @@ def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"data.source": "imagefolder"}, "train is empty"),
-        ({**FILES, "data.val": ""}, "val is empty"),
+        ({"data.source": "imagefolder", "data.val": "b"}, "data.train is empty: source imagefolder needs the location"),
+        ({"data.source": "imagefolder", "data.train": "a"}, "data.val: source imagefolder needs it"),
+        ({**FILES, "data.val": ""}, "data.val: String should have at least 1 character"),
         ({"data.augment.kind": "paper", "data.size": 288}, "below the crop of 288"),
         ({"data.augment.kind": "paper", "data.augment.shorter_side": [480, 256]}, "smaller, larger"),
         ({"data.augment.area": [0, 1]}, "smaller, larger"),
@@ -238,6 +239,9 @@ def test_a_recipe_recorded_when_all_kinds_had_all_fields_is_read_as_it_was_meant
         "mixup": 0.0,
         "cutmix": 0.0,
     }
-    for kind, chosen in (("cosine", "cifar"), ("plateau", "paper"), ("constant", "modern")):
-        tree = {"schedule": {**schedule, "kind": kind}, "data": {"augment": {**augment, "kind": chosen}}}
-        assert validate(Recipe, tree, "old") == recipe(**{"schedule.kind": kind, "data.augment.kind": chosen})
+    nowhere = {"train": "", "val": "", "cache": "", "train_images": 20_000, "val_images": 2_000}
+    for kind, chosen, where in (("cosine", "cifar", {}), ("plateau", "paper", FILES), ("constant", "modern", FILES)):
+        data = {**nowhere, **{name.removeprefix("data."): value for name, value in where.items()}}
+        tree = {"schedule": {**schedule, "kind": kind}, "data": {**data, "augment": {**augment, "kind": chosen}}}
+        expected = recipe(**{"schedule.kind": kind, "data.augment.kind": chosen}, **where)
+        assert validate(Recipe, tree, "old") == expected

@@ -231,6 +231,7 @@ def _settle(findings: Findings, rows: Rows, sizes: np.ndarray, segments: Arrays)
     """Boxes, areas and crowds as they are taken; by the keys of `tabulate`'s objects."""
     number, get = rows.numbers.__getitem__, lambda key: [one.get(key) for one in rows.records]
     crowd = _crowds(findings, rows.numbers, get("iscrowd"))
+    _ignored(findings, rows)
     masks, extents = outlines(segments, sizes)
     raw: list[Any] = get("area")
     written = np.array([float(one) if _is_number(one) else np.nan for one in raw], np.float64)
@@ -277,6 +278,13 @@ def _crowds(findings: Findings, numbers: np.ndarray, written: list[Any]) -> np.n
     return np.array([one is True for one in marks], bool)
 
 
+def _ignored(findings: Findings, rows: Rows) -> None:
+    """Objects that converters mark `ignore`, as from difficult ones of Pascal VOC: COCO has no such field."""
+    ignored = [bool(flag(one.get("ignore"))) and not flag(one.get("iscrowd")) for one in rows.records]
+    kind = "annotations with ignore set", "not read, as by pycocotools: set iscrowd to leave them out"
+    add_rows(findings, "warning", kind, np.array(ignored, bool), rows.numbers.__getitem__)
+
+
 def _boxes(findings: Findings, rows: Rows, sizes: np.ndarray, extents: np.ndarray, areas: np.ndarray) -> None:
     boxes = rows.boxes
     say = lambda j: f"{rows.numbers[j]}: {rows.records[j]['bbox']}"  # noqa: E731
@@ -303,7 +311,8 @@ def _boxes(findings: Findings, rows: Rows, sizes: np.ndarray, extents: np.ndarra
     add_rows(findings, "warning", ("boxes without width or height", COUNTED), flat, say)
     add_rows(findings, "warning", ("boxes thinner than a pixel", COUNTED), thin, say)
     add_rows(findings, "warning", ("boxes wholly outside the image", COUNTED), outside, say)
-    kind = "boxes that reach outside the image", "cut off at the border for training; scored as they are"
+    remedy = "cut off at the border for training; scored as they are; if they are corners, write x, y, width, height"
+    kind = "boxes that reach outside the image", remedy
     add_rows(findings, "warning", kind, reaching, say)
 
 

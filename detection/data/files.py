@@ -45,10 +45,10 @@ class Files:
         """The files that `name` may mean: none, one, or several where it does not say which.
 
         Its own leading folders may be missing on disk (`train/a.jpg` in the folder train, `C:\\data\\a.jpg`), or it
-        may lack those that are there; case, Unicode form and suffix may differ, and letters be escaped as in a URL.
+        may lack those that are there; case, Unicode form and suffix may differ, and it may be a URL.
         The closest are given: a path that fits goes before a file name that fits, and that before a stem.
         """
-        spellings = list(dict.fromkeys((name, unquote(name))))
+        spellings = dict.fromkeys((name, unquote(name), _of_url(unquote(name))))
         for form in (_key, lambda one: _stem(_key(one))):
             for spelling in spellings:
                 parts = [part for part in form(spelling).split("/") if part not in ("", ".", "..")]
@@ -155,6 +155,12 @@ def _remote(fs: fsspec.AbstractFileSystem, base: str, folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [f"{folder}/{posixpath.basename(path.rstrip('/'))}".lstrip("/") for path in paths]
+
+
+def _of_url(name: str) -> str:
+    """The path in a URL, as in `https://host/a.jpg?signed=1` and Label Studio's `/data/local-files/?d=set/a.jpg`."""
+    path, _, query = name.partition("?")
+    return query[2:] if query.startswith("d=") else path
 
 
 def _composed(name: str) -> str:

@@ -29,7 +29,10 @@ CLASSES = tuple(
     " sofa train tvmonitor".split()
 )
 COUNTED = "left out of training; scoring counts them as missed: correct or remove them"
-OUTSIDE = "cut off at the border for training; where many begin at 0, their tool counted from 0, not 1"
+OUTSIDE = (
+    "cut off at the border for training; where many begin at 0, their tool counted from 0, not 1; if they are x, y, "
+    "width, height, write corners"
+)
 FRACTIONAL = "boxes with fractions of a pixel", "read as they are, less 1 at the left and top as all of Pascal VOC's"
 
 
@@ -139,7 +142,7 @@ def read_split(location: str) -> Split:
     refused, findings = Findings(), Findings()
     names, parts, entries = list_images(location)
     folders = [
-        Folder(name, [entry for part, entry in zip(parts, entries, strict=True) if part == k])
+        Folder(name, [entry for part, entry in zip(parts, entries, strict=True) if part == k], len(names) > 1)
         for k, name in enumerate(names)
     ]
     listed = [(part, folders[part].id_of(entry, findings)) for part, entry in zip(parts, entries, strict=True)]
@@ -171,9 +174,9 @@ def read_split(location: str) -> Split:
 
 def _read(folder: Folder, name: str) -> Record | Findings:
     """An annotation, or what is wrong with it."""
-    fault, file = Findings(), f"{name}.xml"
+    fault, file = Findings(), folder.shown(name)
     try:
-        root, as_declared = parse(read(folder.folder, f"{ANNOTATIONS}/{file}"))
+        root, as_declared = parse(read(folder.folder, f"{ANNOTATIONS}/{name}.xml"))
     except OSError as error:
         remedy = "restore the file, or take the image from the list"
         fault.add("error", "annotations that are missing", remedy, f"{file}: {error.strerror or error}")

@@ -9,7 +9,7 @@ from backbone.errors import UserError
 from backbone.storage import filesystem
 from detection.data.annotated import read, shown
 from detection.data.files import Files, below, present
-from detection.data.voc_xml import NotText, text_of
+from detection.data.voc_xml import SAVE, NotText, text_of
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
 SECOND = re.compile(r"(\S+)\s+(-?\d+|\S*[./\\]\S*)")  # a line of two columns: with a label, or the annotation's file
@@ -39,12 +39,14 @@ def _list(folder: str, split: str) -> list[str]:
     name = f"{LISTS}/{split}.txt"
     where = shown(folder, name)
     try:
-        lines = [line.strip() for line in text_of(read(folder, name))[0].splitlines()]
+        text = text_of(read(folder, name))[0].replace("\ufeff", "")  # one more begins each list that was joined on
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}; {_lists(folder)}") from error
     except NotText as error:
         raise UserError(f"{where}: not a list of names: {error}") from error
-    entries = list(filter(None, lines))
+    if "\0" in text:
+        raise UserError(f"{where}: not a list of names: UTF-16 without its mark, or no text; {SAVE}")
+    entries = [line.strip() for line in text.splitlines() if line.strip()]
     if not entries:
         raise UserError(f"{where}: lists no images")
     if all(line.split()[-1] in ("1", "-1", "0") and len(line.split()) == 2 for line in entries):
@@ -66,13 +68,18 @@ def _lists(folder: str) -> str:
 class Folder:
     """The annotations and images of one folder, by the names that lists and annotations have for them."""
 
-    def __init__(self, folder: str, entries: list[str]) -> None:
-        """`entries`: those listed. Folders are looked into further than VOC's own layout only if one is not there.
+    def __init__(self, folder: str, entries: list[str], is_one_of_several: bool = False) -> None:
+        """Look for what is listed, first where it should be, and further only if something is not there.
+
+        Args:
+            folder: as in a location.
+            entries: of its lists.
+            is_one_of_several: findings say which.
 
         Raises:
             UserError: there are no images.
         """
-        self.folder = folder
+        self.folder, self._named = folder, is_one_of_several
         self.images = image_files(folder)
         fs, root = filesystem(folder)
         places = {str(PurePosixPath(entry).parent) for entry in entries}
@@ -83,6 +90,10 @@ class Folder:
             found = (PurePosixPath(path) for path in below(fs, f"{root}/{ANNOTATIONS}"))
             self._fitting = Files(str(path.with_suffix("")) for path in found if path.suffix.lower() == ".xml")
         self._below: Files | None = None
+
+    def shown(self, name: str) -> str:
+        """An annotation as findings name it."""
+        return shown(self.folder, f"{ANNOTATIONS}/{name}.xml") if self._named else f"{name}.xml"
 
     def id_of(self, entry: str, findings: Findings) -> str:
         """The name of the annotation that an entry means, without suffix; the entry itself where there is none."""

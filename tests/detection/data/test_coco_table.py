@@ -70,6 +70,11 @@ def test_marks_that_say_neither_are_refused_by_whoever_uses_them(tmp_path: Path,
     assert examine("coco", folder).errors == 1
 
 
+def test_marks_that_coco_does_not_have_are_said_not_to_be_read(tmp_path: Path) -> None:
+    source, said = opened(tmp_path, each(ignore=1))
+    assert (source.dropped, said) == ({"crowds": 1}, {"annotations with ignore set": 4})
+
+
 def perfect(source: AnnotatedSource) -> dict[str, Any]:
     truth = source.ground_truth()
     found = [

@@ -33,6 +33,9 @@ from detection.data.files import MISSING, RESPELLED, SEVERAL, Files, locate
         (unicodedata.normalize("NFC", "été.jpg"), unicodedata.normalize("NFD", "été.jpg")),
         (unicodedata.normalize("NFD", "Čs\\été.JPG"), "čs/été.jpg"),
         ("v1.2", "v1.2.jpg"),
+        ("https://bucket.host/set/my%20image.jpg?X-Signed=a/b.jpg", "my image.jpg"),
+        ("/data/local-files/?d=set%5Csub%5Ca.jpg", "sub/a.jpg"),
+        ("/data/local-files/?d=a.jpg", "a.jpg"),
         ("100%.jpg", "100%.JPG"),
     ],
 )

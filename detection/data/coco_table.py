@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 
 from backbone.data.findings import Findings
 from backbone.data.index import Arrays
+from backbone.errors import printable
 from detection.data import units
 from detection.data.annotated import THINNEST, tabulate, within
 from detection.data.contract import Categories
@@ -96,7 +97,7 @@ def _categories(
     for place, one in enumerate(_once(findings, categories, "categories")):
         if not _add_id(refused, "category", one, place):
             continue
-        if _is_name(one.get("name")):
+        if _is_name(one.get("name")) and printable(str(one["name"])) == str(one["name"]):
             good.append((one["id"], str(one["name"])))
         else:
             refused.add("error", "categories without a name", "complete them", one["id"])

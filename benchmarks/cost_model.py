@@ -27,6 +27,7 @@ from backbone.nets.count import macs, parameters
 from backbone.options import NetOptions
 from backbone.training import engine
 from backbone.training.cost import BUCKET, Rates, Shape, predict
+from backbone.training.meter import Meter
 from backbone.training.pretrain import Classification, Pretraining, input_convention, open_data, prepare, pretrain
 from backbone.training.recipe import Recipe
 from backbone.training.world import World, local_world
@@ -61,7 +62,7 @@ def one_device(recipe: Recipe, world: World) -> tuple[float, float, float]:
     loaded = sum(len(batch["labels"]) for batch in loader)
     loading = loaded / (time.perf_counter() - began)
     trainer = engine.Trainer(task, optim, recipe.compute, recipe.seed, world)
-    meter = engine.Meter(world, optim.batch)
+    meter = Meter(world, optim.batch)
     batches = itertools.cycle(ready)
     trainer.step(batches, micro_batches, 0.001, 0, meter)
     updating, update = 0.0, trainer.optimizer.step

@@ -40,6 +40,7 @@ from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.training import engine
+from backbone.training.meter import Meter
 from backbone.training.pretrain import Classification
 from backbone.training.recipe import Recipe
 from backbone.training.world import World
@@ -88,7 +89,7 @@ def ours(given: argparse.Namespace, kind: str, root: str, cache: str, data: dict
         nonlocal done
         micro_batches = MicroBatches(given.batch, given.batch, 0, 1, done, 1 << 40)
         batches = Timed(task.batches(micro_batches))
-        meter = engine.Meter(task.world, given.batch)
+        meter = Meter(task.world, given.batch)
         while True:
             trainer.step(batches, micro_batches, 0.1, done, meter)
             done += 1

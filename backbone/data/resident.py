@@ -82,9 +82,6 @@ class Draw(Dataset):
             bad=bad,
         )
 
-    def __getitem__(self, index: int) -> Drawn:
-        return self.__getitems__([range(index, index + 1)])
-
     def _cut(self, epoch: int, sample: int) -> tuple[int, int, int, int]:
         view = self.train_set.view
         if isinstance(view.options, NoAugment):

@@ -84,9 +84,6 @@ class Filled(Dataset):
         # numpy's arrays travel in the message itself, tensors would each take a file and a socket
         return {"slot": slot, **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in small.items()}}
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__((0, [index]))
-
 
 class InTurn:
     """Gives each of `batches` a slot, in turn: a DataLoader's batch_sampler."""

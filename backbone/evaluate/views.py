@@ -89,6 +89,3 @@ class ViewSet(Dataset):
             for groups in found
         ]
         return {"labels": torch.tensor(labels), "bad": bad, "groups": stacked}
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])

@@ -101,7 +101,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
         trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
         progress.step += 1
         if unproven:
-            meter.check(task)
+            meter.check(task.blame)
             checkpointer.commit()
             unproven = False
 
@@ -110,7 +110,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
         evaluates = ends or (ends_epoch and steps.epochs_done(progress.step) % recipe.run.eval_every == 0)
         saves = evaluates or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
         if logs or saves:
-            record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task)}
+            record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task.blame)}
             if logs:
                 record["grad_norm"] = trainer.measured_norm(progress.step)
                 train_error = float(record.get("error", math.nan))

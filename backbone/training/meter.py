@@ -2,7 +2,8 @@
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from torch import Tensor
 from backbone.training.state import Progress
 from backbone.training.world import World
 
-if TYPE_CHECKING:
-    from backbone.training.engine import Task
-
 CURE = "the newest checkpoint is from before; lower optim.lr, or warm up (schedule.warmup)"
+
+Blame = Callable[[int], str]
+"""Position in the stream -> what to look at where the loss there is not finite: `Task.blame`."""
 
 
 class Meter:
@@ -52,19 +53,19 @@ class Meter:
         broken = torch.where(torch.isfinite(losses), self._nowhere, positions).min()
         self._first_broken = torch.minimum(self._first_broken, broken)
 
-    def check(self, task: "Task") -> None:
+    def check(self, blame: Blame) -> None:
         """FloatingPointError where a loss since the last record is not finite. All ranks call it."""
         first = int(self.world.min(self._first_broken.clone()))
         if first != self._nowhere:
-            raise self._broken(first, "loss", task)
+            raise self._broken(first, "loss", blame)
 
-    def _broken(self, first: int, terms: str, task: "Task") -> FloatingPointError:
+    def _broken(self, first: int, terms: str, blame: Blame) -> FloatingPointError:
         return FloatingPointError(
-            f"{terms or 'loss'} is not finite at step {first // self.batch}, {task.blame(first)} (position {first}); "
+            f"{terms or 'loss'} is not finite at step {first // self.batch}, {blame(first)} (position {first}); "
             f"{CURE}, or look at the sample"
         )
 
-    def record(self, progress: Progress, task: "Task") -> dict[str, float]:
+    def record(self, progress: Progress, blame: Blame) -> dict[str, float]:
         """Means over all ranks since the last record, speed, and a new window. All ranks call it."""
         first = int(self.world.min(self._first_broken.clone()))
         seconds = time.perf_counter() - self._began  # after the reduction above, which waited for the device
@@ -74,7 +75,7 @@ class Meter:
         *sums, samples, waited = self.world.sum(torch.stack(mine)).tolist()
         if first != self._nowhere:
             terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
-            raise self._broken(first, terms, task)
+            raise self._broken(first, terms, blame)
         record = {name: total / samples for name, total in zip(names, sums, strict=True)}
         record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
         for name in {name for names in self.world.gather(self._bad) for name in names}:

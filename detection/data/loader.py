@@ -100,9 +100,6 @@ class TrainSet(Dataset):
             dropped=sum(view.dropped for view in views),
         )
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__(range(index, index + 1))
-
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_view": None}
 
@@ -150,9 +147,6 @@ class EvalSet(Dataset):
             indices=list(indices),
             bad=bad,
         )
-
-    def __getitem__(self, index: int) -> EvalBatch:
-        return self.__getitems__([index])
 
 
 def train_loader(train_set: TrainSet, micro_batches: MicroBatches, pin_memory: bool = False) -> DataLoader:

@@ -20,6 +20,7 @@ from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage, UserError
 from backbone.inputs import InputConvention
 from backbone.training import engine
+from backbone.training.meter import Meter
 from backbone.training.pretrain import Classification, prepare, pretrain
 from backbone.training.recipe import Recipe
 from backbone.training.state import Store
@@ -239,7 +240,7 @@ def test_ema_is_the_closed_form(tiny: Make) -> None:
         recipe, InputConvention(size=32), SyntheticSource(0, 64, 32), SyntheticSource(1, 16, 32), ALONE
     )
     trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
-    meter = engine.Meter(ALONE, 16)
+    meter = Meter(ALONE, 16)
     expected = task.model.fc.weight.detach().clone()
     micro_batches = MicroBatches(16, 16, 0, 1, 0, 4)
     batches = iter(task.batches(micro_batches))
@@ -298,7 +299,7 @@ def test_gradients_in_memory_of_their_own_add_up_alike(tiny: Make) -> None:
         trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
         trainer.keeps_gradients = trainer.graphs = keeps
         micro_batches = MicroBatches(16, 4, 0, 1, 0, 3)
-        batches, meter = iter(task.batches(micro_batches)), engine.Meter(ALONE, 16)
+        batches, meter = iter(task.batches(micro_batches)), Meter(ALONE, 16)
         for parameter in task.model.parameters() if keeps else ():
             parameter.grad = torch.zeros_like(parameter)
         for step in range(3):

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
-from backbone.data.decode import decode, decode_down_to, jpeg_header
+from backbone.data.decode import decode, decode_down_to
+from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data
 from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device

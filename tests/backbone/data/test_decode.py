@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+import resource
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from backbone.data.decode import decode, decode_down_to, jpeg_header
+from backbone.data.decode import decode, decode_down_to
+from backbone.data.headers import jpeg_header
 from backbone.errors import BadImage
 
 
@@ -73,7 +76,7 @@ def test_palette_with_transparency_and_alpha():
     expect(encode(PHOTO.convert("P"), "PNG"))
     expect(encode(PHOTO.convert("P"), "PNG", transparency=3))
     alpha = Image.fromarray(smooth(channels=4), "RGBA")
-    for kind in ("PNG", "WEBP"):
+    for kind in ("PNG", "WEBP", "TIFF"):
         options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
         assert (expect(encode(alpha, kind, **options)) == smooth(channels=4)[..., :3]).all()  # dropped, not blended
 
@@ -129,13 +132,24 @@ def test_thumbnail_does_not_hide_truncation():
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"<html><body>404 Not Found</body></html>", "not an image: it begins with b'<html>"),
-        (b"\0" * 1000, "not an image"),
+        (
+            b"<html><body>404 Not Found</body></html>",
+            "not an image: it is a web page, such as a login or an error; fetch",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "not an image: it is a Git LFS pointer and not the file itself",
+        ),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 90, "not an image: it is a HEIF image (.heic), which is not read; convert it"),
+        (b"\0" * 1000, "not an image: it begins with zeros"),
+        (bytes(range(99, 200)), "not an image: it begins with b'cdefg"),
+        (b"\x89PNG\r\n\x1a\nrubbish", "is a PNG whose header is damaged"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image: it is text"),  # Ghostscript's business
         (encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "mode F"),
         (b"P6 0 0 255\n", ""),
         (b"P6 65536 65536 255\n" + b"x" * 100, ""),
     ],
-    ids=["empty", "html", "zeros", "float", "zero-size", "bomb"],
+    ids=["empty", "html", "lfs", "heic", "zeros", "rubbish", "png", "eps", "float", "zero-size", "bomb"],
 )
 def test_no_image_is_a_named_error(data, reason):
     with pytest.raises(BadImage, match=r"^shard\.tar:dir/x\.jpg: ") as error:
@@ -181,6 +195,127 @@ def test_only_grey_and_colour_jpegs_have_a_header():
     whole = encode(LARGE, "JPEG")
     for data in (encode(LARGE.convert("CMYK"), "JPEG"), encode(LARGE, "PNG"), whole[:-100], b"", b"\xff\xd8\xff\xd9"):
         assert jpeg_header(data) is None
+
+
+def changed(data: bytes, **fields: int) -> bytes:
+    """A JPEG with other fields in its frame header."""
+    places = {"bits": (4, 1), "height": (5, 2), "width": (7, 2), "components": (9, 1), "sampling": (11, 1)}
+    at, damaged = data.index(b"\xff\xc0"), bytearray(data)
+    for field, value in fields.items():
+        place, size = places[field]
+        damaged[at + place : at + place + size] = value.to_bytes(size)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("sampling", [0x00, 0x10, 0x01, 0x55, 0xFF])
+def test_impossible_sampling_is_a_bad_image(sampling: int):
+    data = changed(encode(PHOTO, "JPEG"), sampling=sampling)
+    assert jpeg_header(data) is None
+    with pytest.raises(BadImage, match=r"^x: "):
+        decode(data, "x")
+
+
+def claims(kind: str) -> bytes:
+    """An image of a few bytes whose header says 60000x60000 pixels."""
+    side = 60_000
+    match kind:
+        case "JPEG":
+            return changed(encode(PHOTO, "JPEG"), height=side, width=side)
+        case "PNG":
+            data = bytearray(encode(PHOTO, "PNG"))
+            data[16:24] = side.to_bytes(4) * 2
+            data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+        case "GIF":
+            data = bytearray(encode(PHOTO, "GIF"))
+            data[6:10] = side.to_bytes(2, "little") * 2
+        case "BMP":
+            data = bytearray(encode(PHOTO, "BMP"))
+            data[18:26] = side.to_bytes(4, "little") * 2
+        case "TIFF":
+            data = bytearray(encode(PHOTO, "TIFF"))
+            first = int.from_bytes(data[4:8], "little")
+            for entry in range(first + 2, first + 2 + 12 * int.from_bytes(data[first : first + 2], "little"), 12):
+                if int.from_bytes(data[entry : entry + 2], "little") in (256, 257):  # width, height
+                    data[entry + 2 : entry + 12] = b"\4\0\1\0\0\0" + side.to_bytes(4, "little")
+        case "PPM":
+            return b"P6 60000 60000 255\n" + bytes(1000)
+        case "WEBP":
+            data = bytearray(encode(PHOTO, "WEBP", exif=Image.Exif().tobytes() + b"x"))
+            data[24:30] = (side - 1).to_bytes(3, "little") * 2
+        case _:
+            raise KeyError(kind)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"])
+def test_headers_that_claim_billions_of_pixels_are_bad_before_anything_is_allocated(kind: str):
+    data = claims(kind)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size in (1, 2):
+        with pytest.raises(BadImage, match=r"^x: .*(pixels|60000x60000)"):
+            decode(data, "x", size)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB; the pixels are 10 GB
+
+
+def test_headers_that_claim_more_than_the_bytes_can_hold_are_bad():
+    data = encode(PHOTO, "JPEG")
+    for height, width in ((12_000, 12_000), (65_500, 2_000)):
+        with pytest.raises(BadImage, match=f"says it has {width}x{height} pixels, which {len(data)} bytes cannot hold"):
+            decode(changed(data, height=height, width=width), "x")
+    flat = encode(Image.new("L", (3000, 3000)), "JPEG", quality=1, optimize=True)  # as few bytes as there can be
+    assert decode(flat, "x").shape == (3000, 3000, 3)
+    for image in (Image.new("1", (5000, 5000)), Image.new("RGB", (3000, 3000))):
+        assert decode(encode(image, "PNG", compress_level=9), "x").shape[0] == image.height
+
+
+def test_markers_in_the_midst_of_coded_data_are_damage():
+    """OpenCV reads grey from there on; PIL does not read such an image."""
+    data = encode(NOISE, "JPEG")
+    middle = len(data) // 2
+    damaged = data[:middle] + b"\xff\xac" + data[middle + 2 :]
+    assert cv2.imdecode(np.frombuffer(damaged, np.uint8), cv2.IMREAD_COLOR) is not None
+    assert jpeg_header(damaged) is None
+    with pytest.raises(BadImage, match="broken data stream"):
+        decode(damaged, "x")
+
+
+def test_orientation_of_xmp_alone_is_applied_as_by_pil():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for kind in ("JPEG", "WEBP"):
+        data = encode(PHOTO, kind, xmp=xmp, **({"lossless": True} if kind == "WEBP" else {}))
+        assert expect(data).shape == (64, 48, 3)
+        assert jpeg_header(data) is None
+
+
+def test_colours_times_alpha_are_divided_again():
+    colours, alpha = np.array([100, 50, 20]), 128
+    pixels = np.full((8, 8, 4), [*(colours * alpha // 255), alpha], np.uint8)
+    data = bytearray(encode(Image.fromarray(pixels, "RGBA"), "TIFF"))
+    first = int.from_bytes(data[4:8], "little")
+    for entry in range(first + 2, first + 2 + 12 * int.from_bytes(data[first : first + 2], "little"), 12):
+        if int.from_bytes(data[entry : entry + 2], "little") == 338:  # extra samples
+            data[entry + 8] = 1  # alpha, by which colours were multiplied
+    assert np.abs(expect(bytes(data)) - colours).max() <= 2
+
+
+def test_16_bits_of_every_format_keep_the_high_byte():
+    values = np.random.default_rng(4).integers(0, 65536, (48, 64), dtype=np.uint16)
+    colours = np.random.default_rng(5).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    pgm = b"P5 64 48 65535\n" + values.astype(">u2").tobytes()
+    assert (decode(pgm, "x") == (values >> 8)[..., None]).all()
+    for suffix in (".png", ".tif"):
+        data = cv2.imencode(suffix, colours[..., ::-1])[1].tobytes()
+        assert (decode(data, "x") == colours >> 8).all()
+
+
+def test_decoding_says_nothing_but_what_it_raises(capfd):
+    exif = Image.Exif()
+    exif[0x10E] = "x" * 50
+    block = exif.tobytes()
+    for data in (encode(NOISE, "PNG")[:-50], encode(PHOTO, "JPEG", exif=block[:40]), encode(PHOTO, "TIFF")[:-50]):
+        with contextlib.suppress(BadImage):
+            decode(data, "x")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_broken_headers_are_no_headers():

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 Models = tuple[type[BaseModel], ...]
 
@@ -49,16 +49,18 @@ def _read(models: Models, given: Any) -> BaseModel:
     try:
         return known.model_validate(read)
     except ValidationError as error:
-        faults: list[Any] = []
+        faults: list[InitErrorDetails] = []
         for fault in error.errors(include_url=False):
-            field, message = str(fault["loc"][0]) if len(fault["loc"]) == 1 else "", ""
+            field, message = str(fault["loc"][0]) if len(fault["loc"]) == 1 else "", fault["msg"]
             if readers := foreign.get(field):
+                fault["type"] = "of_another_kind"
                 message = f"is read by {by} {' or '.join(readers)}, not by {kind}; an empty value takes it back"
             elif field and fault["type"] == "missing":
                 if not model:
                     continue
                 message = f"{by} {kind} needs it"
-            faults.append(fault | {"type": "value_error", "ctx": {"error": ValueError(message)}} if message else fault)
+            told: Any = PydanticCustomError(fault["type"], message)  # ty: ignore[invalid-argument-type]
+            faults.append(InitErrorDetails(type=told, loc=fault["loc"], input=fault["input"]))
         raise ValidationError.from_exception_data(error.title, faults) from error
 
 

@@ -25,7 +25,6 @@ from detection import artifact, scoring
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
 from detection.data.loader import DIVISOR, EvalSet, eval_loader, pad
-from detection.data.options import DetectionData
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
 from detection.recipe import DetectorEvaluation
@@ -111,14 +110,17 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
     """
     loaded = artifact.load(recipe.detector)
-    data = validate(DetectionData, _data(recipe, loaded), "data, with what the detector was trained with")
-    source = open_val(data)
+    asked = recipe.model_dump(mode="json", exclude_unset=True)
+    asked["data"] = _data(recipe, loaded)
+    recipe = validate(DetectorEvaluation, asked, "with what the detector was trained with")
+    source = open_val(recipe.data)
     for line in remarks(source):
         say(f"data.val: {line}")
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
     relabel(loaded.categories, source.categories)
-    side = "" if data.shorter_side[-1] == loaded.inputs.size else f"-{data.shorter_side[-1]}"
+    shorter = recipe.data.shorter_side[-1]
+    side = "" if shorter == loaded.inputs.size else f"-{shorter}"
     beside = recipe.detector.rstrip("/").removesuffix("/artifact")
     url = recipe.output or join(beside, f"results-{source.fingerprint[:8]}{side}")
     fs, path = filesystem(url)
@@ -129,7 +131,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}") from error
-    return Evaluating(url, recipe.model_copy(update={"data": data}))
+    return Evaluating(url, recipe)
 
 
 def _data(recipe: DetectorEvaluation, loaded: artifact.Loaded) -> dict[str, Any]:

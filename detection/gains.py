@@ -20,6 +20,7 @@ from backbone.parallel import Task, run_all
 from backbone.storage import filesystem, join
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import run_place, run_url
+from detection.data.options import ScenesData
 from detection.recipe import Finetune
 
 
@@ -267,6 +268,7 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
             )
         )
     first = todo.finetunings[gains.baseline, gains.seeds[0]]
+    place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
     source = open_val(first.data)
     metrics = rows[0].seeds[0].metrics
     made_by = metrics["provenance"]
@@ -280,7 +282,7 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
             rows=tuple(rows),
             recipe=first.model_dump(mode="json", exclude={"name", "backbone", "seed", "from_scratch", "run"}),
             data={
-                "validation": f"{first.data.source} {first.data.val}".strip(),
+                "validation": first.data.source + place,
                 "images": metrics["images"],
                 "training images": made_by["train_images"],
                 "fingerprint": made_by["data"]["val"],

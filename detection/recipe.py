@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from backbone.compute import Compute, Scaling
 from backbone.options import Strict
 from backbone.training.recipe import Optim, TrainingRecipe
-from detection.data.options import DetectionData
+from detection.data.options import DetectionData, ScenesData, VocData
 from detection.options import DetectorOptions
 
 
@@ -28,7 +28,7 @@ class Finetune(TrainingRecipe):
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
 
     detector: DetectorOptions
-    data: DetectionData = DetectionData()
+    data: DetectionData = ScenesData()
     optim: Optim = Optim(batch=16, lr=0.02, lr_batch=16)
 
     eval_batch: int = Field(1, ge=1)
@@ -56,7 +56,7 @@ class Finetune(TrainingRecipe):
 
     @model_validator(mode="after")
     def _readable(self) -> "Finetune":
-        if self.data.source != "synthetic" and not self.data.train:
+        if not isinstance(self.data, ScenesData) and not self.data.train:
             raise ValueError(f"data.train is empty: source {self.data.source} needs the location of its images")
         if self.compute.compile != "none":
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
@@ -66,7 +66,7 @@ class Finetune(TrainingRecipe):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm trainable (or sync, group) and freeze_at 0"
             )
-        if self.detector.masks and self.data.source == "voc":
+        if self.detector.masks and isinstance(self.data, VocData):
             raise ValueError("detector.masks: Pascal VOC's boxes come without masks; use source coco or synthetic")
         return self
 
@@ -80,7 +80,7 @@ class DetectorEvaluation(Strict):
     detector: str
     """Detector artifact: a folder or URL. It is verified."""
 
-    data: DetectionData = DetectionData()
+    data: DetectionData = ScenesData()
     """Only `val` is read. Sizes that are not given are those the detector was trained with."""
 
     batch: int = Field(1, ge=1)

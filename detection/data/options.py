@@ -1,9 +1,10 @@
 """The `data:` section of a detection recipe. Imports nothing slow."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from backbone.kinds import OneOf
 from backbone.options import Seed, Strict
 
 
@@ -20,39 +21,10 @@ class DetectionAugment(Strict):
     """Strength of brightness, contrast and saturation jitter (0 is off; 0.4 is SSD's)."""
 
 
-class DetectionData(Strict):
+class _Data(Strict):
     """Annotated images, and the size at which the detector sees them."""
 
-    source: Literal["synthetic", "coco", "voc"] = "synthetic"
-    """synthetic: rendered scenes, no download. coco: images and an instances JSON. voc: Annotations, ImageSets/Main
-    and JPEGImages."""
-
-    train: str = ""
-    """coco: folder or URL of images. voc: `folder:split`, joined by commas: VOC2007:trainval,VOC2012:trainval."""
-
-    val: str = ""
-    """Likewise."""
-
-    train_annotations: str = ""
-    """coco: the JSON. Empty: annotations/instances_<name of the folder>.json beside the folder of images."""
-
-    val_annotations: str = ""
-
-    cache: str = ""
-    """coco, voc: folder for annotations as flat arrays. Empty: ~/.cache/raybone."""
-
-    seed: Seed = 0
-    """synthetic: which scenes. Not the run's seed: runs that differ in that one are judged on the same images."""
-
-    train_images: int = Field(2000, ge=1)
-    """synthetic: how many training images exist."""
-
-    val_images: int = Field(500, ge=1)
-    objects: tuple[int, int] = (1, 4)
-    """synthetic: fewest and most objects in a scene."""
-
-    render: int = Field(128, ge=32)
-    """synthetic: side of a scene, pixels."""
+    source: str
 
     shorter_side: tuple[int, ...] = (800,)
     """Training: the shorter side is resized to one of these, drawn for each image; evaluation takes the last."""
@@ -75,26 +47,81 @@ class DetectionData(Strict):
     """With on_bad skip: stop after so many different bad images all the same."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "DetectionData":
-        if self.source == "synthetic":
-            if any((self.train, self.val, self.train_annotations, self.val_annotations, self.cache)):
-                raise ValueError(
-                    "train, val and cache are not read by source synthetic; name the source of these images"
-                )
-        else:
-            if not self.val:
-                raise ValueError(f"val is empty: source {self.source} needs the location of its images")
-            for field in ("seed", "train_images", "val_images", "objects", "render"):
-                if getattr(self, field) != DetectionData.model_fields[field].default:
-                    raise ValueError(f"{field} is read by source synthetic, not by {self.source}")
-        if self.source != "coco" and (self.train_annotations or self.val_annotations):
-            raise ValueError(f"train_annotations and val_annotations are read by source coco, not by {self.source}")
-        if not 1 <= self.objects[0] <= self.objects[1]:
-            raise ValueError(f"objects {list(self.objects)}: give [fewest, most], 1 or more")
+    def _sizes(self) -> Self:
         if not self.shorter_side or min(self.shorter_side) < 16:
             raise ValueError(f"shorter_side {list(self.shorter_side)}: give sizes in pixels, 16 or more")
         if self.longer_side < max(self.shorter_side):
             raise ValueError(f"longer_side {self.longer_side} is below shorter_side {max(self.shorter_side)}")
-        if self.on_bad == "stop" and self.max_bad != DetectionData.model_fields["max_bad"].default:
+        if self.on_bad == "stop" and self.max_bad != _Data.model_fields["max_bad"].default:
             raise ValueError("max_bad is read with on_bad skip only")
         return self
+
+
+class ScenesData(_Data):
+    """Scenes that are rendered when they are asked for."""
+
+    source: Literal["synthetic"] = "synthetic"
+    """synthetic: rendered scenes, no download."""
+
+    seed: Seed = 0
+    """Which scenes. Not the run's seed: runs that differ in that one are judged on the same images."""
+
+    train_images: int = Field(2000, ge=1)
+    """How many training images exist."""
+
+    val_images: int = Field(500, ge=1)
+    """How many validation images exist."""
+
+    objects: tuple[int, int] = (1, 4)
+    """Fewest and most objects in a scene."""
+
+    render: int = Field(128, ge=32)
+    """Side of a scene, pixels."""
+
+    @model_validator(mode="after")
+    def _objects(self) -> Self:
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise ValueError(f"objects {list(self.objects)}: give [fewest, most], 1 or more")
+        return self
+
+
+class _StoredData(_Data):
+    """Images in files."""
+
+    cache: str = ""
+    """Folder for annotations as flat arrays. Empty: ~/.cache/raybone."""
+
+
+class CocoData(_StoredData):
+    """COCO's layout."""
+
+    source: Literal["coco"] = "coco"
+    """coco: images and an instances JSON."""
+
+    train: str = ""
+    """Folder or URL of images."""
+
+    val: str = Field(min_length=1)
+    """Likewise."""
+
+    train_annotations: str = ""
+    """The JSON. Empty: annotations/instances_<name of the folder>.json beside the folder of images."""
+
+    val_annotations: str = ""
+    """Likewise."""
+
+
+class VocData(_StoredData):
+    """Pascal VOC's layout."""
+
+    source: Literal["voc"] = "voc"
+    """voc: Annotations, ImageSets/Main and JPEGImages."""
+
+    train: str = ""
+    """`folder:split`, joined by commas: VOC2007:trainval,VOC2012:trainval."""
+
+    val: str = Field(min_length=1)
+    """Likewise."""
+
+
+DetectionData = Annotated[ScenesData | CocoData | VocData, OneOf()]

@@ -5,7 +5,7 @@ from detection.data.annotated import doctor, nothing_to_train_on
 from detection.data.coco import open_coco
 from detection.data.contract import DetectionSource
 from detection.data.files import UNREADABLE
-from detection.data.options import DetectionData
+from detection.data.options import CocoData, DetectionData, ScenesData, VocData
 from detection.data.synthetic import SyntheticScenes
 from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
 
@@ -20,19 +20,18 @@ def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]
     Raises:
         UserError: missing, damaged, wrong (see `refuse_errors`), no object to train on, or categories that differ.
     """
-    if data.source == "synthetic":
-        return (
-            SyntheticScenes(data.seed, data.train_images, data.render, data.objects, "train"),
-            open_val(data),
-        )
-    cache = data.cache or None
-    if data.source == "coco":
-        train = open_coco(data.train, data.train_annotations, data.keep_empty, cache)
-        val = open_coco(data.val, data.val_annotations, cache=cache)
-    else:
-        train, val = open_voc(data.train, data.val, data.keep_empty, cache)
-    refuse_errors(train, data.source, data.train, data.train_annotations, unreadable=data.on_bad == "skip")
-    refuse_errors(val, data.source, data.val, data.val_annotations)
+    if isinstance(data, ScenesData):
+        return SyntheticScenes(data.seed, data.train_images, data.render, data.objects, "train"), open_val(data)
+    cache, beside = data.cache or None, ("", "")
+    match data:
+        case CocoData():
+            beside = data.train_annotations, data.val_annotations
+            train = open_coco(data.train, beside[0], data.keep_empty, cache)
+            val = open_coco(data.val, beside[1], cache=cache)
+        case VocData():
+            train, val = open_voc(data.train, data.val, data.keep_empty, cache)
+    refuse_errors(train, data.source, data.train, beside[0], unreadable=data.on_bad == "skip")
+    refuse_errors(val, data.source, data.val, beside[1])
     if nothing := nothing_to_train_on(int(train.num_objects().sum()), train.dropped):
         raise UserError(f"{data.train}: {nothing}; look at it with {doctor(data.source, data.train)}")
     check_categories(train, val)
@@ -45,10 +44,11 @@ def open_val(data: DetectionData) -> DetectionSource:
     Raises:
         UserError: missing, damaged or wrong (see `refuse_errors`).
     """
-    if data.source == "synthetic":
+    if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
-    source = open_source(data.source, data.val, data.val_annotations, data.cache or None)
-    refuse_errors(source, data.source, data.val, data.val_annotations)
+    annotations = data.val_annotations if isinstance(data, CocoData) else ""
+    source = open_source(data.source, data.val, annotations, data.cache or None)
+    refuse_errors(source, data.source, data.val, annotations)
     return source
 
 

@@ -4,7 +4,7 @@ import pickle
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from backbone.kinds import OneOf, section_model
 from backbone.options import Strict
@@ -17,12 +17,19 @@ class _Shape(Strict):
     name: str = "it"
     """On the rim."""
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if "{" in name:
+            raise ValueError(f"name {name}: holds {{braces}}")
+        return name
+
 
 class Circle(_Shape):
     form: Literal["circle"] = "circle"
     """circle: round."""
 
-    radius: float = Field(1.0, gt=0)
+    radius: float = Field(1.0, gt=0, lt=2**65)
     """From the middle."""
 
 
@@ -91,6 +98,14 @@ def test_empty_values_and_defaults_of_other_kinds_say_nothing(nothing: dict[str,
 
 def test_what_no_kind_knows_is_unknown_however_empty():
     assert faults({"colour": ""}) == [("shape.colour", "Extra inputs are not permitted")]
+
+
+def test_other_faults_are_told_as_they_are():
+    """Bounds that are no 64-bit numbers, and braces, too."""
+    assert faults({"radius": 10**20, "name": "{x}"}) == [
+        ("shape.name", "name {x}: holds {braces}"),
+        ("shape.radius", f"Input should be less than {2**65}"),
+    ]
 
 
 def test_what_a_kind_needs_is_named():

@@ -21,7 +21,7 @@ from backbone.inputs import InputConvention
 from backbone.training.ray_train import launch
 from detection import artifact, scoring
 from detection.data.contract import Categories
-from detection.data.options import DetectionData
+from detection.data.options import CocoData
 from detection.data.sources import open_val
 from detection.evaluate import evaluate, prepare, prepared, relabel
 from detection.recipe import DetectorEvaluation
@@ -144,7 +144,7 @@ def test_more_gpus_than_there_are(trained: Path, tmp_path: Path, ray_cluster: An
 
 def test_a_detector_asked_says_what_its_evaluation_wrote(trained: Path) -> None:
     loaded = detection.load(trained / "artifact")
-    source = open_val(validate(DetectionData, loaded.block["provenance"]["recipe"]["data"], "data"))
+    source = open_val(validate(CocoData, loaded.block["provenance"]["recipe"]["data"], "data"))
     written = json.loads((trained / "results" / "detections.json").read_text())
     for image_id, found in zip(source.image_ids, detection.detect(loaded, map(source.image, range(6))), strict=False):
         rows = [row for row in written if row["image_id"] == image_id]

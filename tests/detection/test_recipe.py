@@ -26,7 +26,7 @@ MISTAKES = [
     pytest.param({"optim.batch": 6}, "micro_batch 4 does not divide batch 6", id="batch"),
     pytest.param({"eval_batch": 0}, "eval_batch", id="empty batches"),
     pytest.param({"compute.precision": "fp16"}, "fp16 needs scaling.use_gpu", id="fp16"),
-    pytest.param({"data.seed": 2**64}, "data.seed: .*less than 9223372036854775808", id="seed of the scenes"),
+    pytest.param({"data": {"seed": 2**64}}, "data.seed: .*less than 9223372036854775808", id="seed of the scenes"),
     pytest.param(
         {"detector.norm": "trainable", "optim.micro_batch": 1, "data.shorter_side": [32]},
         "one value a channel; set optim.micro_batch to 2",
@@ -78,3 +78,29 @@ def test_reading_recipes_imports_nothing_slow() -> None:
     code = "import sys, detection.recipe, detection.gains; print(*{'torch', 'ray', 'cv2', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+UNREAD = [
+    ({}, {"train": "a"}, "train: is read by source coco or voc, not by synthetic"),
+    ({}, {"val_annotations": "a"}, "val_annotations: is read by source coco, not by synthetic"),
+    (VOC, {"train_annotations": "a"}, "train_annotations: is read by source coco, not by voc"),
+    (VOC, {"objects": [1, 2]}, "objects: is read by source synthetic, not by voc"),
+    (VOC, {"seed": 1}, "seed: is read by source synthetic, not by voc"),
+    ({"source": "coco"}, {}, "val: source coco needs it"),
+]
+
+
+@pytest.mark.parametrize(("given", "more", "complaint"), UNREAD)
+def test_what_another_source_reads_is_refused(given: dict, more: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=f"^file: data.{complaint}"):
+        validate(DetectorEvaluation, {"detector": "x", "data": given | more}, "file")
+
+
+def test_data_recorded_when_all_sources_had_all_fields_are_read_as_they_were_meant() -> None:
+    places = {"train": "", "val": "", "train_annotations": "", "val_annotations": "", "cache": ""}
+    scenes = {"seed": 0, "train_images": 2000, "val_images": 500, "objects": [1, 4], "render": 128}
+    for given in ({}, VOC, {"source": "coco", "train": "a", "val": "b", "val_annotations": "c"}):
+        old, new = (
+            validate(DetectorEvaluation, {"detector": "x", "data": d}, "") for d in (places | scenes | given, given)
+        )
+        assert old == new

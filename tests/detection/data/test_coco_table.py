@@ -13,7 +13,7 @@ from detection.data.annotated import AnnotatedSource
 from detection.data.coco import open_coco
 from detection.data.coco_table import tabulate_coco
 from detection.data.doctor import examine
-from detection.data.options import DetectionData
+from detection.data.options import CocoData
 from detection.data.sources import open_sources, open_val
 from detection.scoring import score_coco
 from tests.detection.data.making import coco_tree, make_coco
@@ -63,7 +63,7 @@ def test_marks_of_a_crowd_in_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("written", [2, "maybe", [], 0.5])
 def test_marks_that_say_neither_are_refused_by_whoever_uses_them(tmp_path: Path, written: Any) -> None:
     folder = str(make_coco(tmp_path, lambda tree: tree["annotations"][0].update(iscrowd=written)))
-    data = DetectionData(source="coco", train=folder, val=folder)
+    data = CocoData(train=folder, val=folder)
     for use in (open_sources, open_val):
         with pytest.raises(UserError, match=r"1 annotations whose iscrowd is neither 0 nor 1 .*write 0 for"):
             use(data)
@@ -132,7 +132,7 @@ def test_boxes_that_are_not_meant_so_are_an_error_for_doctor_and_training(
     folder = str(make_coco(tmp_path, change))
     assert examine("coco", folder, check_images=False).errors
     with pytest.raises(UserError, match=says) as caught:
-        open_sources(DetectionData(source="coco", train=folder, val=folder))
+        open_sources(CocoData(train=folder, val=folder))
     assert f"python jobs/doctor.py --source coco --images {folder}" in str(caught.value)
 
 
@@ -243,7 +243,7 @@ def test_images_of_another_layout_are_read_and_said(tmp_path: Path) -> None:
 def test_images_without_a_file_stop_training_at_its_start_unless_they_are_to_be_skipped(tmp_path: Path) -> None:
     folder = make_coco(tmp_path)
     (folder / "000000000010.jpg").unlink()
-    data = DetectionData(source="coco", train=str(folder), val=str(folder))
+    data = CocoData(train=str(folder), val=str(folder))
     with pytest.raises(UserError, match=r"1 images whose file is missing \(000000000010.jpg\): restore the file"):
         open_sources(data)
     train, val = open_sources(data.model_copy(update={"on_bad": "skip"}))

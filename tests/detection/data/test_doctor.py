@@ -10,7 +10,7 @@ import pytest
 from backbone.data.findings import Finding, Report
 from backbone.errors import UserError
 from detection.data.doctor import examine
-from detection.data.options import DetectionData
+from detection.data.options import CocoData, VocData
 from detection.data.sources import open_source, open_val
 from tests.detection.data.making import VOC, jpeg, make_coco, make_voc, voc_xml
 
@@ -151,7 +151,7 @@ def test_planted_in_coco(
         return
     assert report.errors >= 1
     with pytest.raises(UserError, match=r"jobs/doctor\.py"):
-        open_val(DetectionData(source="coco", val=folder))
+        open_val(CocoData(val=folder))
 
 
 @pytest.mark.parametrize("kind", ["images", "categories"])
@@ -293,7 +293,7 @@ def test_planted_in_voc(
         open_source("voc", f"{root}:trainval")
     else:
         with pytest.raises(UserError, match=r"jobs/doctor\.py"):
-            open_val(DetectionData(source="voc", val=f"{root}:trainval"))
+            open_val(VocData(val=f"{root}:trainval"))
 
 
 def test_lists_of_voc(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from backbone.errors import BadImage
 from detection.data.augment import evaluation_view, target_size, training_view
 from detection.data.contract import Categories, Objects
 from detection.data.loader import EvalSet, TrainSet, eval_loader, targets, train_loader
-from detection.data.options import DetectionAugment, DetectionData
+from detection.data.options import DetectionAugment, ScenesData
 
 STEPS = 5  # of 8 images: the second epoch has begun
 SHAPES = ((64, 96), (96, 64), (80, 80), (70, 96))
@@ -78,9 +78,9 @@ class Scenes:
 SOURCE = Scenes()
 
 
-def data(**options: Any) -> DetectionData:
+def data(**options: Any) -> ScenesData:
     defaults = {"shorter_side": (48, 64), "longer_side": 100, "augment": ALL, "workers": 0}
-    return DetectionData.model_validate(defaults | options)
+    return ScenesData.model_validate(defaults | options)
 
 
 def train_set(source: Scenes = SOURCE, masks: bool = True, **options: Any) -> TrainSet:

@@ -8,18 +8,18 @@ import pytest
 from pydantic import ValidationError
 
 from backbone.errors import UserError
-from detection.data.options import DetectionData
+from detection.data.options import CocoData, ScenesData, VocData
 from detection.data.sources import open_source, open_sources, open_val
 from tests.detection.data.making import make_coco, make_voc
 
 
-def coco(tmp_path: Path, change: Any, **rest: Any) -> DetectionData:
+def coco(tmp_path: Path, change: Any, **rest: Any) -> CocoData:
     train, val = make_coco(tmp_path / "a", split="train"), make_coco(tmp_path / "b", change)
-    return DetectionData(source="coco", train=str(train), val=str(val), **rest)
+    return CocoData(train=str(train), val=str(val), **rest)
 
 
 def test_synthetic() -> None:
-    data = DetectionData(train_images=5, val_images=3, objects=(2, 2), render=64)
+    data = ScenesData(train_images=5, val_images=3, objects=(2, 2), render=64)
     train, val = open_sources(data)
     assert (len(train), len(val)) == (5, 3)
     assert open_val(data).fingerprint == val.fingerprint
@@ -27,7 +27,7 @@ def test_synthetic() -> None:
     assert not np.array_equal(train.image(0), val.image(0))
     assert not np.array_equal(train.image(0), open_sources(data.model_copy(update={"seed": 2}))[0].image(0))
     with pytest.raises(ValidationError, match="1 or more"):
-        DetectionData(objects=(0, 2))
+        ScenesData(objects=(0, 2))
 
 
 def test_coco_and_keep_empty(tmp_path: Path) -> None:
@@ -43,10 +43,10 @@ def test_val_alone(tmp_path: Path) -> None:
 
 def test_voc(tmp_path: Path) -> None:
     place = f"{make_voc(tmp_path)}:trainval"
-    train, val = open_sources(DetectionData(source="voc", train=place, val=place))
+    train, val = open_sources(VocData(train=place, val=place))
     assert (len(train), len(val)) == (3, 3)
     with pytest.raises(UserError, match="nothing: Pascal VOC is given as"):
-        open_sources(DetectionData(source="voc", train=place, val="nothing"))
+        open_sources(VocData(train=place, val="nothing"))
 
 
 def test_category_ids_may_differ_but_names_and_their_order_may_not(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         UserError,
         match=r"no object to train on; left out: 5 crowds; look at it with python jobs/doctor.py --source coco",
     ):
-        open_sources(DetectionData(source="coco", train=str(crowds), val=str(crowds)))
+        open_sources(CocoData(train=str(crowds), val=str(crowds)))
 
 
 def test_unknown_kind() -> None:

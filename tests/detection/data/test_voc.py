@@ -16,7 +16,7 @@ from backbone.errors import BadImage, UserError
 from detection.data.annotated import AnnotatedSource
 from detection.data.contract import DetectionSource
 from detection.data.doctor import examine
-from detection.data.options import DetectionData
+from detection.data.options import VocData
 from detection.data.sources import open_source, open_sources
 from detection.data.voc import CLASSES, open_voc
 from tests.detection.data.making import REAL, SIZES, VOC, jpeg, make_voc, voc_xml
@@ -238,7 +238,7 @@ def test_other_marks(tmp_path: Path) -> None:
     change_all(root, lambda text: text.replace("<difficult>true", "<difficult>perhaps"))
     place = f"{root}:trainval"
     with pytest.raises(UserError, match=r"difficult marks .* neither 0 nor 1 \(000005.xml: 'perhaps'\): write 0 or 1"):
-        open_sources(DetectionData(source="voc", train=place, val=place))
+        open_sources(VocData(train=place, val=place))
     assert examine("voc", place).errors
 
 
@@ -279,7 +279,7 @@ def test_boxes_that_are_not_meant_so(tmp_path: Path, boxes: list[tuple[float, ..
     place = f"{root}:trainval"
     assert examine("voc", place).errors
     with pytest.raises(UserError, match=says):
-        open_sources(DetectionData(source="voc", train=place, val=place))
+        open_sources(VocData(train=place, val=place))
 
 
 def test_classes_that_differ_in_case_between_the_splits(tmp_path: Path) -> None:

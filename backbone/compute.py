@@ -10,8 +10,10 @@ from backbone.options import Strict
 class Compute(Strict):
     """How the same mathematics is carried out."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Autocast. fp16 scales the loss and skips steps that overflow."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast. auto: bf16 where the workers' hardware computes it (CUDA 8.0 and later; CPUs with AVX512-BF16 or AMX),
+    else fp32; found out at a run's first start and kept from then on. bf16 by name runs anywhere, emulated where there
+    is no hardware, which is slow. fp16 scales the loss and skips steps that overflow."""
 
     channels_last: bool = True
     compile: Literal["none", "default", "reduce-overhead"] = "none"

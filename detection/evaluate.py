@@ -19,6 +19,7 @@ from backbone.job import Job
 from backbone.provenance import environment
 from backbone.storage import filesystem, join
 from backbone.training import engine
+from backbone.training.precision import agreed_precision
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
 from detection import artifact, scoring
@@ -165,6 +166,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     Returns the metrics, on every rank.
     """
     recipe = payload.options
+    precision = agreed_precision(recipe.compute.precision, world)
+    recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"precision": precision})})
     loaded = artifact.load(recipe.detector)
     source = open_val(recipe.data)
     model = loaded.detector.to(world.device).eval()

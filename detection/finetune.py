@@ -23,6 +23,7 @@ from backbone.options import NetOptions
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
+from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
 from backbone.training.run import open_run, run_url
@@ -112,7 +113,7 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
 
     Returns the metrics (see `detection.scoring`), on every rank.
     """
-    recipe = payload.recipe
+    recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
     task = Detection(recipe, *open_sources(recipe.data), world)
     store = Store(join(payload.url, "checkpoints"))

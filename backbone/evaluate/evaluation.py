@@ -22,6 +22,7 @@ from backbone.job import Job
 from backbone.nets.vgg import VGG
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
+from backbone.training.precision import agreed_precision
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
 
@@ -136,6 +137,8 @@ def class_targets(
 def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: evaluate its share; the first one writes the results. Returns them, on every rank."""
     recipe = payload.options
+    precision = agreed_precision(recipe.compute.precision, world)
+    recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"precision": precision})})
     members, blocks = [], []
     for url, (size, crop_pct) in zip(recipe.backbone, payload.sizes, strict=True):
         net, inputs, block = artifact.load(url)

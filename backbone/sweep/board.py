@@ -313,6 +313,9 @@ class Board:
     def _best(self, trial: Trial) -> Recipe:
         """The recipe that trains a trial again, at one go: what PBT changed on the way is its schedule."""
         overrides: dict[str, Any] = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
+        fs, path = filesystem(join(self.record.place(trial), "recipe.yaml"))
+        if fs.exists(path):  # what precision auto came out as there
+            overrides["compute.precision"] = yaml.safe_load(fs.cat_file(path))["compute"]["precision"]
         if trial.lineage:
             in_unit = "epoch" if self.base.schedule.unit == "epochs" else "step"
             overrides["schedule.kind"] = "pieces"

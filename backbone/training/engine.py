@@ -290,7 +290,7 @@ class Trainer:
 
 
 def autocast(compute: Compute, device: torch.device) -> torch.autocast:
-    """The context in which the net runs: the recipe's precision."""
+    """The context in which the net runs: the recipe's precision, which is settled by now."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
     return torch.autocast(device.type, dtype, enabled=compute.precision != "fp32")
 

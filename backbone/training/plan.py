@@ -36,7 +36,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
     accumulation = optim.batch // micro_batch / workers
     copies = 3 + (optim.ema > 0)  # weights, gradients, momentum, average
     # Autocast keeps activations of convolutions in 16 bits; norms and ReLU between them follow their inputs.
-    per_value = 4 if recipe.compute.precision == "fp32" else 2
+    per_value = 2 if recipe.compute.precision in ("bf16", "fp16") else 4  # auto may come out as fp32
     activations = activation_bytes(net, size, micro_batch) * per_value // 4
     state = 4 * parameters(net) * copies
     multiply_adds = macs(net, size)

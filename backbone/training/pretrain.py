@@ -31,6 +31,7 @@ from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import draw_curves
 from backbone.training.precise_bn import precise_bn
+from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import Recipe, recipe_hash
 from backbone.training.run import open_run, run_url
@@ -99,7 +100,7 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
 
     Returns the metrics of the artifact, on every rank.
     """
-    recipe = payload.recipe
+    recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
     task = Classification(recipe, payload.inputs, *open_data(recipe.data, recipe.seed), world)
     store = Store(join(payload.url, "checkpoints"))

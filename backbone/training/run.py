@@ -62,6 +62,9 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
         micro_batch = old["identity"]["optim.micro_batch"] if old else first_micro_batch(recipe)
         optim = recipe.optim.model_copy(update={"micro_batch": micro_batch})
         recipe = recipe.model_copy(update={"optim": optim, "name": recipe.run_name})
+    if recipe.compute.precision == "auto" and old:  # what it came out as at the first start
+        compute = recipe.compute.model_copy(update={"precision": old["identity"]["compute.precision"]})
+        recipe = recipe.model_copy(update={"compute": compute, "name": recipe.run_name})
     check_split(recipe)
     new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
     if old:

@@ -39,7 +39,8 @@ def judge(seed: int, numbers: range, seconds: float, memory: float, note: str) -
     """The verdicts of some; meanwhile the file `note` says which one is being judged."""
     cv2.setNumThreads(1)
     resource.setrlimit(resource.RLIMIT_AS, (int(memory * GIGABYTE), resource.getrlimit(resource.RLIMIT_AS)[1]))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg, libtiff and libpng talk
+    with Path(os.devnull).open("w") as quiet:
+        os.dup2(quiet.fileno(), 2)  # libjpeg, libtiff and libpng talk
     forms, found = originals(), []
     for number in numbers:
         Path(note).write_text(str(number))
@@ -98,7 +99,8 @@ def main() -> None:
     faults = [one for one in found if one[2] not in ("same", "bad")]
     for number, name, what, _ in faults[:50]:
         print(f"{number} {name}: {what}", file=sys.stderr)
-    write(given.output, rows, faults=faults, seconds=taken, peak_memory_mb=peak, seed=given.seed)
+    slowest = sorted(found, key=lambda one: -one[3])[:5]
+    write(given.output, rows, faults=faults, slowest=slowest, seconds=taken, peak_memory_mb=peak, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import warnings
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
 from backbone.data.formats import HEAD, what_is
 from backbone.data.headers import (
@@ -128,6 +128,7 @@ def _decode_pil(data: bytes, name: str) -> np.ndarray:
         Image.init()
         with Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN]) as image:
             check_pixels(*image.size)
+            _check_covered(image)
             if data.startswith(JPEG_START) and image.width * image.height > JPEG_RATIO * len(data):
                 raise ValueError(
                     f"says it has {image.width}x{image.height} pixels, which {len(data)} bytes cannot hold"
@@ -141,6 +142,14 @@ def _decode_pil(data: bytes, name: str) -> np.ndarray:
             else:
                 error = ValueError(f"not an image: it {known or f'begins with {data[:12]!r}'}")
         raise BadImage(f"{name}: {str(error) or type(error).__name__}") from error
+
+
+def _check_covered(image: ImageFile.ImageFile) -> None:
+    """ValueError where strips of a TIFF are missing: PIL leaves those black."""
+    parts = [tile[1] for tile in image.tile if tile[1]] if image.format == "TIFF" else []
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in parts)
+    if parts and covered < image.width * image.height:
+        raise ValueError(f"says it has {image.width}x{image.height} pixels, and holds {covered:,} of them")
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -18,7 +18,7 @@ from backbone.data.index import IndexedSource
 from backbone.data.labels import class_findings
 from backbone.data.prepare.pack import read_header
 from backbone.data.prepare.prepare import open_images
-from backbone.data.sources import Source, check_classes, check_splits
+from backbone.data.sources import Source, check_classes, check_splits, in_both
 from backbone.errors import BadImage, UserError
 
 TINY = 32  # pixels: images of a shorter side below are mostly blown up before a net sees them
@@ -71,6 +71,8 @@ def examine(kind: str, images: str, val: str = "", check_images: bool = True, ca
             check_splits(*(split.source for split in splits))
         except UserError as error:
             findings.add("error", "splits whose classes differ", "training refuses them", error)
+        for place in in_both(*(split.source for split in splits)):
+            findings.add("error", "files that both splits read", TWO_SPLITS, place)
     try:
         check_classes(splits[0].source)
     except UserError as error:

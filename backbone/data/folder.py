@@ -19,7 +19,7 @@ from backbone.data.formats import image_suffixes, is_hidden, is_image, is_other_
 from backbone.data.index import IndexedSource, cache_directory, is_fresh, store, tabulate
 from backbone.data.labels import check_names
 from backbone.data.listing import THREADS, shown
-from backbone.data.splits import splits_among, typed
+from backbone.data.splits import JUDGED, split_folders, typed
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
@@ -109,7 +109,8 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
     remarks = Findings()
     for one in (beside, *found):
         remarks.join(one.findings)
-    return IndexedSource(path, location, root, shown(location, root), remarks=remarks)
+    here = shown(location, root)
+    return IndexedSource(path, location, root, here, remarks=remarks, places=[here])
 
 
 def _held(suffixes: Counter[str]) -> str:
@@ -124,26 +125,18 @@ def _held(suffixes: Counter[str]) -> str:
 
 def _check_splits(location: str, root: str, classes: list[str], found: Sequence[Found]) -> None:
     """Check that no folder holds several splits, neither the first nor one of its classes."""
-    below: dict[str, set[str]] = {"": set(classes)}
+    paths = set(classes)
     for name, one in zip(classes, found, strict=bool(found)):
-        for directory in {image[0] for image in one.images}:
-            path = name
-            for part in filter(None, directory.split("/")):
-                below.setdefault(path, set()).add(part)
-                path = f"{path}/{part}"
-    for path, names in below.items():
-        splits = splits_among(names)
-        if not splits:
-            continue
+        paths.update(f"{name}/{directory}" for directory in {image[0] for image in one.images})
+    for path, splits in split_folders(paths).items():
         held = ", ".join(sorted(chain.from_iterable(splits.values())))
         folder = f"{shown(location, root)}/{path}".rstrip("/")
         places = {split: f"{folder}/{one[0]}" for split, one in splits.items()}
         if path and len(classes) > 1:
             name = path.partition("/")[0]
             raise UserError(
-                f"{folder}: holds the splits {held}, and all of it would be trained on and judged by. If {name} is a "
-                "class, make a folder of classes for each split, such as "
-                f"{shown(location, root)}/train/{name}; if not: {typed(places)}"
+                f"{folder}: holds the splits {held}, and {JUDGED}. If {name} is a class, make a folder of classes for "
+                f"each split, such as {shown(location, root)}/train/{name}; if not: {typed(places)}"
             )
         raise UserError(f"{folder}: holds the splits {held}, not classes. {typed(places)}")
 

@@ -50,12 +50,12 @@ def jpeg_header(data: bytes) -> Header | None:
         if marker == 0xFF:  # padding
             at += 1
             continue
+        if end < at + 4 or end > len(data):
+            return None
         if marker == SCAN:
             if not frame or not _ends_well(data, end, data[frame + 1] == PROGRESSIVE):
                 return None
             return _header(data, frame, orientation(exif) if exif else 1)
-        if end < at + 4 or end > len(data):
-            return None
         if marker in SEQUENTIAL or marker == PROGRESSIVE:
             if frame or end < at + 10 + 3 * data[at + 9]:
                 return None

@@ -63,7 +63,8 @@ def open_ilsvrc(location: str, cache: str | None = None) -> IndexedSource:
     path = listing.cached("ilsvrc", cache)
     if not is_fresh(path, state):
         store([path], state, _build(listing))
-    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=listing.remarks(".tar"))
+    remarks = listing.remarks(".tar")
+    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=remarks, places=listing.files)
 
 
 def _build(listing: Listing) -> Arrays:

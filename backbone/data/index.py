@@ -183,7 +183,14 @@ class IndexedSource:
     """
 
     def __init__(
-        self, index: Path, url: str, root: str, shown: str, fingerprint: str = "", remarks: Findings | None = None
+        self,
+        index: Path,
+        url: str,
+        root: str,
+        shown: str,
+        fingerprint: str = "",
+        remarks: Findings | None = None,
+        places: Sequence[str] = (),
     ) -> None:
         """Open.
 
@@ -194,6 +201,7 @@ class IndexedSource:
             shown: what people find before a name.
             fingerprint: if given, what the index must hold.
             remarks: what the reader has to say beside what the index holds (see `tell`); not pickled.
+            places: the files that were read, or the directory whose files are; not pickled.
 
         Raises:
             UserError: the index holds another fingerprint.
@@ -206,6 +214,7 @@ class IndexedSource:
             raise UserError(f"{shown} changed while it was in use ({index} was rewritten); start again")
         told = self._arrays.get("findings", np.zeros(0, np.uint8)).tobytes()
         self.findings: list[Finding] = Findings().join(from_json(told or b"[]")).join(remarks or []).sorted()
+        self.places = frozenset(places)
         self._where = (index, url, root, shown)
         self._local = isinstance(_filesystem(url, os.getpid()), LocalFileSystem)
         self._open: dict[str, BinaryIO] = {}

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from backbone.data.findings import Findings
 from backbone.data.formats import is_hidden, some
 from backbone.data.index import cache_directory, digest
-from backbone.data.splits import OTHERS, by_split, pattern_for, splits_among, typed, words_in
+from backbone.data.splits import JUDGED, OTHERS, by_split, pattern_for, splits_among, typed, words_in
 from backbone.errors import UserError
 from backbone.storage import ARROW_SCHEMES, filesystem
 
@@ -48,6 +48,11 @@ class Listing:
     def shown(self) -> str:
         """The root as people write it."""
         return shown(self.url, self.root)
+
+    @property
+    def files(self) -> list[str]:
+        """All of them as people write them."""
+        return [f"{self.shown}/{name}" for name in self.names]
 
     @property
     def state(self) -> str:
@@ -187,10 +192,7 @@ def check_one_split(location: str, listing: Listing) -> None:
     for split, names in found.items():
         one = pattern_for(names, [name for name in listing.names if name not in set(names)])
         places[split] = one and f"{listing.shown}/{one}"
-    raise UserError(
-        f"{location}: its files are of several splits by their names: {counts}; all of them together would be trained "
-        f"on and judged by. {typed(places)}"
-    )
+    raise UserError(f"{location}: its files are of several splits by their names: {counts}; {JUDGED}. {typed(places)}")
 
 
 def braces(pattern: str, location: str) -> list[str]:

@@ -22,6 +22,7 @@ from backbone.data.formats import FETCH, HEAD, some, what_is
 from backbone.data.index import CHOOSE, Arrays, IndexedSource, is_fresh, map_arrays, pack, store, tabulate, tell
 from backbone.data.labels import check_names, checked, numbered, within
 from backbone.data.listing import Listing, check_one_split, list_files
+from backbone.data.splits import JUDGED, SPLIT_COLUMNS, words_in
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
@@ -64,7 +65,8 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing
             if not _is_complete(path, blob, listing.state):
                 store([path], listing.state, _build(listing, blob))
-    return IndexedSource(path, str(path.parent), str(path.parent), listing.shown, remarks=listing.remarks(".parquet"))
+    here, remarks = str(path.parent), listing.remarks(".parquet")
+    return IndexedSource(path, here, here, listing.shown, remarks=remarks, places=listing.files)
 
 
 def _is_complete(path: Path, blob: Path, state: str) -> bool:
@@ -224,6 +226,7 @@ def _unpack(listing: Listing, contents: list[Content], blob: Path) -> tuple[list
 def _inspect(file: pq.ParquetFile, shown: str) -> Content:
     schema = file.schema_arrow
     image, label = _columns(schema, shown)
+    _check_split_column(file, schema, shown)
     groups = (file.metadata.row_group(g) for g in range(file.metadata.num_row_groups))
     columns = (group.column(c) for group in groups for c in range(group.num_columns))
     metadata = (schema.metadata or {}).get(b"huggingface")
@@ -236,6 +239,17 @@ def _inspect(file: pq.ParquetFile, shown: str) -> Content:
         names=_class_names(metadata or b"", label),
         has_metadata=metadata is not None,
     )
+
+
+def _check_split_column(file: pq.ParquetFile, schema: pa.Schema, shown: str) -> None:
+    for name in SPLIT_COLUMNS:
+        if schema.names.count(name) == 1 and pa.types.is_string(schema.field(name).type):
+            values = sorted(str(one) for one in file.read([name]).column(0).unique().to_pylist())
+            if len(set.union(set(), *map(words_in, values))) > 1:
+                raise UserError(
+                    f"{shown}: its rows are of several splits by the column {name} ({some(values)}), and {JUDGED}; "
+                    "write a file for each"
+                )
 
 
 def _class_names(metadata: bytes, label: str) -> tuple[str, ...] | None:

@@ -34,6 +34,11 @@ class Source(Protocol):
         ...
 
     @property
+    def places(self) -> frozenset[str]:
+        """The files that it reads, or the directory whose files it reads; none after unpickling."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over kind, names, labels, sizes in bytes and classes; the same wherever the data set lies."""
         ...
@@ -76,6 +81,11 @@ def remarks(source: Source) -> list[str]:
     """What to say of a split before it is used, a line each; the doctor says the same with more words."""
     findings = Findings().join(source.findings).join(class_findings(source.labels, source.classes))
     return [finding.as_line() for finding in findings.sorted()]
+
+
+def in_both(train: Source, val: Source) -> list[str]:
+    """What both splits read: what was trained on does not test anything."""
+    return sorted(train.places & val.places)
 
 
 def check_classes(train: Source) -> None:

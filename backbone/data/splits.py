@@ -8,14 +8,18 @@ from collections.abc import Iterable, Sequence
 
 # Hugging Face's words, and those that archives are called by.
 WORDS = (
-    dict.fromkeys(("train", "training", "trainset", "trainval"), "train")
-    | dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val")
-    | dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test")
+    dict.fromkeys(("train", "training", "trainval"), "train")
+    | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+    | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 )
+THINGS = "set|images?|imgs?|data|split"
+WORD = re.compile(rf"({'|'.join(WORDS)})(?:{THINGS})?", re.I)
 FOLDER = re.compile(  # a class may be called bullet_train or test_tube
-    rf"(?:(?:images?|imgs?|data)[-_ ]?)?({'|'.join(WORDS)})(?:[-_ ]?(?:set|images?|imgs?|data|split))?[-_ ]?\d*", re.I
+    rf"(?:(?:{THINGS})[-_ ]?)?({'|'.join(WORDS)})(?:[-_ ]?(?:{THINGS}))?[-_ ]?\d*", re.I
 )
 OTHERS = "unnamed"  # files whose names say nothing of a split
+JUDGED = "all of it would be trained on and judged by"
+SPLIT_COLUMNS = ("split", "splits", "subset", "partition")  # of tables, that say for each row what names of files say
 MOST = 8  # names that a brace pattern in a message enumerates
 
 
@@ -34,9 +38,21 @@ def splits_among(names: Iterable[str]) -> dict[str, list[str]]:
     return found if len(found) > 1 else {}
 
 
+def split_folders(paths: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Of all folders that these paths of folders pass through: those that hold several splits, and which."""
+    below: dict[str, set[str]] = {}
+    for path in set(paths):
+        above = ""
+        for part in filter(None, path.split("/")):
+            below.setdefault(above, set()).add(part)
+            above = f"{above}/{part}".lstrip("/")
+    return {folder: splits for folder, names in sorted(below.items()) if (splits := splits_among(names))}
+
+
 def words_in(name: str) -> set[str]:
     """The splits that a path speaks of: `data/Train-00000-of-00004.parquet` of train."""
-    return {WORDS[word.lower()] for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) if word.lower() in WORDS}
+    words = map(WORD.fullmatch, re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+    return {WORDS[word[1].lower()] for word in words if word}
 
 
 def by_split(names: Sequence[str]) -> dict[str, list[str]]:

@@ -237,6 +237,7 @@ class SyntheticSource:
         self.labels = labels_of(self._seed, np.arange(num_images))
         self.classes = CLASSES
         self.findings: list[Finding] = []
+        self.places = frozenset[str]()
         self.fingerprint = digest("synthetic", VERSION, *self._arguments)
 
     def __len__(self) -> int:

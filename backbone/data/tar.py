@@ -1,6 +1,7 @@
 """WebDataset tar shards, read at random: an index of their members is made once, nothing is unpacked."""
 
 import io
+import itertools
 import json
 import posixpath
 import tarfile
@@ -21,6 +22,7 @@ from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, r
 from backbone.data.labels import check_names, numbered, within
 from backbone.data.listing import THREADS, Listing, check_one_split, list_files
 from backbone.data.members import Image, Members, as_label, name_of
+from backbone.data.splits import JUDGED, split_folders
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
@@ -77,7 +79,8 @@ def open_webdataset(location: str, cache: str | None = None) -> IndexedSource:
     path = next((place for place in places if is_fresh(place, state)), None)
     if path is None:
         path = store(places, state, _build(listing, lines))
-    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=listing.remarks(".tar"))
+    remarks = listing.remarks(".tar")
+    return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=remarks, places=listing.files)
 
 
 def _class_lines(listing: Listing) -> list[str] | None:
@@ -130,6 +133,12 @@ def _build(listing: Listing, lines: list[str] | None) -> Arrays:
         there = some([f"{count} of {suffix}" for suffix, count in held.most_common()]) or "no files"
         raise UserError(
             f"{listing.shown}: no key.jpg with key.cls in {listing.names[0]} .. {listing.names[-1]}; they hold {there}"
+        )
+    for folder, splits in split_folders(map(posixpath.dirname, members)).items():
+        held = ", ".join(sorted(itertools.chain.from_iterable(splits.values())))
+        inside = f"their folder {folder} holds" if folder else "their folders are"
+        raise UserError(
+            f"{listing.shown}/{listing.names[0]} ..: {inside} the splits {held}, and {JUDGED}; pack each by itself"
         )
     names = [f"{name}:{one}" for name, shard in zip(listing.names, shards, strict=True) for one in shard.members]
     if lines is None:

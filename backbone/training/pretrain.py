@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.batches import TrainSet, ValSet, evaluation_batches
+from backbone.data.formats import some
 from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Data, ModernAugment, PaperAugment, SyntheticData
 from backbone.data.resident import Resident
-from backbone.data.sources import Source, check_classes, check_splits, open_source, remarks
+from backbone.data.sources import Source, check_classes, check_splits, in_both, open_source, remarks
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.inputs import InputConvention
@@ -80,6 +81,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
     for field, source in (("train", train), ("val", val)):
         for line in remarks(source):
             say(f"data.{field}: {line}")
+    if both := in_both(train, val):
+        say(f"data.val: is read for training, too ({some(both)}): what was trained on does not test anything")
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)

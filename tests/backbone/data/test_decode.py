@@ -268,6 +268,29 @@ def test_headers_that_claim_more_than_the_bytes_can_hold_are_bad():
         assert decode(encode(image, "PNG", compress_level=9), "x").shape[0] == image.height
 
 
+def test_strips_that_a_tiff_lacks_are_not_read_as_black():
+    data = bytearray(encode(PHOTO, "TIFF"))
+    first = int.from_bytes(data[4:8], "little")
+    for entry in range(first + 2, first + 2 + 12 * int.from_bytes(data[first : first + 2], "little"), 12):
+        if int.from_bytes(data[entry : entry + 2], "little") == 257:  # height
+            data[entry + 2 : entry + 12] = b"\4\0\1\0\0\0" + (4_800).to_bytes(4, "little")
+        if int.from_bytes(data[entry : entry + 2], "little") == 278:  # rows of a strip, of which there is one
+            data[entry + 2 : entry + 12] = b"\4\0\1\0\0\0" + (48).to_bytes(4, "little")
+    with Image.open(io.BytesIO(data)) as image:
+        assert not np.asarray(image)[48:].any()
+    with pytest.raises(BadImage, match="says it has 64x4800 pixels, and holds 3,072 of them"):
+        decode(bytes(data), "x")
+
+
+def test_segments_that_are_longer_than_the_file_are_no_header():
+    data = bytearray(encode(PHOTO, "JPEG"))
+    at = data.index(b"\xff\xda")
+    data[at + 2 : at + 4] = b"\xff\xff"
+    assert jpeg_header(bytes(data)) is None
+    with pytest.raises(BadImage):
+        decode(bytes(data), "x")
+
+
 def test_markers_in_the_midst_of_coded_data_are_damage():
     """OpenCV reads grey from there on; PIL does not read such an image."""
     data = encode(NOISE, "JPEG")

@@ -4,12 +4,16 @@ import os
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from backbone.cli import validate
 from backbone.data.doctor import examine
-from backbone.data.sources import open_source
+from backbone.data.sources import in_both, open_source
 from backbone.data.splits import by_split, split_of_folder, splits_among
 from backbone.errors import UserError
+from backbone.training.pretrain import prepare
+from backbone.training.recipe import Recipe
 from tests.backbone.data.making import make_parquet, make_tar, png, samples
 
 DATA = os.environ.get("RAYBONE_TEST_DATA", "")
@@ -19,6 +23,7 @@ PAIRS = [
     (["TRAIN"], ["VALIDATION"]),
     (["myTrain0", "myTrain1"], ["myTest0"]),
     (["a.training.1", "a.training.2"], ["a.valid.1"]),
+    (["traindata1", "traindata2"], ["testset"]),
     (["digits"], ["digits_test"]),
     (["digits-0", "digits-1"], ["digits-eval-0"]),
     (["1train", "2train", "12train"], ["3dev"]),
@@ -100,6 +105,47 @@ def test_image_folders_of_splits_are_refused_wherever_these_lie(tmp_path: Path, 
         (tmp_path / path / "1.png").write_bytes(png(1))
     with pytest.raises(UserError, match=r"holds the splits .*Name one: --data\."):
         open_source("imagefolder", str(tmp_path))
+
+
+def test_splits_inside_a_tar_and_in_a_column_are_refused(tmp_path: Path):
+    make_tar(tmp_path / "tars" / "0.tar", samples(range(6), "train/n{label}/{i}"))
+    assert len(open_source("webdataset", f"{tmp_path}/tars")) == 6
+    make_tar(tmp_path / "tars" / "1.tar", samples(range(6, 9), "val/n{label}/{i}"))
+    with pytest.raises(
+        UserError, match=r"0\.tar \.\.: their folders are the splits train, val, and .*pack each by itself"
+    ):
+        open_source("webdataset", f"{tmp_path}/tars")
+    path = make_parquet(tmp_path / "rows" / "x.parquet", range(6))
+    table = pq.read_table(path)
+    for column, values in (("split", ["train"] * 6), ("text", ["train", "test"] * 3)):
+        pq.write_table(table.append_column(column, [values]), path)
+        assert len(open_source("parquet", str(path))) == 6
+    pq.write_table(table.append_column("split", [["train"] * 4 + ["validation"] * 2]), path)
+    with pytest.raises(
+        UserError, match=r"x\.parquet: its rows are of several splits by the column split \(train, valid"
+    ):
+        open_source("parquet", str(path))
+
+
+def test_files_that_both_splits_read_are_said_in_training_and_an_error_to_the_doctor(tmp_path: Path):
+    for number in range(4):
+        make_tar(tmp_path / f"part-{number}.tar", samples(range(6 * number, 6 * number + 6)))
+    train, val = f"{tmp_path}/part-{{0..2}}.tar", f"{tmp_path}/part-{{2..3}}.tar"
+    assert in_both(open_source("webdataset", train), open_source("webdataset", val)) == [f"{tmp_path}/part-2.tar"]
+    (finding,) = [
+        one
+        for one in examine("webdataset", train, val, check_images=False).findings
+        if one.what == "files that both splits read"
+    ]
+    assert (finding.severity, finding.examples) == ("error", [f"{tmp_path}/part-2.tar"])
+    tree = {
+        "name": "r",
+        "run": {"storage": f"{tmp_path}/runs"},
+        "data": {"source": "webdataset", "train": train, "val": val},
+    }
+    said: list[str] = []
+    prepare(validate(Recipe, tree, "r"), said.append)
+    assert f"data.val: is read for training, too ({tmp_path}/part-2.tar): what was trained on does not test" in said[-1]
 
 
 def test_classes_may_be_called_like_splits(tmp_path: Path):

@@ -81,6 +81,9 @@ class Gains(Strict):
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of the validation images."""
 
+    half_width: float = Field(1.0, gt=0)
+    """Wanted of a gain's 95 % interval, points of AP: the report says how many trainings a row it takes."""
+
     @model_validator(mode="after")
     def _possible(self) -> "Gains":
         for label, row in self.rows.items():
@@ -248,8 +251,9 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
     rows = []
     for label in gains.rows:
         runs = {seed: run_url(todo.finetunings[label, seed]) for seed in gains.seeds}
-        seeds = tuple(report.SeedResult.read(join(url, "results"), seed) for seed, url in runs.items())
-        provenance = seeds[0].metrics["provenance"]
+        pretrain_seed = todo.pretrainings[label].seed if label in todo.pretrainings else None
+        trainings = tuple(report.Training.read(join(url, "results"), seed, pretrain_seed) for seed, url in runs.items())
+        provenance = trainings[0].metrics["provenance"]
         backbone, scratch = provenance["backbone"], bool(gains.rows[label].scratch)
         recipe = todo.finetunings[label, gains.seeds[0]]
         seconds = [_training_seconds(url, recipe.optim.batch) for url in runs.values()]
@@ -264,13 +268,13 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
                 macs=provenance["cost"]["backbone_macs"],
                 train_seconds=sum(seconds) / len(seconds),
                 pretrain={} if scratch else _accuracy(trained.get("metrics", {})),
-                seeds=seeds,
+                trainings=trainings,
             )
         )
     first = todo.finetunings[gains.baseline, gains.seeds[0]]
     place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
     source = open_val(first.data)
-    metrics = rows[0].seeds[0].metrics
+    metrics = rows[0].trainings[0].metrics
     made_by = metrics["provenance"]
     index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
     folder = join(gains.storage, gains.name)
@@ -289,6 +293,7 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
             },
             environment={key: made_by[key] for key in ("hardware", "versions", "git", "created")},
             command=command,
+            half_width=gains.half_width / 100,
         ),
         lambda image_id: source.image(index[image_id]),
         gains.resamples,

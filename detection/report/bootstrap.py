@@ -1,4 +1,4 @@
-"""How sure an AP is, and a gain in AP: COCO average precision over resampled images, many resamples at once."""
+"""COCO average precision over resampled images, many resamples at once."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -63,46 +63,6 @@ class Precision:
     per_class: np.ndarray  # float64 [K, 10], at each IoU
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval; `value` is that of all images, not a mean over resamples."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def includes_zero(self) -> bool:
-        """True too where there is no interval: then nothing is shown."""
-        return not (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Of a row over the baseline: absolute in AP (fractions), relative to the baseline's AP (None where that is 0)."""
-
-    absolute: Interval
-    relative: Interval | None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Over the seeds of a row, all images: standard deviation (n - 1), least and most."""
-
-    std: float
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class RowStatistics:
-    """By metric (AP, AP50, AP75). `gain` is empty for the baseline, `spread` where there is one seed."""
-
-    mean: dict[str, Interval]
-    gain: dict[str, Gain]
-    spread: dict[str, Spread]
-
-
 def average_precision(matches: Matches, weights: np.ndarray | None = None) -> Precision:
     """COCO's AP as `COCOeval.accumulate` computes it, each image counted `weights` times.
 
@@ -143,60 +103,37 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
     return RECALLS, precision
 
 
-def paired_bootstrap(
-    rows: Mapping[str, Sequence[Matches]], baseline: str, resamples: int = 1000, seed: int = 0
-) -> dict[str, RowStatistics]:
-    """Intervals of AP and of the gain over a baseline. A `Matches` for each training seed; a row's AP is their mean.
+def paired_draws(rows: Mapping[str, Sequence[Matches]], resamples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+    """AP of every training of every row on all images, and on resamples of them. A `Matches` for each training.
 
-    Images are drawn with replacement, as many as there are, and every row and seed is judged on the same draw, so that
-    hard images weigh on both sides of a difference. The 95 % intervals cover the choice of test images, given these
-    trainings: they say what other images of the same kind would show of these very weights. What another training seed
-    would change is not in them; it is `spread`, apart.
+    Images are drawn with replacement, as many as there are, and every training is judged on the same draw, so that hard
+    images weigh on both sides of a difference.
 
-    An interval is the resamples' percentiles 2.5 and 97.5, moved so that the resamples' mean falls on the value: AP is
-    interpolated, which flatters few objects, and flatters resamples, where objects repeat, once more (by up to half a
-    standard deviation on 150 images, by two on 5,000 images of 80 classes). It covers what as many other images would
-    show, as measured in simulation; a much larger set of images would show somewhat less. Gains hardly feel either.
+    Returns:
+        By row float64 [metric, training, 1 + resamples], metrics as in METRICS, column 0 all images; NaN in resamples
+        without ground truth.
 
     Raises:
-        UserError: `baseline` is no row, a row has no seeds, or rows were not judged on the same images and objects.
+        UserError: a row has no training, or rows were not judged on the same images and objects.
     """
-    if baseline not in rows:
-        raise UserError(f"baseline {baseline!r} is not a row; rows: {', '.join(rows)}")
     ids = _same_images(rows)
     counts = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples).T
-    weights = np.concatenate([np.ones((len(ids), 1)), counts], axis=1)  # column 0: all images, once each
-    # [metric, seed, 1 + resample]
-    drawn = {
-        label: np.stack([_metrics(_per_class(m, weights[np.searchsorted(ids, m.image_ids)])) for m in seeds], axis=1)
-        for label, seeds in rows.items()
+    weights = np.concatenate([np.ones((len(ids), 1)), counts], axis=1)
+    return {
+        label: np.stack(
+            [_metrics(_per_class(m, weights[np.searchsorted(ids, m.image_ids)])) for m in trainings], axis=1
+        )
+        for label, trainings in rows.items()
     }
-    base = drawn[baseline].mean(1)
-    result = {}
-    for label, values in drawn.items():
-        mean = values.mean(1)
-        gain = {}
-        if label != baseline:
-            for i, metric in enumerate(METRICS):
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    relative = (mean[i] - base[i]) / base[i]
-                gain[metric] = Gain(_interval(mean[i] - base[i]), _interval(relative) if base[i, 0] > 0 else None)
-        spread = {}
-        if values.shape[1] > 1:
-            for i, metric in enumerate(METRICS):
-                own = values[i, :, 0]
-                spread[metric] = Spread(float(own.std(ddof=1)), float(own.min()), float(own.max()))
-        result[label] = RowStatistics({m: _interval(mean[i], 0, 1) for i, m in enumerate(METRICS)}, gain, spread)
-    return result
 
 
 def _same_images(rows: Mapping[str, Sequence[Matches]]) -> np.ndarray:
     """The sorted image ids all rows share."""
     reference: tuple[np.ndarray, np.ndarray] | None = None
-    for label, seeds in rows.items():
-        if not seeds:
-            raise UserError(f"row {label!r} has no seeds: give it one result at least")
-        for matches in seeds:
+    for label, trainings in rows.items():
+        if not trainings:
+            raise UserError(f"row {label!r} has no training: give it one result at least")
+        for matches in trainings:
             objects = np.stack([matches.image_ids[matches.gt_image], matches.gt_label.astype(np.int64)])
             found = (np.sort(matches.image_ids), objects[:, np.lexsort(objects)])
             reference = reference or found
@@ -207,14 +144,6 @@ def _same_images(rows: Mapping[str, Sequence[Matches]]) -> np.ndarray:
     if reference is None or not len(reference[0]):
         raise UserError("the rows were judged on no images: evaluate them on one at least")
     return reference[0]
-
-
-def _interval(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> Interval:
-    """Of `values[0]` by the spread of the rest, within what it can be; resamples without ground truth are left out."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(drawn, [2.5, 97.5]) - drawn.mean() if len(drawn) else (np.nan, np.nan)
-    low, high = np.clip([values[0] + low, values[0] + high], least, most)
-    return Interval(float(values[0]), float(low), float(high))
 
 
 def _metrics(per_class: np.ndarray) -> np.ndarray:

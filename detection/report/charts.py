@@ -11,13 +11,18 @@ SERIES = 8  # colours in the style sheet
 WIDTH, HALF = 640, 470
 ROW = 34
 LETTER = 7.4  # mean width of a letter at 13 px, to keep labels inside
+WHISKERS = (
+    "A whisker holds other images and other trainings, its thick part other trainings alone; where it crosses zero, no "
+    "difference is shown. A grey one holds other images alone: what another training would change is unknown."
+)
 
 
 def gains(summary: dict[str, Any]) -> str:
     """Gain in AP over the baseline with its interval, a dot and whisker a row."""
     rows = [row for row in summary["rows"] if row["gain"]]
     spans = [row["gain"]["AP"]["absolute"] for row in rows]
-    values = [0.0] + [100 * v for s in spans for v in (s["value"], s["low"], s["high"]) if v is not None]
+    values = [0.0, *(100 * s["value"] for s in spans if s["value"] is not None)]
+    values += [100 * end for s in spans for of in ("joint", "images", "trainings") for end in (s[of] or {}).values()]
     left, right, top = _margin(rows), WIDTH - 190, 14
     bottom = top + ROW * len(rows)
     ticks = _ticks(min(values), max(values))
@@ -28,8 +33,12 @@ def gains(summary: dict[str, Any]) -> str:
         y = top + ROW * (i + 0.5)
         name = _series(summary, row["label"])
         parts.append(_text(left - 12, y, _short(row["label"], left), "end"))
-        if span["low"] is not None:
-            parts.append(_line(x(100 * span["low"]), y, x(100 * span["high"]), y, f"whisker {name}"))
+        if span["joint"] and span["trainings"]:
+            inner = span["trainings"]
+            parts.append(_line(x(100 * inner["low"]), y, x(100 * inner["high"]), y, f"whisker inner {name}"))
+        if span["joint"] or span["images"]:
+            ends, kind = _shown(span, name)
+            parts.append(_line(x(100 * ends["low"]), y, x(100 * ends["high"]), y, kind))
         if span["value"] is not None:
             parts.append(f'<circle class="dot {name}" cx="{x(100 * span["value"]):.1f}" cy="{y:.1f}" r="5.5"/>')
         parts.append(_text(right + 14, y, interval(span, signed), "start", "value"))
@@ -83,7 +92,8 @@ def cost(summary: dict[str, Any]) -> str:
     rows = [row for row in summary["rows"] if row["AP"]["value"] is not None]
     left, right, top, bottom = 52, HALF - 24, 12, 300
     tx = _ticks(0, 1.1 * max((row["macs"] / 1e9 for row in rows), default=1))
-    ends = [100 * v for row in rows for v in row["AP"].values() if v is not None]
+    ends = [100 * row["AP"]["value"] for row in rows]
+    ends += [100 * end for row in rows for of in ("joint", "images") for end in (row["AP"][of] or {}).values()]
     ty = _ticks(0, max(ends, default=1))
     x, y = _scale(tx, left, right), _scale(ty, bottom, top)
     parts = [_grid_x(tx, x, top, bottom, "multiply-adds of the backbone, billions"), _grid_y(ty, y, left, right, "AP")]
@@ -92,8 +102,9 @@ def cost(summary: dict[str, Any]) -> str:
     taken: list[tuple[float, float, float]] = []
     for row in sorted(rows, key=lambda r: -r["AP"]["value"]):
         name, (px, py) = _series(summary, row["label"]), spots[row["label"]]
-        if row["AP"]["low"] is not None:
-            parts.append(_line(px, y(100 * row["AP"]["low"]), px, y(100 * row["AP"]["high"]), f"whisker {name}"))
+        if row["AP"]["joint"] or row["AP"]["images"]:
+            span, kind = _shown(row["AP"], name)
+            parts.append(_line(px, y(100 * span["low"]), px, y(100 * span["high"]), kind))
         parts.append(f'<circle class="dot {name}" cx="{px:.1f}" cy="{py:.1f}" r="5.5"/>')
         long = 16 + LETTER * len(row["label"])
         leftward = px + long > right and px - long > left
@@ -119,6 +130,11 @@ def legend(summary: dict[str, Any]) -> str:
 def key(summary: dict[str, Any], label: str) -> str:
     """A spot in a row's colour, as HTML."""
     return f'<span class="key {_series(summary, label)}"></span>'
+
+
+def _shown(estimate: dict[str, Any], name: str) -> tuple[dict[str, float], str]:
+    """The interval to draw, and its class: of both noises in the row's colour, or of images alone in grey."""
+    return (estimate["joint"], f"whisker {name}") if estimate["joint"] else (estimate["images"], "whisker given")
 
 
 def _series(summary: dict[str, Any], label: str) -> str:

@@ -1,6 +1,7 @@
 """The gains report as one HTML page that needs nothing else: no network, no scripts, light or dark, wide or narrow."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -9,7 +10,21 @@ from typing import Any
 
 from detection.report import charts, paper
 from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
-from detection.report.wording import NONE, headlines, interval, minutes, percent, quantity, signed
+from detection.report.wording import (
+    NONE,
+    between,
+    headlines,
+    interval,
+    minutes,
+    missing,
+    needed,
+    percent,
+    quantity,
+    relative,
+    signed,
+    trained,
+    training,
+)
 
 MOST_DOTS = 30  # classes; more become a table
 
@@ -21,21 +36,23 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
     """The page for `report.to_json`'s dict. All text in it is escaped; pictures are optional."""
     first, *others = headlines(summary)
     more = "".join(f"<li>{_unbroken(line)}</li>" for line in others)
-    notes = sorted(
+    notes = missing(summary) + sorted(
         {
-            f"{row['label']}, seed {s['seed']}: {note}"
+            f"{row['label']}, {training(t)}: {note}"
             for row in summary["rows"]
-            for s in row["seeds"]
-            for note in s["notes"]
+            for t in row["trainings"]
+            for note in t["notes"]
         }
     )
-    covers = f"AP in percent. {summary['intervals']['covers']} {summary['intervals']['resamples']} resamples."
+    draw = summary["intervals"]
+    covers = " ".join(["AP in percent.", *draw["covers"], f"{draw['resamples']} resamples of the images."])
     return Template(files("detection.report").joinpath("page.html").read_text("utf-8")).substitute(
         title=escape(summary["title"]),
         headline=f'<p class="lead">{_unbroken(first)}</p><ul class="more">{more}</ul>',
         notes=f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>' if notes else "",
         covers=escape(covers),
         results=_results(summary),
+        varies=_varies(summary),
         masks=_masks(summary),
         charts=_charts(summary),
         costs=_costs(summary),
@@ -48,27 +65,35 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
 
 
 def _results(summary: dict[str, Any]) -> str:
-    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large", "Gain in AP", "Relative gain", "Seeds, std"]
+    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large", "Gain in AP", "Relative gain"]
     body = []
     for row in summary["rows"]:
         line = [_two(interval(row[m])) for m in ("AP", "AP50", "AP75")]
         line += [(percent(row["sizes"][m]), "") for m in ("APs", "APm", "APl")]
         gain = row["gain"].get("AP")
-        if not gain:
-            line += [("baseline", "soft"), (NONE, "soft")]
+        if gain:
+            line += [_two(interval(gain["absolute"], signed)), _two(relative(gain["relative"]))]
         else:
-            relative = gain["relative"]
-            line.append(_two(interval(gain["absolute"], signed)))
-            line.append(_two(interval(relative, lambda v: f"{signed(v, 0)}\u00a0%")) if relative else (NONE, ""))
-        spread = row["spread"].get("AP")
-        seeds = str(len(row["seeds"]))
-        if spread:
-            ends = f"{percent(spread['min'])}–{percent(spread['max'])}"
-            seeds = f"{seeds}, {percent(spread['std'])}<small>{ends}</small>"
-        body.append([_name(summary, row), *line, (seeds, "")])
-    return _table(
-        "Boxes. Below each number its 95 % interval; below the seeds' spread its ends.", head, body, _base(summary)
-    )
+            line += [("baseline", "soft"), (NONE, "soft")]
+        body.append([_name(summary, row), *line])
+    return _table("Boxes. Below each number its 95 % interval; grey: other images alone.", head, body, _base(summary))
+
+
+def _varies(summary: dict[str, Any]) -> str:
+    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "AP from, to", "Gain, other images"]
+    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
+    body = []
+    for row in summary["rows"]:
+        spread, gain = row["spread"].get("AP"), row["gain"].get("AP")
+        line: list[Cell] = [(trained(row), "text")]
+        line += [(percent(spread[of]) if spread else NONE, "") for of in ("pretraining", "finetuning")]
+        line.append((f"{percent(spread['min'])}–{percent(spread['max'])}" if spread else NONE, ""))
+        for of in ("images", "trainings", "joint"):
+            grey = "given" if gain and not gain["absolute"]["joint"] else ""
+            line.append((between(gain["absolute"], of), grey) if gain else (NONE, "soft"))
+        body.append([_name(summary, row), *line, (needed(gain) if gain else NONE, "text")])
+    said = "What varies: standard deviations over the trainings, and 95 % intervals of the gain by each noise and both."
+    return _table(said, head, body, _base(summary))
 
 
 def _masks(summary: dict[str, Any]) -> str:
@@ -79,24 +104,28 @@ def _masks(summary: dict[str, Any]) -> str:
         [_name(summary, row), *((percent((row["segm"] or {}).get(m)), "") for m in metrics)] for row in summary["rows"]
     ]
     head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large"]
-    return _table("Segmentation, masks. Mean over seeds.", head, body, _base(summary))
+    return _table("Segmentation, masks. Mean over trainings.", head, body, _base(summary))
 
 
 def _charts(summary: dict[str, Any]) -> str:
     cards = [
         (
             "Precision and recall",
-            "At IoU 0.5, mean over classes and seeds.",
+            "At IoU 0.5, mean over classes and trainings.",
             charts.legend(summary) + _wide(charts.curves(summary)),
         ),
-        ("AP against cost", "Whiskers are 95 % intervals.", _wide(charts.cost(summary))),
+        (
+            "AP against cost",
+            "Whiskers are 95 % intervals, grey ones of other images alone.",
+            _wide(charts.cost(summary)),
+        ),
     ]
     pair = "".join(
         f'<div class="card"><h3>{title}</h3><p class="soft">{said}</p>{chart}</div>' for title, said, chart in cards
     )
     gain = ""
     if any(row["gain"] for row in summary["rows"]):
-        said = f"Over {escape(summary['baseline'])}. A whisker that crosses zero shows no difference."
+        said = f"Over {escape(summary['baseline'])}. {charts.WHISKERS}"
         chart = _wide(charts.gains(summary))
         gain = f'<div class="card"><h3>Gain in AP</h3><p class="soft">{said}</p>{chart}</div>'
     return f'<section aria-label="Charts">{gain}<div class="charts">{pair}</div></section>'
@@ -132,7 +161,7 @@ def _classes(summary: dict[str, Any]) -> str:
     for name in summary["classes"]:
         values = [(percent(row["per_class"][name]["AP"]), "") for row in summary["rows"]]
         body.append([(escape(name), ""), (str(summary["rows"][0]["per_class"][name]["objects"]), ""), *values])
-    table = _table("AP of each class, mean over seeds.", head, body)
+    table = _table("AP of each class, mean over trainings.", head, body)
     parts.append(f"<details><summary>As a table</summary>{table}</details>" if parts else table)
     return "".join(parts)
 
@@ -214,24 +243,24 @@ def _provenance(summary: dict[str, Any]) -> str:
     facts = summary["data"] | summary["environment"]
     facts["bootstrap"] = f"{draw['resamples']} resamples, seed {draw['seed']}"
     listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_plain(v))}</dd>" for k, v in facts.items())
-    head = ["Backbone", "Seed", "AP", "AP50", "AP75", "Results", "Provenance"]
+    head = ["Backbone", "Training", "AP", "AP50", "AP75", "Results", "Provenance"]
     body = [
         [
             (escape(row["label"]), ""),
-            (str(s["seed"]), ""),
-            *((percent(s[m]), "") for m in ("AP", "AP50", "AP75")),
-            (escape(s["results"]), "text"),
-            (escape("; ".join(f"{k}: {_plain(v)}" for k, v in s["provenance"].items())), "text"),
+            (training(t), "text"),
+            *((percent(t[m]), "") for m in ("AP", "AP50", "AP75")),
+            (escape(t["results"]), "text"),
+            (escape("; ".join(f"{k}: {_plain(v)}" for k, v in t["provenance"].items())), "text"),
         ]
         for row in summary["rows"]
-        for s in row["seeds"]
+        for t in row["trainings"]
     ]
     recipe = escape(json.dumps(summary["recipe"], indent=2))
     return (
         f"<dl>{listed}</dl><p>To make it again; what is finished is not trained twice:</p>"
         f"<pre>{escape(summary['command'])}</pre>"
         f"<details><summary>Detector recipe</summary><pre>{recipe}</pre></details>"
-        f"<details><summary>Every training</summary>{_table('One line a row and seed.', head, body)}</details>"
+        f"<details><summary>Every training</summary>{_table('One line each.', head, body)}</details>"
     )
 
 
@@ -242,8 +271,9 @@ def _plain(value: Any) -> str:
 
 
 def _unbroken(line: str) -> str:
-    """Escaped, with intervals that stay on one line."""
-    return escape(line).replace("–", "&#8288;–&#8288;")
+    """Escaped, with intervals that stay on one line, and those of images alone in grey."""
+    told = re.sub(r"\[[\d.+−±]+(?:–| to )[\d.+−±]+\]", r'<span class="given">\g<0></span>', escape(line))
+    return told.replace("–", "&#8288;–&#8288;")
 
 
 def _name(summary: dict[str, Any], row: dict[str, Any]) -> Cell:
@@ -251,9 +281,12 @@ def _name(summary: dict[str, Any], row: dict[str, Any]) -> Cell:
 
 
 def _two(text: str) -> Cell:
-    """A number, and under it its interval."""
-    value, _, rest = text.partition(" (")
-    return f"{value}<small>{rest.removesuffix(')')}</small>" if rest else value, ""
+    """A number, and under it its interval, grey where that is of images alone."""
+    found = re.fullmatch(r"(.*?) ([(\[])(.*)[)\]]", text)
+    if not found:
+        return text, ""
+    value, bracket, span = found.groups()
+    return f"{value}<small{_class('given' if bracket == '[' else '')}>{span}</small>", ""
 
 
 def _base(summary: dict[str, Any]) -> int:

@@ -12,50 +12,64 @@ import numpy as np
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
-from detection.report import page, paper
-from detection.report.bootstrap import (
-    METRICS,
-    Gain,
-    Interval,
-    Matches,
-    RowStatistics,
-    average_precision,
-    paired_bootstrap,
-    precision_recall,
-)
+from detection.report import intervals, page, paper
+from detection.report.bootstrap import METRICS, Matches, average_precision, precision_recall
+from detection.report.compare import RowStatistics, Scored, compare
 from detection.report.pictures import Detected, gallery
-from detection.report.wording import headlines, interval, minutes, percent, quantity, signed
+from detection.report.wording import (
+    NONE,
+    between,
+    covers,
+    headlines,
+    interval,
+    minutes,
+    missing,
+    needed,
+    percent,
+    quantity,
+    relative,
+    signed,
+    trained,
+)
 
 SIZES = ("APs", "APm", "APl")
-COVERS = (
-    "95 % intervals by a bootstrap over the test images, the same draw for every row: what other images would show of "
-    "these trained detectors. What another training seed would change is not in them; the spread over seeds is apart."
-)
 
 
 @dataclass(frozen=True)
-class SeedResult:
+class Training:
     """One fine-tuned detector, judged. `metrics` is its metrics.json; `results` the folder or URL it lies in."""
 
     seed: int
+    pretrain_seed: int | None
+    """What its backbone was pretrained with here; None of a backbone that was given, or never pretrained."""
+
     metrics: dict[str, Any]
     matches: Matches
     results: str
 
     @classmethod
-    def read(cls, results: str, seed: int) -> "SeedResult":
+    def read(cls, results: str, seed: int, pretrain_seed: int | None = None) -> "Training":
         """Read `metrics.json` and `matches.npz` of a results folder, local or remote.
 
         Raises:
             UserError: one is missing or damaged, or they disagree on AP.
         """
         metrics = _read_json(join(results, "metrics.json"))
-        return cls(seed, metrics, Matches.load(join(results, "matches.npz")), results)
+        return cls(seed, pretrain_seed, metrics, Matches.load(join(results, "matches.npz")), results)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A training that was asked for and has no results."""
+
+    label: str
+    run: str
+    why: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One backbone under the detector recipe, one or more seeds."""
+    """One backbone under the detector recipe, one or more trainings."""
 
     label: str
     net: str
@@ -69,12 +83,12 @@ class Row:
     """Multiply-adds of the backbone on one image."""
 
     train_seconds: float
-    """Fine-tuning, wall clock, mean over seeds."""
+    """Fine-tuning, wall clock, mean over trainings."""
 
     pretrain: dict[str, float]
-    """Metrics of the pretraining, fractions, such as {"top1": 0.93}; empty from scratch."""
+    """Metrics of the pretraining, fractions, such as {"top1": 0.93}, means over pretrainings; empty from scratch."""
 
-    seeds: tuple[SeedResult, ...]
+    trainings: tuple[Training, ...]
 
 
 @dataclass(frozen=True)
@@ -94,29 +108,45 @@ class Report:
     command: str
     """What makes this report again."""
 
+    half_width: float = 0.01
+    """Wanted of a gain's interval, a fraction: the report says how many trainings it takes."""
+
+    missing: tuple[Missing, ...] = ()
+
 
 def to_json(report: Report, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Every number of the report. AP and the like are fractions, the paper's numbers percent as printed; null: none.
 
     Raises:
-        UserError: labels repeat, the baseline is no row, a row has no seeds, rows were judged on different images, or a
-            metrics.json does not belong to its matches.npz.
+        UserError: labels repeat, the baseline is no row, a row has no training, rows were judged on different images,
+            or a metrics.json does not belong to its matches.npz.
     """
     labels = [row.label for row in report.rows]
     if len(set(labels)) < len(labels):
         raise UserError(f"two rows share a label: {', '.join(labels)}; give each its own")
-    statistics = paired_bootstrap(
-        {row.label: [s.matches for s in row.seeds] for row in report.rows}, report.baseline, resamples, seed
+    statistics = compare(
+        {row.label: [Scored(t.matches, t.pretrain_seed) for t in row.trainings] for row in report.rows},
+        report.baseline,
+        resamples,
+        seed,
+        report.half_width,
     )
     rows = [_row(row, statistics[row.label]) for row in report.rows]
     return _finite(
         {
-            "format": 1,
+            "format": 2,
             "title": report.title,
             "baseline": report.baseline,
-            "classes": list(report.rows[0].seeds[0].metrics["bbox"]["per_class"]),
+            "classes": list(report.rows[0].trainings[0].metrics["bbox"]["per_class"]),
             "rows": rows,
-            "intervals": {"resamples": resamples, "seed": seed, "confidence": 0.95, "covers": COVERS},
+            "missing": [asdict(one) for one in report.missing],
+            "intervals": {
+                "resamples": resamples,
+                "seed": seed,
+                "confidence": intervals.CONFIDENCE,
+                "half_width": report.half_width,
+                "covers": covers(rows),
+            },
             "recall": np.linspace(0, 1, 101).round(2).tolist(),
             "paper": [asdict(g) | {"absolute": g.absolute, "relative": g.relative} for g in paper.GAINS],
             "recipe": report.recipe,
@@ -132,27 +162,43 @@ def to_markdown(summary: dict[str, Any]) -> str:
     rows, base = summary["rows"], summary["baseline"]
     lines = [f"# {_cell(summary['title'])}", ""]
     lines += [f"- {_cell(line)}" for line in headlines(summary)]
-    lines += ["", summary["intervals"]["covers"], ""]
-    head = ["Backbone", "AP", "AP50", "AP75", *SIZES, "Gain in AP", "Relative", "Seeds", "Spread (std)"]
+    lines += [f"- {_cell(line)}" for line in missing(summary)]
+    lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
+    head = ["Backbone", "AP", "AP50", "AP75", *SIZES, "Gain in AP", "Relative"]
     body = []
     for row in rows:
-        gain, spread = row["gain"].get("AP"), row["spread"].get("AP")
+        gain = row["gain"].get("AP")
         body.append(
             [
                 row["label"] + (" (baseline)" if row["label"] == base else ""),
                 interval(row["AP"]),
                 *(percent(row[m]["value"]) for m in METRICS[1:]),
                 *(percent(row["sizes"][m]) for m in SIZES),
-                interval(gain["absolute"], signed) if gain else "–",
-                interval(gain["relative"], lambda v: f"{signed(v, 0)}\u00a0%") if gain and gain["relative"] else "–",
-                str(len(row["seeds"])),
-                percent(spread["std"]) if spread else "–",
+                interval(gain["absolute"], signed) if gain else NONE,
+                relative(gain["relative"]) if gain else NONE,
+            ]
+        )
+    lines += [*_table(head, body), "", "What varies, and 95 % intervals of the gain in AP by each noise and both:", ""]
+    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "Gain, other images"]
+    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
+    body = []
+    for row in rows:
+        gain, spread = row["gain"].get("AP"), row["spread"].get("AP", {})
+        parts = [between(gain["absolute"], of) for of in ("images", "trainings", "joint")] if gain else [NONE] * 3
+        body.append(
+            [
+                row["label"],
+                trained(row),
+                percent(spread.get("pretraining")),
+                percent(spread.get("finetuning")),
+                *parts,
+                needed(gain) if gain else NONE,
             ]
         )
     lines += [*_table(head, body), ""]
     if any(row["segm"] for row in rows):
         body = [[row["label"], *(percent((row["segm"] or {}).get(m)) for m in METRICS)] for row in rows]
-        lines += ["Masks, mean over seeds:", "", *_table(["Backbone", *METRICS], body), ""]
+        lines += ["Masks, mean over trainings:", "", *_table(["Backbone", *METRICS], body), ""]
     head = ["Backbone", "Net", "Pretrained on", "Pretraining", "Parameters", "Multiply-adds", "Fine-tuning"]
     body = [
         [
@@ -207,10 +253,10 @@ def write(
         best = max(report.rows, key=lambda row: _mean_ap(summary, row.label))
         shown = [row for row in report.rows if row.label == report.baseline or row is best]
         judged = [
-            Detected(row.label, _read_json(join(row.seeds[0].results, "detections.json")), row.seeds[0].seed)
+            Detected(row.label, _read_json(join(row.trainings[0].results, "detections.json")), row.trainings[0].seed)
             for row in sorted(shown, key=lambda row: row.label != report.baseline)
         ]
-        pictures = gallery(_read_json(join(shown[0].seeds[0].results, "ground_truth.json")), judged, image)
+        pictures = gallery(_read_json(join(shown[0].trainings[0].results, "ground_truth.json")), judged, image)
     files = {
         "report.json": json.dumps(summary, indent=1, allow_nan=False),
         "report.md": to_markdown(summary),
@@ -225,18 +271,26 @@ def write(
 
 
 def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
-    for result in row.seeds:
-        own = average_precision(result.matches).AP
-        said = result.metrics["bbox"]["AP"]
+    for one in row.trainings:
+        own = average_precision(one.matches).AP
+        said = one.metrics["bbox"]["AP"]
         if said is not None and abs(own - said) > 1e-4:
             raise UserError(
-                f"{result.results}: metrics.json says AP {said:.4f}, matches.npz gives {own:.4f}; evaluate it again"
+                f"{one.results}: metrics.json says AP {said:.4f}, matches.npz gives {own:.4f}; evaluate it again"
             )
-    boxes = [s.metrics["bbox"] for s in row.seeds]
-    masks = [s.metrics["segm"] for s in row.seeds if s.metrics.get("segm")]
+    shares = _shares(row)
+
+    def mean(metrics: list[dict[str, Any] | None], *path: str) -> float | None:
+        """Over the trainings that have the number, each with its share."""
+        found = [(_at(one, path), share) for one, share in zip(metrics, shares, strict=True)]
+        present = [(value, share) for value, share in found if value is not None]
+        return sum(v * w for v, w in present) / sum(w for _, w in present) if present else None
+
+    boxes = [t.metrics["bbox"] for t in row.trainings]
+    masks = [t.metrics.get("segm") for t in row.trainings]
     curves = []
-    for result in row.seeds:
-        precision = precision_recall(result.matches)[1]
+    for one in row.trainings:
+        precision = precision_recall(one.matches)[1]
         curves.append(precision[~np.isnan(precision).any(1)].mean(0))
     return {
         "label": row.label,
@@ -247,42 +301,45 @@ def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
         "macs": row.macs,
         "train_seconds": row.train_seconds,
         **{metric: asdict(statistics.mean[metric]) for metric in METRICS},
-        "sizes": {size: _mean([b[size] for b in boxes]) for size in SIZES},
-        "segm": {metric: _mean([m[metric] for m in masks]) for metric in (*METRICS, *SIZES)} if masks else None,
-        "gain": {metric: _gain(gain) for metric, gain in statistics.gain.items()},
+        "sizes": {size: mean(boxes, size) for size in SIZES},
+        "segm": {metric: mean(masks, metric) for metric in (*METRICS, *SIZES)} if any(masks) else None,
+        "gain": {metric: asdict(gain) for metric, gain in statistics.gain.items()},
         "spread": {metric: asdict(spread) for metric, spread in statistics.spread.items()},
+        "independent": statistics.independent,
+        "pretrainings": 0 if row.pretrained is None else len({t.pretrain_seed for t in row.trainings}),
         "per_class": {
             name: {
-                "AP": _mean([b["per_class"][name]["AP"] for b in boxes]),
-                "AP50": _mean([b["per_class"][name]["AP50"] for b in boxes]),
+                "AP": mean(boxes, "per_class", name, "AP"),
+                "AP50": mean(boxes, "per_class", name, "AP50"),
                 "objects": one["objects"],
             }
             for name, one in boxes[0]["per_class"].items()
         },
-        "curve": np.mean(curves, axis=0).tolist(),
-        "seeds": [
+        "curve": np.average(curves, axis=0, weights=shares).tolist(),
+        "trainings": [
             {
-                "seed": s.seed,
-                **{metric: s.metrics["bbox"][metric] for metric in METRICS},
-                "notes": s.metrics.get("notes", []),
-                "provenance": s.metrics.get("provenance", {}),
-                "results": s.results,
+                "seed": t.seed,
+                "pretrain_seed": t.pretrain_seed,
+                **{metric: t.metrics["bbox"][metric] for metric in METRICS},
+                "notes": t.metrics.get("notes", []),
+                "provenance": t.metrics.get("provenance", {}),
+                "results": t.results,
             }
-            for s in row.seeds
+            for t in row.trainings
         ],
     }
 
 
-def _gain(gain: Gain) -> dict[str, Any]:
-    def told(part: Interval) -> dict[str, Any]:
-        return asdict(part) | {"includes_zero": part.includes_zero}
+def _shares(row: Row) -> list[float]:
+    """How much each training counts in a mean: pretrainings alike, and alike the fine-tunings of each."""
+    seeds = [t.pretrain_seed for t in row.trainings]
+    return [1 / (len(set(seeds)) * seeds.count(seed)) for seed in seeds]
 
-    return {"absolute": told(gain.absolute), "relative": told(gain.relative) if gain.relative else None}
 
-
-def _mean(values: list[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return sum(present) / len(present) if present else None
+def _at(tree: Any, path: tuple[str, ...]) -> float | None:
+    for name in path:
+        tree = None if tree is None else tree[name]
+    return tree
 
 
 def _mean_ap(summary: dict[str, Any], label: str) -> float:

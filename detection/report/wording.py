@@ -20,11 +20,83 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def interval(told: dict[str, Any], say: Callable[[float | None], str] = percent) -> str:
-    """A value with its interval: `31.2 (28.9–33.4)`, signed `+4.1 (+2.0 to +6.3)`."""
-    if told["value"] is None or told["low"] is None:
+    """An estimate with its interval: `31.2 (28.9–33.4)`, signed `+4.1 (+2.0 to +6.3)`.
+
+    Round brackets hold both noises; square ones, where the row was trained once, other images alone.
+    """
+    span, (opening, closing) = (told["joint"], "()") if told["joint"] else (told["images"], "[]")
+    if told["value"] is None or span is None:
         return say(told["value"])
     between = "–" if say is percent else " to "
-    return f"{say(told['value'])} ({say(told['low'])}{between}{say(told['high'])})"
+    return f"{say(told['value'])} {opening}{say(span['low'])}{between}{say(span['high'])}{closing}"
+
+
+def relative(told: dict[str, Any] | None) -> str:
+    """A relative gain, brackets as in `interval`: `+28\u00a0% (+12\u00a0% to +44\u00a0%)`."""
+    if told is None:
+        return NONE
+    span = {"low": told["low"], "high": told["high"]}
+    both = {"value": told["value"], "joint": span if told["joint"] else None, "images": span}
+    return interval(both, lambda v: f"{signed(v, 0)}\u00a0%")
+
+
+def between(told: dict[str, Any], of: str) -> str:
+    """The ends of one of a gain's intervals: `+2.0 to +6.3`."""
+    span = told[of]
+    return f"{signed(span['low'])} to {signed(span['high'])}" if span else "unknown"
+
+
+def trained(row: dict[str, Any]) -> str:
+    """How often a row was trained: `3 pretrainings, 6 fine-tunings`."""
+    count = len(row["trainings"])
+    if row["pretrained"] is None:
+        return f"{count} from scratch"
+    of = "pretraining" if row["pretrainings"] == 1 else "pretrainings"
+    return f"{row['pretrainings']} {of}, {count} fine-tuning{'s' if count > 1 else ''}"
+
+
+def training(one: dict[str, Any]) -> str:
+    """The name of a training within its row."""
+    here = "" if one["pretrain_seed"] is None else f"pretraining seed {one['pretrain_seed']}, "
+    return f"{here}seed {one['seed']}"
+
+
+def needed(gain: dict[str, Any]) -> str:
+    """How many trainings a row the wanted half-width takes."""
+    if gain["needed"]:
+        return f"{gain['needed']} trainings a row"
+    if gain["images_alone"] is None:
+        return "unknown: train each row twice at least"
+    return f"more images: any number of trainings leaves ±{percent(gain['images_alone'])}"
+
+
+def covers(rows: list[dict[str, Any]]) -> list[str]:
+    """What the report's intervals hold, and what not."""
+    once = [row["label"] for row in rows if row["independent"] == 1]
+    fixed = [row["label"] for row in rows if row["independent"] > 1 and row["pretrainings"] == 1]
+    lines = []
+    if len(once) < len(rows):
+        lines.append("95 % intervals, in round brackets: other images and other trainings, both.")
+    if once:
+        lines.append(
+            f"In square brackets: other images alone, of these very detectors. {_all(once)} trained once; what another "
+            "training would change is unknown, so that no row is said to be better than another by it."
+        )
+    if fixed:
+        lines.append(f"What another pretraining of {_all(fixed, '')} would change is unknown, and in no interval.")
+    return lines
+
+
+def missing(summary: dict[str, Any]) -> list[str]:
+    """A sentence for each training that is not in the report."""
+    return [f"{one['run']} is missing: {one['why']}" for one in summary["missing"]]
+
+
+def _all(labels: list[str], verb: str = "was") -> str:
+    """`a was`, `a and b were`."""
+    *others, last = labels
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"{listed} {'were' if others else 'was'}" if verb else listed
 
 
 def quantity(value: float) -> str:
@@ -56,6 +128,20 @@ def headlines(summary: dict[str, Any]) -> list[str]:
         line += f", {interval(gain['absolute'], signed)} over {base}"
         if gain["relative"]:
             line += f", relative {signed(gain['relative']['value'], 0)}\u00a0%"
-        zero = gain["absolute"]["includes_zero"]
-        lines.append(line + ("; no difference shown, the interval includes zero." if zero else "."))
+        lines.append(f"{line}; {_verdict(gain, row, next(r for r in rows if r['label'] == base))}.")
     return lines
+
+
+def _verdict(gain: dict[str, Any], row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Only the interval that holds both noises says whether there is a difference."""
+    if gain["verdict"] is None:
+        once = [one["label"] for one in (row, base) if one["independent"] == 1]
+        if not once:
+            return "no interval, for want of objects"
+        which = "one training each" if len(once) == 2 else f"{once[0]} was trained once"
+        return f"{which}: what another training would change is unknown"
+    fixed = [one["label"] for one in (row, base) if one["pretrainings"] == 1]
+    of = f" between these very backbones of {_all(fixed, '')}" if fixed else ""
+    if gain["verdict"] == "no difference":
+        return f"no difference shown{of}, zero is inside the interval"
+    return f"a difference{of}, zero is outside the interval"

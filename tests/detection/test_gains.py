@@ -148,11 +148,11 @@ def assert_reported(storage: Path, labels: list[str], seeds: list[int]) -> dict[
     report = json.loads((storage / "compare" / "report.json").read_text())
     assert [row["label"] for row in report["rows"]] == labels
     for row in report["rows"]:
-        assert [one["seed"] for one in row["seeds"]] == seeds
+        assert [one["seed"] for one in row["trainings"]] == seeds
         runs = [storage / f"compare-{row['label']}-seed{seed}" for seed in seeds]
         own = [json.loads((url / "results" / "metrics.json").read_text())["bbox"] for url in runs]
         for name in ("AP", "AP50", "AP75"):
-            assert [one[name] for one in row["seeds"]] == [metrics[name] for metrics in own]
+            assert [one[name] for one in row["trainings"]] == [metrics[name] for metrics in own]
             assert row[name]["value"] == pytest.approx(sum(m[name] for m in own) / len(own), abs=1e-6)
         config = json.loads((runs[0] / "artifact" / "config.json").read_text())["raybone_detector"]
         assert row["params"] == config["provenance"]["cost"]["parameters"]

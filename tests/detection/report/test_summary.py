@@ -16,7 +16,7 @@ from PIL import Image
 from backbone.errors import UserError
 from detection.report import charts, page
 from detection.report.pictures import BUDGET, Detected, gallery
-from detection.report.summary import Report, Row, SeedResult, to_json, to_markdown, write
+from detection.report.summary import Missing, Report, Row, Training, to_json, to_markdown, write
 from detection.report.wording import headlines, minutes, quantity, signed
 from tests.detection.report import simulated
 
@@ -65,12 +65,12 @@ def report(tmp_path_factory) -> Report:
     folder = tmp_path_factory.mktemp("results")
     truth = simulated.ground_truth(50, NAMES)
 
-    def row(label: str, pretrained: str | None, skill: float, seeds: int, macs: float) -> Row:
+    def row(label: str, pretrained: str | None, skill: float, pretrainings: list[int | None], macs: float) -> Row:
         results = []
-        for seed in range(seeds):
+        for seed, pretraining in enumerate(pretrainings):
             place = folder / f"{skill}-{seed}"
             simulated.write_results(place, truth, simulated.detections(truth, skill, seed=int(1000 * skill) + seed))
-            results.append(SeedResult.read(str(place), seed))
+            results.append(Training.read(str(place), seed, pretraining))
         pretrain = {"top-1": 0.871} if pretrained else {}
         return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results))
 
@@ -78,9 +78,9 @@ def report(tmp_path_factory) -> Report:
         title="Gains <on> scenes",
         baseline="plain-18",
         rows=(
-            row(EVIL, "imagenette128", 0.8, 2, 9.6e9),
-            row("plain-18", "imagenette128", 0.4, 2, 9.4e9),
-            row("from scratch", None, 0.38, 1, 9.6e9),
+            row(EVIL, "imagenette128", 0.8, [4, 4, 5, 5, 6, 6], 9.6e9),
+            row("plain-18", "imagenette128", 0.4, [4, 4, 4], 9.4e9),
+            row("from scratch", None, 0.38, [None], 9.6e9),
         ),
         recipe={"detector": {"kind": "fpn", "freeze_at": 2}},
         data={"source": "synthetic", "images": 50, "fingerprint": "9f2c"},
@@ -116,10 +116,12 @@ def sayable(summary: dict[str, Any]) -> set[str]:
 def test_json_holds_pycocotools_numbers(report: Report, summary: dict[str, Any]) -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     for row, told in zip(report.rows, summary["rows"], strict=True):
-        own = [s.metrics["bbox"] for s in row.seeds]
+        own = [s.metrics["bbox"] for s in row.trainings]
         for metric in ("AP", "AP50", "AP75"):
             assert told[metric]["value"] == pytest.approx(np.mean([b[metric] for b in own]), abs=1e-12)
-            assert told[metric]["low"] <= told[metric]["value"] <= told[metric]["high"]
+            for of in ("images", "trainings", "joint"):
+                if told[metric][of]:
+                    assert told[metric][of]["low"] <= told[metric]["value"] <= told[metric][of]["high"]
         assert told["sizes"]["APl"] == pytest.approx(np.mean([b["APl"] for b in own]))
         assert told["per_class"]["bus"]["AP"] == pytest.approx(np.mean([b["per_class"]["bus"]["AP"] for b in own]))
         assert np.mean(told["curve"]) == pytest.approx(told["AP50"]["value"], abs=1e-12)
@@ -130,19 +132,72 @@ def test_json_holds_pycocotools_numbers(report: Report, summary: dict[str, Any])
     assert base["gain"] == {}
     assert set(best["spread"]) == {"AP", "AP50", "AP75"}
     assert scratch["spread"] == {}
+    assert [row["independent"] for row in summary["rows"]] == [3, 3, 1]
+    assert [row["pretrainings"] for row in summary["rows"]] == [3, 1, 0]
+    assert gain["verdict"] == "more"
+    assert scratch["gain"]["AP"]["verdict"] is None
 
 
-def test_headline_says_gain_and_says_no_difference(summary: dict[str, Any]) -> None:
+VERDICTS = r"difference|(in|out)side the interval"
+
+
+def test_headline_says_what_is_shown_and_what_is_not_known(summary: dict[str, Any]) -> None:
     first, second, last = headlines(summary)
-    best, base, scratch = summary["rows"]
-    assert first.startswith(f"{EVIL}: AP {100 * best['AP']['value']:.1f} (")
-    assert "no difference" not in first
+    best, _, scratch = summary["rows"]
+    joint = best["AP"]["joint"]
+    told = f"{100 * best['AP']['value']:.1f} ({100 * joint['low']:.1f}–{100 * joint['high']:.1f})"
+    assert first.startswith(f"{EVIL}: AP {told}, ")
     assert f"relative {100 * best['gain']['AP']['relative']['value']:+.0f}\u00a0%" in first
-    assert scratch["gain"]["AP"]["absolute"]["includes_zero"]
-    assert "no difference shown" in second
-    assert last == f"plain-18: AP {100 * base['AP']['value']:.1f} ({100 * base['AP']['low']:.1f}–" + (
-        f"{100 * base['AP']['high']:.1f}), the baseline."
+    assert first.endswith("a difference between these very backbones of plain-18, zero is outside the interval.")
+    images = scratch["AP"]["images"]
+    assert f"[{100 * images['low']:.1f}–{100 * images['high']:.1f}]" in second
+    assert second.endswith("from scratch was trained once: what another training would change is unknown.")
+    assert not re.search(VERDICTS, second)
+    assert last.endswith(", the baseline.")
+    covers = " ".join(summary["intervals"]["covers"])
+    assert "from scratch was trained once" in covers
+    assert "another pretraining of plain-18 would change is unknown" in covers
+
+
+def test_verdicts_need_both_noises(report: Report) -> None:
+    """Of single trainings none is given anywhere, however far their intervals of images lie from zero."""
+    rows = tuple(dataclasses.replace(row, trainings=row.trainings[:1]) for row in report.rows)
+    told = to_json(dataclasses.replace(report, rows=rows), resamples=50)
+    assert told["rows"][0]["gain"]["AP"]["absolute"]["images"]["low"] > 0
+    for said in (to_markdown(told), page.to_html(told)):
+        assert "one training each: what another training would change is unknown" in said
+        assert not re.search(VERDICTS, said.replace(charts.WHISKERS, ""))
+    html = page.to_html(told)
+    assert 'class="whisker given"' in html
+    assert 'class="whisker s1"' not in html
+    assert '<small class="given">' in html
+    assert '<span class="given">[' in html
+    same = (report.rows[1], dataclasses.replace(report.rows[1], label="twin"))
+    told = to_json(dataclasses.replace(report, rows=same), resamples=50)
+    assert headlines(told)[0].endswith(
+        "no difference shown between these very backbones of twin and plain-18, zero is inside the interval."
     )
+    html = page.to_html(told)
+    assert 'class="whisker s1"' in html
+    assert 'class="given"' not in html
+
+
+def test_what_is_missing_is_named(report: Report) -> None:
+    lost = Missing("plain-18", "gains-plain-18-seed7", "loss is not finite <at step 3>")
+    told = to_json(dataclasses.replace(report, missing=(lost,)), resamples=10)
+    line = "gains-plain-18-seed7 is missing: loss is not finite"
+    assert line in to_markdown(told)
+    assert line in page.to_html(told)
+    assert "<at step 3>" not in page.to_html(told)
+
+
+def test_a_half_width_is_said_in_trainings_or_in_images(report: Report) -> None:
+    for wanted, answer in ((0.3, r"[2-9] trainings a row"), (0.0001, "more images: any number of trainings leaves ±")):
+        told = to_json(dataclasses.replace(report, half_width=wanted), resamples=50)
+        for said in (to_markdown(told), page.to_html(told)):
+            assert f"±{100 * wanted:.1f} takes" in said
+            assert re.search(answer, said)
+            assert "unknown: train each row twice at least" in said  # from scratch
 
 
 def test_markdown_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any]) -> None:
@@ -152,9 +207,8 @@ def test_markdown_has_the_numbers_of_the_json_and_no_others(summary: dict[str, A
     for row in summary["rows"]:
         line = next(x for x in text.splitlines() if x.startswith("| " + row["label"].split(" <")[0]))
         for told in (row["AP"], row["gain"].get("AP", {}).get("absolute", row["AP"])):
-            for value in told.values():
-                if not isinstance(value, bool):
-                    assert f"{abs(100 * value):.1f}" in line
+            for value in (told["value"], *(told["joint"] or told["images"]).values()):
+                assert f"{abs(100 * value):.1f}" in line
     assert "<script>" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
@@ -167,7 +221,7 @@ def test_page_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any])
     parsed = Page(html)
     assert set(re.findall(r"\d+(?:\.\d+)?", parsed.table)) <= sayable(summary) | {"95", "50", "75", "1512.03385"}
     for row in summary["rows"]:
-        for value in row["AP"].values():
+        for value in (row["AP"]["value"], *(row["AP"]["joint"] or row["AP"]["images"]).values()):
             assert f"{100 * value:.1f}" in parsed.table
     changed = json.loads(json.dumps(summary))
     changed["rows"][0]["AP"]["value"] = 0.7777
@@ -205,12 +259,16 @@ def test_gains_chart_is_to_scale(summary: dict[str, Any]) -> None:
     parsed = Page(charts.gains(summary))
     spans = [row["gain"]["AP"]["absolute"] for row in summary["rows"] if row["gain"]]
     zero = next(float(x["x1"] or 0) for x in parsed.all("line") if x["class"] == "zero")
-    whiskers = [x for x in parsed.all("line") if (x["class"] or "").startswith("whisker")]
+    whiskers = [x for x in parsed.all("line") if re.match("whisker (?!inner)", x["class"] or "")]
+    inner = [x for x in parsed.all("line") if (x["class"] or "").startswith("whisker inner")]
     unit = (float(parsed.all("circle")[0]["cx"] or 0) - zero) / spans[0]["value"]
     assert unit > 0
     for span, dot, whisker in zip(spans, parsed.all("circle"), whiskers, strict=True):
         drawn = [float(v or 0) for v in (dot["cx"], whisker["x1"], whisker["x2"])]
-        assert drawn == pytest.approx([zero + unit * span[k] for k in ("value", "low", "high")], abs=0.5)
+        ends = span["joint"] or span["images"]
+        assert drawn == pytest.approx([zero + unit * v for v in (span["value"], *ends.values())], abs=0.5)
+        assert ("given" in (whisker["class"] or "")) == (span["joint"] is None)
+    assert len(inner) == 1
 
 
 def test_many_classes_become_a_table(summary: dict[str, Any]) -> None:
@@ -300,13 +358,13 @@ def test_one_row_and_no_detections(report: Report) -> None:
     told = to_json(dataclasses.replace(report, rows=(alone,)), resamples=10)
     assert headlines(told)[0].endswith("the baseline.")
     assert "Gain in AP</h3>" not in page.to_html(told)
-    result = alone.seeds[0]
+    result = alone.trainings[0]
     rows = {name: getattr(result.matches, name)[:0] for name in ("image", "label", "score", "tp", "ignored", "iou")}
     metrics = json.loads(json.dumps(result.metrics))
     metrics["bbox"]["AP"] = 0.0
     metrics["notes"] = ["no detections: AP is 0"]
-    silent = SeedResult(0, metrics, dataclasses.replace(result.matches, **rows), result.results)
-    nothing = dataclasses.replace(alone, label="nothing", seeds=(silent,))
+    silent = Training(0, None, metrics, dataclasses.replace(result.matches, **rows), result.results)
+    nothing = dataclasses.replace(alone, label="nothing", trainings=(silent,))
     told = to_json(dataclasses.replace(report, rows=(nothing, alone), baseline="nothing"), resamples=10)
     assert told["rows"][1]["gain"]["AP"]["relative"] is None
     assert "no detections: AP is 0" in page.to_html(told)
@@ -316,12 +374,12 @@ def test_what_does_not_belong_together_is_refused(report: Report, tmp_path: Path
     row = report.rows[1]
     with pytest.raises(UserError, match="share a label"):
         to_json(dataclasses.replace(report, rows=(row, row)))
-    metrics = {**row.seeds[0].metrics, "bbox": {**row.seeds[0].metrics["bbox"], "AP": 0.99}}
-    liar = dataclasses.replace(row, seeds=(dataclasses.replace(row.seeds[0], metrics=metrics),))
+    metrics = {**row.trainings[0].metrics, "bbox": {**row.trainings[0].metrics["bbox"], "AP": 0.99}}
+    liar = dataclasses.replace(row, trainings=(dataclasses.replace(row.trainings[0], metrics=metrics),))
     with pytest.raises(UserError, match=r"says AP 0\.9900"):
         to_json(dataclasses.replace(report, rows=(liar,)), resamples=5)
     with pytest.raises(UserError, match=r"metrics\.json"):
-        SeedResult.read(str(tmp_path), 0)
+        Training.read(str(tmp_path), 0)
 
 
 def test_numbers_are_said_plainly() -> None:

@@ -8,7 +8,6 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,8 +40,7 @@ class Ring:
             UserError: there is not enough shared memory, or it cannot be page-locked.
         """
         shape = (workers * AHEAD + KEPT, batch, 3, size, size)
-        check_space(torch.Size(shape).numel(), workers)
-        self.images = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        self.images = shared(torch.Size(shape), workers)
         if device.type == "cuda":
             failure = torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.nbytes, 0)
             if int(failure):
@@ -53,22 +51,27 @@ class Ring:
             weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, self.images.data_ptr())
 
 
-def check_space(needed: int, workers: int) -> None:
-    """Refuse what would end in a bus error.
+def shared(shape: torch.Size, workers: int) -> Tensor:
+    """uint8 in shared memory, any values.
+
+    It is reserved at once: the kernel counts, over all training processes of the machine, which could not count for
+    each other; a page that were missing later would end in a bus error.
 
     Raises:
-        UserError: `needed` bytes are more than is free in shared memory. Names what to change.
+        UserError: so much is not free. Names what to change.
     """
-    if not Path(SHARED).is_dir():
-        return
-    stat = os.statvfs(SHARED)
-    free = stat.f_bavail * stat.f_frsize
-    if needed > free:
+    try:
+        storage = torch.UntypedStorage._new_shared(shape.numel())  # as DataLoader's own: `share_memory_` would copy
+    except RuntimeError as error:
+        if "unable to allocate shared memory" not in str(error):
+            raise
+        stat = os.statvfs(SHARED)
         raise UserError(
-            f"data.workers {workers} need {needed / 2**20:.0f} MiB of shared memory for their batches, {SHARED} has "
-            f"{free / 2**20:.0f} free; set data.workers or optim.micro_batch lower, or enlarge it (docker run "
-            "--shm-size, Kubernetes: an emptyDir of medium Memory)"
-        )
+            f"data.workers {workers} need {shape.numel() / 2**20:.0f} MiB of shared memory for their batches, {SHARED} "
+            f"has {stat.f_bavail * stat.f_frsize / 2**20:.0f} free; set data.workers or optim.micro_batch lower, or "
+            "enlarge it (docker run --shm-size, Kubernetes: an emptyDir of medium Memory)"
+        ) from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Filled(Dataset):

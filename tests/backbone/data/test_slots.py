@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backbone.data.batches import Loader
-from backbone.data.slots import AHEAD, KEPT, InTurn, check_space
+from backbone.data.slots import AHEAD, KEPT, SHARED, InTurn, shared
 from backbone.errors import UserError
 
 CPU = torch.device("cpu")
@@ -71,9 +71,19 @@ def test_memory_is_that_of_the_batches_under_way():
     assert found.untyped_storage().nbytes() == (2 * AHEAD + KEPT) * 3 * 3 * 4 * 4
 
 
-def test_too_little_shared_memory_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(not Path(SHARED).is_dir(), reason="shared memory is not a file system here")
+def test_too_little_shared_memory_is_refused_beforehand():
     """64 MiB is what a container has where nobody says otherwise; torch's loader dies there of a bus error."""
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=16384, f_frsize=4096))
-    check_space(64 * 2**20, 4)
-    with pytest.raises(UserError, match=r"data\.workers 4 need 65 MiB .* has 64 free; set data\.workers or optim"):
-        check_space(65 * 2**20, 4)
+    stat = os.statvfs(SHARED)
+    mebibytes = stat.f_blocks * stat.f_frsize // 2**20 + 1
+    with pytest.raises(UserError, match=rf"data\.workers 4 need {mebibytes} MiB .* has \d+ free; set data\.workers or"):
+        shared(torch.Size([mebibytes, 2**20]), 4)
+
+
+@pytest.mark.skipif(not Path(SHARED).is_dir(), reason="shared memory is not a file system here")
+def test_shared_memory_is_taken_before_it_is_filled():
+    """So that of several processes of a machine, the one for which it does not suffice is told."""
+    images = shared(torch.Size([8, 2**20]), 1)
+    descriptor, size = images.untyped_storage()._share_fd_cpu_()
+    assert images.is_shared()
+    assert os.fstat(descriptor).st_blocks * 512 >= size == 8 * 2**20

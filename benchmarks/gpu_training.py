@@ -277,7 +277,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("error: torch sees no GPU here; --tiny runs all of it on the CPU, small, to see that it runs")
     else:
-        torch.backends.cudnn.benchmark = True  # both peers' scripts set it, as ours does
+        torch.backends.cudnn.benchmark = True  # both peers' scripts set it, as our job does
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

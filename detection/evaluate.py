@@ -19,6 +19,7 @@ from backbone.job import Job
 from backbone.provenance import environment
 from backbone.storage import filesystem, join
 from backbone.training import engine
+from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
@@ -160,6 +161,7 @@ def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
     return np.array([0, *(label.get(name, 0) for name in mine.names)])
 
 
+@out_of_memory_is_final(lambda payload: f"batch {payload.options.batch} is too much; give a smaller --batch")
 def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: detect in its share of the images; the first one scores and writes the results.
 

@@ -23,6 +23,7 @@ from backbone.options import NetOptions
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
+from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
@@ -108,6 +109,7 @@ def finished(url: str) -> dict[str, Any] | None:
     return json.loads(fs.cat_file(places[1])) if all(fs.exists(place) for place in places) else None
 
 
+@out_of_memory_is_final(lambda payload: smaller_micro_batch(payload.recipe.optim))
 def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: train, judge, and on the first rank write artifact and results.
 

@@ -22,6 +22,7 @@ from backbone.job import Job
 from backbone.nets.vgg import VGG
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
+from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
@@ -134,6 +135,7 @@ def class_targets(
     return np.array([place[name] for name in source.classes])
 
 
+@out_of_memory_is_final(lambda payload: f"batch {payload.options.batch} is too much; give a smaller --batch")
 def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: evaluate its share; the first one writes the results. Returns them, on every rank."""
     recipe = payload.options

@@ -1,7 +1,8 @@
 """Pretraining: what the job prepares on the driver, what every worker runs, what comes out."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -31,6 +32,7 @@ from backbone.provenance import code
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import draw_curves
+from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precise_bn import precise_bn
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
@@ -98,6 +100,19 @@ def finished(url: str) -> dict[str, Any] | None:
     return json.loads(fs.cat_file(place))["raybone"]["provenance"]["metrics"] if fs.exists(place) else None
 
 
+@contextmanager
+def one_shape() -> Generator[None]:
+    """cuDNN tries out its algorithms, which pays where all batches have one shape; not so for what comes after."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@out_of_memory_is_final(lambda payload: smaller_micro_batch(payload.recipe.optim))
+@one_shape()
 def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: train, exact batch statistics, judge, and on the first rank write the artifact.
 
@@ -161,8 +176,6 @@ class Classification:
         red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
         self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, (red, green, blue))
         self.val = ValSet(self.val_source, self.recipe.data)
-        if self.world.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # all batches have one shape
         self.inputs.prepare(self.world.device)
         self._smoothing = self.recipe.optim.label_smoothing
         augment = self.recipe.data.augment

@@ -54,7 +54,9 @@ def _read(models: Models, given: Any) -> BaseModel:
             field, message = str(fault["loc"][0]) if len(fault["loc"]) == 1 else "", fault["msg"]
             if readers := foreign.get(field):
                 fault["type"] = "of_another_kind"
-                message = f"is read by {by} {' or '.join(readers)}, not by {kind}; an empty value takes it back"
+                *some, last = readers
+                those = f"{', '.join(some)} or {last}" if some else last
+                message = f"is read by {by} {those}, not by {kind}; leave it out or empty, or give another {by}"
             elif field and fault["type"] == "missing":
                 if not model:
                     continue

@@ -85,7 +85,7 @@ def test_fields_of_another_kind_are_named_with_their_readers(recipe_file, refuse
     file = recipe_file(
         "schedule: {kind: steps, milestones: [30, 60], gamma: 0.2, totl: 3}\ndata: {augment: {pca: 0.1}}\n"
     )
-    back = "an empty value takes it back"
+    back = "leave it out or empty, or give another kind"
     assert refused("--config", file, "--schedule.kind", "cosine", "--schedule.patience", "2") == [
         f"error: {file}: schedule.milestones: is read by kind steps or pieces, not by cosine; {back} (got [30, 60])",
         f"error: {file}: schedule.gamma: is read by kind steps or plateau, not by cosine; {back} (got 0.2)",

@@ -88,8 +88,8 @@ def test_a_dump_holds_its_kinds_fields_and_what_was_given():
 def test_a_field_of_another_kind_is_refused_by_name():
     assert faults({"sides": [1, 2], "tilt": 1, "radius": -1}) == [
         ("shape.radius", "Input should be greater than 0"),
-        ("shape.sides", "is read by form square or cube, not by circle; an empty value takes it back"),
-        ("shape.tilt", "is read by form square or cube, not by circle; an empty value takes it back"),
+        ("shape.sides", "is read by form square or cube, not by circle; leave it out or empty, or give another form"),
+        ("shape.tilt", "is read by form square or cube, not by circle; leave it out or empty, or give another form"),
     ]
 
 

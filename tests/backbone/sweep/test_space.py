@@ -11,6 +11,7 @@ import pytest
 from backbone.errors import UserError
 from backbone.sweep.options import Sweep
 from backbone.sweep.space import base_tree, check, grid, key, random_points, recipe_at, size
+from backbone.training.recipe import CosineSchedule, StepsSchedule
 from tests.backbone.sweep.sweeps import make
 
 Make = Callable[..., Sweep]
@@ -108,3 +109,18 @@ def test_every_point_of_a_small_space_is_checked(sweep: Make) -> None:
     space = {"model.depth": {"choice": [8, 14]}, "model.shortcut": {"choice": ["A", "none"]}}
     names = [recipe.model.name for recipe in check(sweep(space))]
     assert names == ["cifar_resnet8", "cifar_plain8", "cifar_resnet14", "cifar_plain14"]
+
+
+def test_fields_of_the_bases_own_kind_may_vary(sweep: Make) -> None:
+    base = {"schedule": {"kind": "steps", "milestones": [8, 16]}}
+    found = check(sweep({"schedule.gamma": {"choice": [0.1, 0.2]}}, base_with=base))
+    assert [type(recipe.schedule) for recipe in found] == [StepsSchedule] * 2
+    assert [recipe.schedule.gamma for recipe in found if isinstance(recipe.schedule, StepsSchedule)] == [0.1, 0.2]
+
+
+def test_a_section_takes_back_what_the_bases_kind_has(sweep: Make) -> None:
+    base = {"schedule": {"kind": "steps", "milestones": [8, 16]}}
+    with pytest.raises(UserError, match=r"at schedule {kind: cosine}: schedule.milestones: is read by kind steps or p"):
+        check(sweep({"schedule": {"choice": [{"kind": "cosine"}]}}, base_with=base))
+    (found,) = check(sweep({"schedule": {"choice": [{"kind": "cosine", "milestones": []}]}}, base_with=base))
+    assert isinstance(found.schedule, CosineSchedule)

@@ -95,52 +95,54 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
     meter = Meter(world, recipe.optim.batch)
     unproven = False  # a checkpoint is held back until its own weights have shown a finite loss
 
-    while progress.step < steps.total:
-        lr = schedule.learning_rate(recipe.schedule, recipe.optim, steps, progress.step, progress.events)
-        logs = (progress.step + 1) % recipe.run.log_every == 0
-        trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
-        progress.step += 1
-        if unproven:
-            meter.check(task.blame)
-            checkpointer.commit()
-            unproven = False
+    with checkpointer:
+        while progress.step < steps.total:
+            lr = schedule.learning_rate(recipe.schedule, recipe.optim, steps, progress.step, progress.events)
+            logs = (progress.step + 1) % recipe.run.log_every == 0
+            trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
+            progress.step += 1
+            if unproven:
+                meter.check(task.blame)
+                checkpointer.commit()
+                unproven = False
 
-        ends = progress.step == steps.total
-        ends_epoch = ends or steps.ends_epoch(progress.step)
-        evaluates = ends or (ends_epoch and steps.epochs_done(progress.step) % recipe.run.eval_every == 0)
-        saves = evaluates or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
-        if logs or saves:
-            record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task.blame)}
-            if logs:
-                record["grad_norm"] = trainer.measured_norm(progress.step)
-                train_error = float(record.get("error", math.nan))
-                progress.events = schedule.after_log(recipe.schedule, progress.events, progress.step, train_error)
-            progress.history.append(record)
-            _check_bad(progress, task.max_bad)
-            if world.is_first:
-                report(record)
-        if evaluates:
-            metrics = evaluate(task, trainer.evaluated, world)
-            progress.events = schedule.after_evaluation(
-                recipe.schedule, progress.events, progress.step, metrics["val_error"]
-            )
-            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-            if broken:
-                raise FloatingPointError(f"{', '.join(broken)} is not finite after step {progress.step}; {CURE}")
-            if metrics["val_error"] < progress.best:
-                progress.best, progress.best_step = metrics["val_error"], progress.step
-            seconds = training_seconds(progress.history, steps.batch)
-            progress.history.append({"kind": "evaluation", **where(progress.step), "train_seconds": seconds, **metrics})
-            report(progress.history[-1])
-        if saves:
-            trainer.check_weights(progress.step)
-            if world.is_first:
-                latest = {key: value for key, value in progress.history[-1].items() if key.startswith("val_")}
-                checkpointer.hold(trainer.state(), progress, latest)
-            unproven = not ends
-            meter.restart()
-    checkpointer.commit()
-    checkpointer.wait()
+            ends = progress.step == steps.total
+            ends_epoch = ends or steps.ends_epoch(progress.step)
+            evaluates = ends or (ends_epoch and steps.epochs_done(progress.step) % recipe.run.eval_every == 0)
+            saves = evaluates or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
+            if logs or saves:
+                record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task.blame)}
+                if logs:
+                    record["grad_norm"] = trainer.measured_norm(progress.step)
+                    train_error = float(record.get("error", math.nan))
+                    progress.events = schedule.after_log(recipe.schedule, progress.events, progress.step, train_error)
+                progress.history.append(record)
+                _check_bad(progress, task.max_bad)
+                if world.is_first:
+                    report(record)
+            if evaluates:
+                metrics = evaluate(task, trainer.evaluated, world)
+                progress.events = schedule.after_evaluation(
+                    recipe.schedule, progress.events, progress.step, metrics["val_error"]
+                )
+                broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+                if broken:
+                    raise FloatingPointError(f"{', '.join(broken)} is not finite after step {progress.step}; {CURE}")
+                if metrics["val_error"] < progress.best:
+                    progress.best, progress.best_step = metrics["val_error"], progress.step
+                seconds = training_seconds(progress.history, steps.batch)
+                progress.history.append(
+                    {"kind": "evaluation", **where(progress.step), "train_seconds": seconds, **metrics}
+                )
+                report(progress.history[-1])
+            if saves:
+                trainer.check_weights(progress.step)
+                if world.is_first:
+                    latest = {key: value for key, value in progress.history[-1].items() if key.startswith("val_")}
+                    checkpointer.hold(trainer.state(), progress, latest)
+                unproven = not ends
+                meter.restart()
+        checkpointer.commit()
     if recipe.run.export == "best":
         progress.best_step = take_best(trainer.evaluated, progress, store, world, say)
     return trainer.evaluated, progress

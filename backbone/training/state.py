@@ -195,6 +195,16 @@ class Checkpointer:
             self._writer, self._held = self._held, None
             self._writer.start()
 
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """What is being written is written to its end, also when the loop was broken off: then without complaint."""
+        if kind is None:
+            self.wait()
+        elif self._writer:
+            self._writer.join()
+
     def wait(self) -> None:
         """Until the last write is on disk. Raises what went wrong with it."""
         if self._writer:

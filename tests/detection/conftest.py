@@ -128,18 +128,23 @@ def small(tmp_path: Path, backbone: str) -> Make:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbone: str) -> Path:
-    """A finished run: 80 steps on 24 scenes of several sizes, judged on the same, so that AP is far from 0."""
+    """A finished run: 80 steps on 24 scenes of several sizes, evaluated on the same, so that AP is far from 0.
+
+    A high rate, with the gradient clipped against a blow-up of the first steps, and no mirror images to learn besides:
+    AP comes out above 0.2 whatever the seed and the CPU's rounding.
+    """
     from detection.finetune import finetune, prepare
 
     root = tmp_path_factory.mktemp("trained")
     images = write_scenes(root / "data", "train", 24)
     changes = {
-        "data": coco(images, images),
+        "data": coco(images, images, augment={"flip": 0.0}),
         "detector.norm": "trainable",
         "detector.roi.score": 0.05,
         "detector.channels": 32,
         "detector.hidden": 64,
-        "optim.lr": 0.05,
+        "optim.lr": 0.1,
+        "optim.clip": 1.0,
         "optim.micro_batch": 8,
         "schedule.total": 80,
         "schedule.warmup": 5,

@@ -73,7 +73,7 @@ def test_nothing_is_normalised_twice() -> None:
         prepared(InputConvention(), {**batch, "images": once})
 
 
-def test_a_run_is_judged_again_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_again_with_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     """Not only AP: every detection, to the digit; and stock pycocotools, given the folder, agrees."""
     written = json.loads((trained / "results" / "metrics.json").read_text())
     metrics = judge(trained, tmp_path / "out")

@@ -50,7 +50,7 @@ MISTAKES = [
     pytest.param(lambda a, t: ["--detector", t], "config.json is missing", id="a folder"),
     pytest.param(lambda a, t: ["--detector", a, *foreign(t)], "not trained on: zebra", id="unknown class"),
     pytest.param(lambda a, t: [], "detector: Field required", id="no detector"),
-    pytest.param(lambda a, t: ["--detector", a, "--data.val", "x"], "name the source of these images", id="no source"),
+    pytest.param(lambda a, t: ["--detector", a, "--data.val", "x"], "or give another source", id="no source"),
     pytest.param(lambda a, t: ["--detector", a, "--data.shorter_side", "200"], "longer_side 96 is below", id="sizes"),
     pytest.param(lambda a, t: ["--detector", a, "--compute.compile", "default"], "compute.compile", id="compile"),
 ]

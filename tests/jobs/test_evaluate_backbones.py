@@ -75,7 +75,7 @@ MISTAKES = [
     pytest.param(lambda a: [a, a], "named twice", id="twice"),
     pytest.param(lambda a: [a, "--scales", "256"], "read by protocol multi-scale", id="idle scales"),
     pytest.param(lambda a: [a, "--protocols", "5-crop"], "protocols.0", id="protocol"),
-    pytest.param(lambda a: [a, "--data.val", "x"], "name the source of these images", id="no source"),
+    pytest.param(lambda a: [a, "--data.val", "x"], "or give another source", id="no source"),
     pytest.param(lambda a: [a, "--detector", a], "backbone: unknown option", id="both"),
 ]
 

@@ -60,7 +60,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     job += ["--schedule.warmup", "0", "--data.val_images", "64", "--run.log_every", "4", "--run.precise_bn", "128"]
     done = subprocess.run(
         [*submit, "--", *job, "--run.storage", str(tmp_path / "runs")],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/13" in done.stdout  # logs follow
@@ -87,6 +87,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     assert "Invalid authentication token" in refused.stderr
 
 
+@pytest.mark.timeout(1200)
 def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
@@ -95,7 +96,7 @@ def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_pat
     relative = subprocess.run([*submit, *job], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert "storage 'runs' is relative" in relative.stdout + relative.stderr
     done = subprocess.run(
-        [*submit, *job, "--storage", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        [*submit, *job, "--storage", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[0000] epoch" in done.stdout  # what happens is seen as it happens

@@ -18,7 +18,7 @@ from backbone.cluster import check_resources
 from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import launch
+from backbone.training.ray_train import Payload, launch
 from backbone.training.recipe import Recipe
 
 pytestmark = pytest.mark.ray
@@ -54,7 +54,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster: Any, tiny: Make, capfd: py
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
-def mistake(payload: dict[str, Any], world: Any, report: Any) -> dict[str, Any]:
+def mistake(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
     """A worker function in which the second rank meets a mistake of the user's while the first waits for it."""
     if world.rank == 1:
         raise UserError("shard-7.tar:cat.jpg: truncated")
@@ -66,7 +66,7 @@ def test_a_mistake_ends_the_run_at_once(ray_cluster: Any, tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"shard-7.tar:cat.jpg: truncated"):
-        launch(mistake, {"url": str(tmp_path / "run")}, Scaling(num_workers=2, max_failures=3))
+        launch(mistake, Payload(str(tmp_path / "run")), Scaling(num_workers=2, max_failures=3))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_the_cluster_lacks_is_refused(ray_cluster: Any, scaling: Scaling, c
 
 def test_storage_a_node_does_not_see(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run.json is not seen by node .*run.storage must be a shared folder or a URL"):
-        launch(pretrain, {"url": str(tmp_path / "elsewhere")}, Scaling(num_workers=1, max_failures=0))
+        launch(pretrain, Payload(str(tmp_path / "elsewhere")), Scaling(num_workers=1, max_failures=0))
 
 
 def test_a_lost_node_changes_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from backbone.artifact import load
 from backbone.cli import validate
+from backbone.cluster import DEFAULTS
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import DEFAULTS, launch
+from backbone.training.ray_train import launch
 from backbone.training.recipe import Recipe
 from tests.conftest import TINY
 

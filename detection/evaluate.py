@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.cli import validate
+from backbone.data.sources import check_readable
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
@@ -120,6 +121,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         say(f"data.val: {line}")
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
+    check_readable(source)
     relabel(loaded.categories, source.categories)
     shorter = recipe.data.shorter_side[-1]
     side = "" if shorter == loaded.inputs.size else f"-{shorter}"

@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from backbone.data.sources import none_readable
 from backbone.errors import UserError
 from backbone.storage import filesystem, join, write_folder
 from backbone.training.world import World
@@ -54,11 +55,13 @@ def gather_and_score(
 
     Raises:
         RuntimeError: an image was evaluated twice, or not at all.
-        UserError: see `detection.coco_format.check`.
+        UserError: no image could be read; or see `detection.coco_format.check`.
     """
     everything = gather(detections, world, source.image_ids)
     unread = [name for names in world.gather(list(bad)) for name in names]
     scored = Scored({}, [], {}, {})
+    if len(unread) == len(source.image_ids):
+        raise none_readable(unread)
     if world.is_first:
         truth = source.ground_truth()
         results = to_coco(everything, source.categories)

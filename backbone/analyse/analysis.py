@@ -11,7 +11,7 @@ from backbone.analyse.figures import draw_gradients, draw_responses, draw_scalin
 from backbone.analyse.measures import gradient_norms, layer_responses, shortcut_factors, shortcut_path
 from backbone.analyse.options import Analysis
 from backbone.data.batches import ValSet
-from backbone.data.sources import Source
+from backbone.data.sources import Source, none_readable
 from backbone.errors import UserError
 from backbone.evaluate.evaluation import class_targets, open_images, training_of
 from backbone.inputs import InputConvention
@@ -38,7 +38,11 @@ def analyse(options: Analysis) -> dict[str, Any]:
     count = min(options.images, len(source))
     ids = [i * len(source) // count for i in range(count)]
     batch = ValSet(source, data).batch(ids)
-    labels, images = batch["labels"], plain.normalize(batch["images"])
+    read = batch["labels"] >= 0
+    if not read.any():
+        raise none_readable(batch["bad"])
+    labels, pixels = batch["labels"][read], batch["images"][read]
+    images = plain.normalize(pixels)
     gradients, responses, scaling = [], [], []
     for depth in options.depths:
         for shortcut in ("none", "A"):
@@ -46,7 +50,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
             rows = gradient_norms(net, images, labels)
             gradients.append({**about(net), "state": "at initialisation", "of": f"seed {options.seed}", "units": rows})
     for url, net, inputs, block in loaded:
-        seen = inputs.normalize(batch["images"])
+        seen = inputs.normalize(pixels)
         places = torch.from_numpy(class_targets((url,), [block["classes"]], net.num_classes, source))
         of = {**about(net), "of": url, "trained": training_of(block["provenance"])}
         gradients.append({**of, "state": "trained", "units": gradient_norms(net, seen, places[labels])})
@@ -64,7 +68,8 @@ def analyse(options: Analysis) -> dict[str, Any]:
         "scaling": scaling,
         "provenance": {
             "analysis": options.model_dump(mode="json"),
-            "images": count,
+            "images": len(labels),
+            "unreadable_names": batch["bad"],
             "data": {"val": source.fingerprint},
             "backbones": {url: block["weights_sha256"] for url, _, _, block in loaded},
             **environment(),

@@ -1,5 +1,6 @@
 """Where images come from. A source is labels, and images by number; order and augmentation are others' business."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ from backbone.data.folder import open_imagefolder
 from backbone.data.labels import class_findings
 from backbone.data.parquet import open_parquet
 from backbone.data.tar import open_webdataset
-from backbone.errors import UserError
+from backbone.errors import BadImage, UserError
 
 
 class Source(Protocol):
@@ -101,6 +102,38 @@ def check_classes(train: Source) -> None:
         f"all {len(train)} images ({train.name(0)}, ...) are of one class, {train.classes[only]}: a net that always "
         "answers so is never wrong, and nothing is learned; give images of two classes or more"
     )
+
+
+class Images(Protocol):
+    """N images by number: what labelled and annotated sources have in common."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> np.ndarray:
+        """See `Source.image`."""
+        ...
+
+
+def check_readable(val: Images) -> None:
+    """Check that there is something to evaluate on. Reads one image where all is well.
+
+    Raises:
+        UserError: no image of the split can be read.
+    """
+    found: list[BadImage] = []
+    for i in range(len(val)):
+        try:
+            val.image(i)
+        except BadImage as error:
+            found.append(error)
+        else:
+            return
+    raise none_readable([str(error) for error in found])
+
+
+def none_readable(bad: Sequence[str]) -> UserError:
+    """What to raise where all images of an evaluation are unreadable; `bad` names them with the reasons."""
+    return UserError(f"data.val: none of its {len(bad)} images can be read, so nothing can be evaluated: {bad[0]}")
 
 
 def check_splits(train: Source, val: Source) -> None:

@@ -12,7 +12,7 @@ import torch
 from backbone import artifact
 from backbone.cli import validate
 from backbone.data.options import Data, StoredData, SyntheticData
-from backbone.data.sources import Source, open_source, remarks
+from backbone.data.sources import Source, check_readable, open_source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
@@ -84,6 +84,7 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
     source = open_images(recipe.data, seed)
     for line in remarks(source):
         say(f"data.val: {line}")
+    check_readable(source)
     targets = class_targets(
         recipe.backbone, [b["classes"] for _, _, b in loaded], loaded[0][0].num_classes, source, recipe.by_position
     )

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.data.batches import make_loader
-from backbone.data.sources import Source
+from backbone.data.sources import Source, none_readable
 from backbone.data.stream import share
-from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.evaluate.views import View, ViewSet
 from backbone.inputs import InputConvention
@@ -147,10 +146,11 @@ def score(
             report({"kind": "say", "text": _progress(done, len(mine), world.size, time.monotonic() - began)})
     counts = world.sum(torch.tensor([read, len(bad)], dtype=torch.float64, device=world.device))
     images, unread = map(int, counts.tolist())
+    unread_names = [name for part in world.gather(bad) for name in part]
     if images + unread != len(source):
         raise RuntimeError(f"{images} images judged and {unread} unreadable, of {len(source)}")
     if not images:
-        raise UserError(f"none of {unread} images can be read, such as {bad[0] if bad else 'those of other workers'}")
+        raise none_readable(unread_names)
     errors = (100 * (1 - world.sum(sums) / images)).tolist()
     names = [member.name for member in members] + [f"ensemble of {len(members)}"] * (len(members) > 1)
     return {
@@ -167,7 +167,7 @@ def score(
         ],
         "images": images,
         "unreadable": unread,
-        "unreadable_names": [name for part in world.gather(bad) for name in part],
+        "unreadable_names": unread_names,
     }
 
 

@@ -120,6 +120,9 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
                 _check_bad(progress, task.max_bad)
                 if world.is_first:
                     report(record)
+            if saves:  # what is evaluated, saved and gone on with has the statistics of all ranks, killed or not
+                world.share_buffers(trainer.task.model)
+                world.share_buffers(trainer.evaluated)
             if evaluates:
                 metrics = evaluate(task, trainer.evaluated, world)
                 progress.events = schedule.after_evaluation(
@@ -150,7 +153,6 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
 
 def evaluate(task: Task, model: nn.Module, world: World) -> dict[str, float]:
     """Metrics of `model`, prefixed `val_`, the same on every rank; the model's mode is put back."""
-    world.share_buffers(model)
     was_training = model.training
     model.eval()
     began = time.perf_counter()
@@ -169,6 +171,7 @@ class Trainer:
             model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(model, optim)
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if optim.ema else None
+        self._statistics = paired_buffers(self.average, model) if self.average is not None else []
         self.autocast = autocast(compute, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=compute.precision == "fp16")
         self.units = optim.batch // optim.micro_batch
@@ -237,8 +240,8 @@ class Trainer:
                 average: list[Tensor] = list(self.average.parameters())
                 now: list[Tensor] = list(self.task.model.parameters())
                 torch._foreach_lerp_(average, now, 1 - self.optim.ema)
-                for mine, latest in zip(self.average.buffers(), self.task.model.buffers(), strict=True):
-                    mine.copy_(latest)
+                for mine, latest in self._statistics:
+                    torch._foreach_copy_(mine, latest)
 
     def measured_norm(self, step: int) -> float:
         """L2 norm of the whole gradient of the last step, before clipping.
@@ -295,6 +298,15 @@ def autocast(compute: Compute, device: torch.device) -> torch.autocast:
     """The context in which the net runs: the recipe's precision, which is settled by now."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
     return torch.autocast(device.type, dtype, enabled=compute.precision != "fp32")
+
+
+def paired_buffers(average: nn.Module, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The buffers of a model's copy and its own, one pair of lists a dtype: torch copies such lists in one launch."""
+    kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for mine, latest in zip(average.buffers(), model.buffers(), strict=True):
+        for buffers, buffer in zip(kinds.setdefault(mine.dtype, ([], [])), (mine, latest), strict=True):
+            buffers.append(buffer)
+    return list(kinds.values())
 
 
 def seed_draws(seed: int, device: torch.device) -> None:

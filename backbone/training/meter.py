@@ -29,7 +29,7 @@ class Meter:
         """Begin a new window, e.g. after an evaluation, whose time is not training's."""
         self._sums: dict[str, Tensor] = {}
         self._first_broken = self._nowhere
-        self._bad: list[str] = []
+        self._bad: list[tuple[int, str]] = []  # each with the position of its micro-batch
         self._steps_samples = 0
         self._waited = 0.0
         self._began = time.perf_counter()
@@ -45,7 +45,7 @@ class Meter:
     def add(self, losses: Tensor, sums: dict[str, Tensor], batch: dict[str, Any]) -> None:
         """Count one micro-batch; remembers the first position whose loss is not finite."""
         self._steps_samples += len(losses)
-        self._bad += batch["bad"]
+        self._bad += [(batch["position"], name) for name in batch["bad"]]
         for name, value in {"loss": losses.sum(), **sums}.items():
             value = value.detach().to(torch.float64, copy=True)  # a CUDA graph overwrites what it gave
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -78,7 +78,8 @@ class Meter:
             raise self._broken(first, terms, blame)
         record = {name: total / samples for name, total in zip(names, sums, strict=True)}
         record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
-        for name in {name for names in self.world.gather(self._bad) for name in names}:
+        bad = [pair for pairs in self.world.gather(self._bad) for pair in pairs]
+        for _, name in sorted(bad, key=lambda pair: pair[0]):
             progress.bad.setdefault(name, progress.step)
         self.restart()
         return {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}

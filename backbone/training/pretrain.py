@@ -21,9 +21,19 @@ from backbone.data.formats import some
 from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Data, ModernAugment, PaperAugment, SyntheticData
 from backbone.data.resident import Resident
-from backbone.data.sources import Source, check_classes, check_splits, in_both, open_source, remarks
+from backbone.data.sources import (
+    Source,
+    check_classes,
+    check_readable,
+    check_splits,
+    in_both,
+    none_readable,
+    open_source,
+    remarks,
+)
 from backbone.data.stream import MicroBatches, share
 from backbone.data.synthetic import SyntheticSource
+from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets import Backbone, build
@@ -85,6 +95,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
             say(f"data.{field}: {line}")
     if both := in_both(train, val):
         say(f"data.val: is read for training, too ({some(both)}): what was trained on does not test anything")
+    check_readable(val)
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
@@ -124,9 +135,11 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     assert isinstance(model, Backbone)
-    if recipe.run.precise_bn and recipe.model.norm in ("batch", "sync"):
+    exact = recipe.run.precise_bn and recipe.model.norm in ("batch", "sync")
+    if exact:
         precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn), world)
-    metrics = engine.evaluate(task, model, world)
+    as_trained = not exact and exported_step(recipe, progress) == progress.step
+    metrics = last_evaluation(progress) if as_trained else engine.evaluate(task, model, world)
     del metrics["val_seconds"]
     if world.is_first:
         write_results(payload.url, recipe, task, model, progress, metrics)
@@ -134,6 +147,16 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
 
 
 PRETRAIN = Job(prepare, pretrain, finished, run_url)
+
+
+def last_evaluation(progress: Progress) -> dict[str, float]:
+    """Of the weights after the last step: the end of a run's history."""
+    return {name: value for name, value in progress.history[-1].items() if name.startswith("val_")}
+
+
+def exported_step(recipe: Recipe, progress: Progress) -> int:
+    """The step whose weights become the artifact."""
+    return progress.best_step if recipe.run.export == "best" else progress.step
 
 
 def write_results(
@@ -144,7 +167,7 @@ def write_results(
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
     fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name, metrics["val_error"]))
-    exported = progress.best_step if recipe.run.export == "best" else progress.step
+    exported = exported_step(recipe, progress)
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": recipe_hash(recipe),
@@ -249,9 +272,12 @@ class Classification:
             sums += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), loss, read.sum()]).double()
             bad += batch["bad"]
         top1, top5, loss, count = world.sum(sums).tolist()
-        unread = sum(len(names) for names in world.gather(bad))
+        unread = [name for names in world.gather(bad) for name in names]
+        if not count:
+            raise none_readable(unread)
         error, top5_error = 100 * (1 - top1 / count), 100 * (1 - top5 / count)
-        return {"error": error, "top5_error": top5_error, "loss": loss / count, "images": count, "unreadable": unread}
+        counts = {"images": count, "unreadable": len(unread)}
+        return {"error": error, "top5_error": top5_error, "loss": loss / count, **counts}
 
     def _normalize(self, images: Tensor, shift: Tensor | None) -> Tensor:
         normal = self.inputs.normalize(images, shift)
@@ -288,11 +314,15 @@ def statistics(train: Source, data: Data) -> dict[str, Tensor]:
     total = torch.zeros(3, data.size, data.size, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
     seen = 0
+    bad: list[str] = []
     for batch in evaluation_batches(ValSet(train, data), ids.tolist(), 64):
         images = batch["images"][batch["labels"] >= 0].double() / 255
         total += images.sum(0)
         squares += images.square().sum(dim=(0, 2, 3))
         seen += len(images)
+        bad += batch["bad"]
+    if not seen:
+        raise UserError(f"data.train: none of {len(bad)} images of it can be read, such as {bad[0]}")
     mean_image = total / seen
     variance = squares / (seen * data.size**2) - mean_image.mean(dim=(1, 2)).square()
     return {"mean_image": mean_image.float(), "std": variance.sqrt().float()}

@@ -49,10 +49,24 @@ class World:
         return values
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the first one's buffers: moving averages of batch statistics, which each rank keeps alone."""
-        if self.size > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, 0)
+        """Give every rank the mean of all ranks' buffers, in place; of whole numbers (counters) the first one's.
+
+        They are moving averages of batch statistics, which each rank keeps of its own micro-batches alone. In float64
+        the mean of equal values is that value, so sharing twice, or what is frozen, changes nothing.
+        """
+        if self.size == 1:
+            return
+        floats = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        counters = [buffer for buffer in module.buffers() if not buffer.is_floating_point()]
+        if floats:
+            mean = self.sum(torch.cat([buffer.double().flatten() for buffer in floats])) / self.size
+            for buffer, part in zip(floats, mean.split([buffer.numel() for buffer in floats]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+        if counters:
+            first = torch.cat([buffer.long().flatten() for buffer in counters])
+            dist.broadcast(first, 0)
+            for buffer, part in zip(counters, first.split([buffer.numel() for buffer in counters]), strict=True):
+                buffer.copy_(part.view_as(buffer))
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class TrainSet(Dataset):
         source: annotated images.
         data: how they are chosen, varied and sized.
         seed: of the run.
-        batch: samples a step; within it they are dealt by shape.
+        batch: samples a step.
+        micro_batch: samples of like shape that go through the net together.
         masks: whether to read masks. They are large, so only for who trains on them.
     """
 
@@ -66,12 +67,13 @@ class TrainSet(Dataset):
     data: DetectionData
     seed: int
     batch: int
+    micro_batch: int
     masks: bool
     stream: DetectionStream = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = self.source.sizes
-        self.stream = DetectionStream(self.seed, self.batch, sizes[:, 1] / sizes[:, 0])
+        self.stream = DetectionStream(self.seed, self.batch, self.micro_batch, sizes[:, 1] / sizes[:, 0])
         self._view: Any = None
 
     def __getitems__(self, positions: range) -> Batch:
@@ -152,9 +154,9 @@ class EvalSet(Dataset):
 def train_loader(train_set: TrainSet, micro_batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
     """All micro-batches of one rank to the end of the run; one set of loader processes serves every epoch.
 
-    `micro_batches.batch` is the train set's, or shapes would be dealt within other steps than are trained.
+    Its sizes are the train set's, or like shapes would come together within others than are trained.
     """
-    assert micro_batches.batch == train_set.batch
+    assert (micro_batches.batch, micro_batches.micro_batch) == (train_set.batch, train_set.micro_batch)
     return make_loader(train_set, train_set.data.workers, pin_memory, batch_sampler=micro_batches)
 
 

@@ -233,6 +233,15 @@ def test_an_unreadable_image_stops_or_is_judged_as_empty(trained: Path, tmp_path
     assert 97 not in {d["image_id"] for d in json.loads((tmp_path / "skip" / "detections.json").read_text())}
 
 
+def test_nothing_readable_is_no_result(trained: Path, tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "data", "val", 4)
+    for file in folder.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of its 4 images can be read"):
+        prepare(asked(trained, tmp_path / "out", data=val(folder, on_bad="skip")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_that_cannot_be_written(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from backbone.nets import Backbone
 from backbone.training import engine
 from backbone.training.state import Store
 from backbone.training.world import World, local_world
-from detection import artifact
+from detection import artifact, scoring
 from detection.data.sources import open_sources
 from detection.data.synthetic import SyntheticScenes
 from detection.finetune import Detection, finetune, finished, load_backbone, prepare
@@ -215,6 +216,63 @@ def test_the_best_weights_are_exported(small: Make) -> None:
     exported = load_file(folder(chosen) / "artifact" / "model.safetensors")
     assert all(torch.equal(exported[name], best[name]) for name in best)
     assert artifact.load(folder(chosen) / "artifact").block["provenance"]["steps"] == 8
+
+
+@pytest.mark.parametrize("export", ["last", "best"])
+def test_weights_are_evaluated_once(small: Make, monkeypatch: pytest.MonkeyPatch, export: str) -> None:
+    """The exported ones too, but where they are not those evaluated last, and after a kill before the artifact."""
+    chosen = small({"run.export": export, "run.eval_every": 1, "name": export})
+    scored, original, errors = [], Detection.score, iter([60.0, 20.0, 70.0])
+
+    def counted(task: Detection, *given: Any) -> scoring.Scored:
+        scored.append(original(task, *given))
+        return scored[-1]
+
+    def fading(task: Detection, *given: Any) -> dict[str, float]:
+        return {**evaluate(task, *given), "error": next(errors)}
+
+    evaluate = Detection.evaluate
+    monkeypatch.setattr(Detection, "score", counted)
+    monkeypatch.setattr(Detection, "evaluate", fading)
+    records = run(chosen)
+    assert len([one for one in records if one["kind"] == "evaluation"]) == 3
+    assert len(scored) == (3 if export == "last" else 4)
+    written = scoring.read(folder(chosen) / "results")
+    assert {k: v for k, v in written.metrics.items() if k != "provenance"} == scored[-1].metrics
+    assert written.detections == scored[-1].detections
+    assert {k: v.tolist() for k, v in written.matches.items()} == {k: v.tolist() for k, v in scored[-1].matches.items()}
+    shutil.rmtree(folder(chosen) / "artifact")
+    count = len(scored)
+    run(chosen)
+    assert len(scored) == count + 1
+    assert scored[-1].detections == written.detections
+
+
+def test_a_changed_statistic_is_evaluated_anew(small: Make) -> None:
+    """Of all that is exported, buffers included, it must be the very bits that were scored."""
+    task = task_of(small({"detector.norm": "trainable", "data.val_images": 3}))
+    assert task.scored_before(task.model, ALONE) is None
+    task.evaluate(task.model.eval(), ALONE)
+    assert task.scored_before(task.model, ALONE) is not None
+    with torch.no_grad():
+        dict(task.model.named_buffers())["backbone.body.bn1.running_mean"][0] += 1e-6
+    assert task.scored_before(task.model, ALONE) is None
+
+
+def test_nothing_readable_to_evaluate_on(small: Make, scenes: tuple[Path, Path]) -> None:
+    """Before anything is trained; one intact image is enough. Where files vanish later, no AP of 0 is made up."""
+    for file in scenes[1].iterdir():
+        file.write_bytes(b"no image")
+    chosen = small({"data": coco(*scenes, on_bad="skip")})
+    says = r"data\.val: none of its 8 images can be read, so nothing can be evaluated: .*\.jpg"
+    with pytest.raises(UserError, match=says):
+        prepare(chosen, lambda text: None)
+    task = task_of(chosen)
+    with pytest.raises(UserError, match=says):
+        task.evaluate(task.model.eval(), ALONE)
+    shutil.copy(scenes[0] / "3.jpg", scenes[1] / "3.jpg")
+    prepare(chosen, lambda text: None)
+    assert task.evaluate(task.model.eval(), ALONE)["images"] == 8
 
 
 @pytest.mark.parametrize(

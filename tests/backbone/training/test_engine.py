@@ -70,7 +70,7 @@ CONVENTIONS = {
 
 
 def is_average(name: str) -> bool:
-    """Moving averages of batch statistics, which are the first rank's own."""
+    """Moving averages of batch statistics, which see fewer micro-batches a step where there are more ranks."""
     return "running" in name or "tracked" in name
 
 
@@ -140,7 +140,7 @@ def test_the_number_of_ranks_may_change_on_the_way(tiny: Make) -> None:
     """2 -> 1 -> 2 ranks: the same global batches in the same two micro-batches, so the same weights, bit for bit.
 
     With more micro-batches a step, sums run in another order and weights agree to rounding. Moving averages of batch
-    statistics are the first rank's own; the artifact's are exact over all images.
+    statistics are means over the ranks' own; the artifact's are exact over all images.
     """
     options = {"optim.micro_batch": 8, "optim.ema": 0.9}
     alone, resized = tiny({**options, "name": "alone"}), tiny({**options, "name": "resized"})

@@ -84,7 +84,7 @@ def data(**options: Any) -> ScenesData:
 
 
 def train_set(source: Scenes = SOURCE, masks: bool = True, **options: Any) -> TrainSet:
-    return TrainSet(source, data(**options), 3, 8, masks)
+    return TrainSet(source, data(**options), 3, 8, 2, masks)
 
 
 def micro_batches(rank: int = 0, world: int = 1, start: int = 0) -> MicroBatches:

@@ -47,7 +47,7 @@ def agreed_precision(precision: str, world: World) -> Precision:
         UserError: auto, and not all devices compute bf16 or none; names them.
     """
     if precision != "auto":
-        return precision  # ty: ignore[invalid-return-type]
+        return precision  # ty: ignore[invalid-explicit-return]
     mine = "bf16" if computes_bf16(world.device) else "fp32"
     found = world.gather((mine, f"{hardware()} of {socket.gethostname()}"))
     if len({choice for choice, _ in found}) == 1:

@@ -66,7 +66,8 @@ def detect_batches(
             for height, width in sorted(set(map(tuple, padded))):
                 rows = [row for row, sides in enumerate(padded) if sides == [height, width]]
                 part = {"images": on_device["images"][rows, :, :height, :width], "sizes": on_device["sizes"][rows]}
-                found_here = model(prepared(inputs, part), part["sizes"])
+                sides = batch["sizes"][rows].tolist()  # on the host
+                found_here = model(prepared(inputs, part), sides)
                 for row, output in zip(rows, found_here, strict=True):
                     outputs[row] = output
             pairs = zip(outputs, batch["readable"].tolist(), strict=True)

@@ -197,11 +197,11 @@ class Detection:
         self._eval_loader = eval_loader(self.val, mine, recipe.eval_batch, self._pin)
         self._scored: tuple[str, scoring.Scored] | None = None
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detector's losses added up. They are means over what was sampled of all images of the micro-batch, so
         every image of it carries the same."""
         parts = self.model(
-            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sizes"], targets(cast(Batch, batch))
+            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], targets(cast(Batch, batch))
         )
         count = len(batch["images"])
         total = torch.stack(list(parts.values())).sum()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from backbone.data import pinned
 from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
 from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
@@ -201,6 +202,7 @@ def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: An
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
         one_thread()
+    pin_memory = pin_memory and pinned.is_granted()
     return DataLoader(
         data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=one_thread, **how
     )

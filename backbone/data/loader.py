@@ -30,7 +30,7 @@ def train_loader(
     if options.remote_cpus:
         from backbone.data.remote import remote_batches  # imports Ray
 
-        return to_device(remote_batches(train_set, batches, pinned=device.type == "cuda"), device)
+        return to_device(remote_batches(train_set, batches, to_gpu=device.type == "cuda"), device)
     here = CPU if options.decode == "nvjpeg" else device
     loader = Loader(train_set, batches, batches.micro_batch, options.size, options.workers, here)
     if options.decode != "nvjpeg":

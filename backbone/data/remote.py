@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError
 
+from backbone.data import pinned
 from backbone.data.batches import Batch, TrainSet, one_thread
 from backbone.data.index import IndexedSource
 from backbone.data.options import StoredData
@@ -32,11 +33,11 @@ PATIENCE = 600  # seconds without a portion after which those who make them are 
 NODE = "ray.io/node-id"  # a label Ray gives every node
 
 
-def remote_batches(train_set: TrainSet, batches: MicroBatches, pinned: bool = False) -> Iterator[Batch]:
+def remote_batches(train_set: TrainSet, batches: MicroBatches, to_gpu: bool = False) -> Iterator[Batch]:
     """The batches of `train_loader`, in its order, from `data.remote_cpus` processes of one CPU each.
 
     They run on nodes without a GPU where the cluster has any, else on any. A batch stays as it is until the next but
-    one is asked for. `pinned`: its images lie in page-locked memory.
+    one is asked for. `to_gpu`: its images lie in page-locked memory.
 
     Raises:
         UserError: Ray does not run, the CPUs are not there, or another node sees no or other files.
@@ -45,7 +46,7 @@ def remote_batches(train_set: TrainSet, batches: MicroBatches, pinned: bool = Fa
     """
     cpus, size = train_set.options.remote_cpus, train_set.options.size
     elsewhere = _check_room(cpus, batches.world)
-    slots = torch.empty((KEPT, batches.micro_batch, 3, size, size), dtype=torch.uint8, pin_memory=pinned)
+    slots = pinned.empty((KEPT, batches.micro_batch, 3, size, size), torch.uint8, to_gpu)
     # DEFAULT: outside the training workers' placement group, whose CPUs are theirs.
     kind: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, scheduling_strategy="DEFAULT")(Maker)
     packed = ray.put(_pack(train_set))

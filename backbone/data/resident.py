@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from backbone.data import pinned
 from backbone.data.augment import PADDING, Draws
 from backbone.data.batches import Batch, TrainSet, ValSet, evaluation_batches, make_loader
 from backbone.data.options import CifarAugment, NoAugment
@@ -174,7 +175,11 @@ class Resident:
     def _to_device(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)
         # page-locked: a copy from ordinary memory would wait for all the work the device has before it
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return (
+            pinned.empty_like(tensor, True).copy_(tensor).to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor
+        )
 
 
 def check_room(needed: int, count: int, device: torch.device) -> None:

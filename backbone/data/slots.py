@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from backbone.data import pinned
 from backbone.errors import UserError
 
 AHEAD = 2  # batches a loader process may be asked for beyond the one it works on: DataLoader's prefetch_factor
@@ -34,21 +35,15 @@ class Ring:
     """Slots for `workers` loader processes: uint8 [slots, batch, 3, size, size]."""
 
     def __init__(self, workers: int, batch: int, size: int, device: torch.device) -> None:
-        """Page-locked where batches go to a GPU, so that they are copied while it works.
+        """Page-locked where batches go to a GPU and the system grants it, so that they are copied while it works.
 
         Raises:
-            UserError: there is not enough shared memory, or it cannot be page-locked.
+            UserError: there is not enough shared memory.
         """
         shape = (workers * AHEAD + KEPT, batch, 3, size, size)
         self.images = shared(torch.Size(shape), workers)
-        if device.type == "cuda":
-            failure = torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.nbytes, 0)
-            if int(failure):
-                raise UserError(
-                    f"data.workers {workers}: {self.images.nbytes / 2**20:.0f} MiB of shared memory cannot be "
-                    f"page-locked for the GPU ({failure}); set data.workers or optim.micro_batch lower"
-                )
-            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, self.images.data_ptr())
+        if device.type == "cuda" and pinned.lock(self.images, device):
+            weakref.finalize(self, pinned.unlock, self.images.data_ptr())
 
 
 def shared(shape: torch.Size, workers: int) -> Tensor:

@@ -37,6 +37,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
                 f"bn_group {self.group} does not divide a device batch of {len(input)}; "
                 "choose a device batch that is a multiple of bn_group, or bn_group 0"
             )
+        if len(input) == self.group:
+            return super().forward(input)  # without the copy that joining parts makes
         chunks = input.split(self.group)
         tracked = cast(Tensor, self.num_batches_tracked).add_(1)
         if self.momentum is None:  # the plain average of all that was seen, as in nn.BatchNorm2d

@@ -26,6 +26,9 @@ from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 from backbone.training.world import Report, World
 
+OURS = ("position", "bad")
+"""What the loop itself reads of a batch. It is not passed on: a number that changes each step is compiled each step."""
+
 
 class Task(Protocol):
     """What is trained."""
@@ -40,8 +43,8 @@ class Task(Protocol):
         """Training samples of one epoch."""
         ...
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The tensors of a batch, on the device -> (losses of its samples, float [N]; sums over them to log)."""
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch less `OURS`, its tensors on the device -> (losses of its samples, float [N]; sums over them to log)."""
         ...
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
@@ -121,8 +124,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
                 if world.is_first:
                     report(record)
             if saves:  # what is evaluated, saved and gone on with has the statistics of all ranks, killed or not
-                world.share_buffers(trainer.task.model)
-                world.share_buffers(trainer.evaluated)
+                trainer.share_statistics()
             if evaluates:
                 metrics = evaluate(task, trainer.evaluated, world)
                 progress.events = schedule.after_evaluation(
@@ -221,7 +223,7 @@ class Trainer:
             no_sync = self.module.no_sync if isinstance(self.module, DistributedDataParallel) and not is_last else None
             with no_sync() if no_sync else nullcontext():
                 with self.autocast:
-                    losses, sums = self.module({k: v for k, v in batch.items() if isinstance(v, Tensor)})
+                    losses, sums = self.module({k: v for k, v in batch.items() if k not in OURS})
                 # DDP divides by the number of ranks; ranks may hold different numbers of micro-batches.
                 loss = losses.mean() * (self.world.size / self.units)
                 self.scaler.scale(loss).backward()
@@ -242,6 +244,12 @@ class Trainer:
                 torch._foreach_lerp_(average, now, 1 - self.optim.ema)
                 for mine, latest in self._statistics:
                     torch._foreach_copy_(mine, latest)
+
+    def share_statistics(self) -> None:
+        """See `World.share_buffers`: of the model and of its moving average. All ranks call it."""
+        self.world.share_buffers(self.task.model)
+        if self.average is not None:
+            self.world.share_buffers(self.average)
 
     def measured_norm(self, step: int) -> float:
         """L2 norm of the whole gradient of the last step, before clipping.
@@ -327,7 +335,7 @@ class _Loss(nn.Module):
         self.model = task.model
         self._loss = task.loss
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._loss(batch)
 
 

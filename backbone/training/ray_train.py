@@ -22,7 +22,7 @@ from backbone.errors import UserError
 from backbone.lease import Lease
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
-from backbone.training.world import Report, World, local_world
+from backbone.training.world import TIMEOUT_S, Report, World, local_world
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _launch_on_ray(
                 callbacks=[_failure_callback(queue)],
                 worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
             ),
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
         )
         try:
             result = trainer.fit()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbone.data import pinned
 from backbone.errors import UserError
 from backbone.storage import filesystem, is_local, join
 from backbone.training.schedule import Events
@@ -226,7 +227,7 @@ def _copy_to_host(tree: Any, into: Any) -> Any:
     """Deep copy with every tensor in host memory, reusing the buffers of the copy before where shapes agree."""
     if isinstance(tree, Tensor):
         if not isinstance(into, Tensor) or into.shape != tree.shape or into.dtype != tree.dtype:
-            into = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
+            into = pinned.empty_like(tree, tree.is_cuda)
         return into.copy_(tree.detach(), non_blocking=True)
     if isinstance(tree, dict):
         old = into if isinstance(into, dict) else {}

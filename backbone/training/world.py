@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from backbone.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
 """How a worker tells the driver: {"kind": "log" | "evaluation" | "say", "step": ..., ...}."""
+
+TIMEOUT_S = 600
+"""How long a rank waits in a collective for one that hangs: 30 minutes, torch's own, cost too much. What one rank does
+alone, such as scoring, must take less."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def local_world(use_gpu: bool, threads: int) -> Generator[World]:
     if use_gpu:
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group("nccl" if use_gpu else "gloo")
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
     try:
         yield World(int(os.environ.get("RANK", "0")), size, device)
     finally:

@@ -30,9 +30,10 @@ class Batch(TypedDict):
 
     images: Tensor  # uint8 [N, 3, H, W], RGB, zeros right of and below the image
     sizes: Tensor  # int64 [N, 2], height and width without the padding
+    sides: list[tuple[int, int]]  # the same, to stay on the host: to read them on a GPU is to wait for it
     boxes: Tensor  # float32 [M, 4], x1 y1 x2 y2 in pixels of the padded image
     labels: Tensor  # int64 [M], 1..number of categories
-    counts: Tensor  # int64 [N], objects of each image; they sum to M
+    counts: list[int]  # objects of each image, N of them; they sum to M. On the host likewise
     masks: Tensor  # uint8 [M, H, W], 0 or 1; [0, H, W] where not asked for
     position: int  # of the first sample
     bad: list[str]  # names of images that could not be read, each with the reason
@@ -93,9 +94,10 @@ class TrainSet(Dataset):
         return Batch(
             images=images,
             sizes=sizes,
+            sides=[view.image.shape[:2] for view in views],
             boxes=torch.from_numpy(np.concatenate([view.boxes for view in views])),
             labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-            counts=torch.tensor([len(view.rows) for view in views]),
+            counts=[len(view.rows) for view in views],
             masks=_pad_masks([mask for view in views for mask in view.masks], images),
             position=positions[0],
             bad=bad,
@@ -172,7 +174,7 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
         N dicts of boxes float32 [K, 4], labels int64 [K] and, where the batch holds masks or no object at all, masks
         uint8 [K, H, W] with the padded sides; K may be 0.
     """
-    counts = batch["counts"].tolist()
+    counts = batch["counts"]
     parts = {"boxes": batch["boxes"].split(counts), "labels": batch["labels"].split(counts)}
     if len(batch["masks"]) == len(batch["boxes"]):
         parts["masks"] = batch["masks"].split(counts)

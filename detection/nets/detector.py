@@ -1,6 +1,7 @@
 """Detectors: a backbone, a region proposal network and region heads, put together from torchvision's parts."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,26 +51,26 @@ class Detector(nn.Module):
                 predictor.register_forward_hook(_to_float)
 
     def forward(
-        self, images: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
+        self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation.
 
         Args:
             images: float [N, 3, H, W], normalised by `backbone.inputs`, padded with zeros right and below; H and W are
                 multiples of 32, the anchors' strides being H and W over the maps' sizes.
-            sizes: int64 [N, 2], height and width of each image before padding.
+            sides: height and width of each of the N images before padding.
             targets: one dict an image, read in training: boxes float32 [K, 4], x1 y1 x2 y2 in pixels of `images`,
                 labels int64 [K] from 1, with `options.masks` masks uint8 [K, H, W]. K may be 0.
 
         Returns:
             In training: loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg and with masks loss_mask.
-            Else for each image: boxes float32 [D, 4] within `sizes`, labels int64 [D], scores float32 [D], best first,
+            Else for each image: boxes float32 [D, 4] within `sides`, labels int64 [D], scores float32 [D], best first,
             and with masks masks float32 [D, 1, S, S], probabilities inside the box: S is 28 with kind fpn, twice
             the side of a region's C5 map with c4 (14 at roi.size 14).
         """
         if self.training and targets is None:
             raise ValueError("targets are needed in training")
-        batch = ImageList(images, [(h, w) for h, w in sizes.tolist()])
+        batch = ImageList(images, [(h, w) for h, w in sides])
         maps = self.backbone(images)
         proposals, losses = self.rpn(batch, maps, targets)
         found, roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)

@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from pycocotools import mask as rle
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from backbone.training.world import World
 from detection import scoring
-from detection.detections import Detections, collect, concatenate, encode, gather, to_coco
+from detection.detections import Detections, collect, concatenate, encode, gather, paste, to_coco
 from tests.detection.adversarial import CATEGORIES, HEIGHT, WIDTH, case, stock
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -81,6 +82,43 @@ def test_a_sure_mask_fills_its_box() -> None:
     assert mask[11:69, 21:59].all()
     mask[8:73, 18:63] = 0  # torchvision pastes onto whole pixels, about one too many on each side
     assert not mask.any()
+
+
+def boxes_in(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
+    """float32 [count, 4]: any, the whole image, along each edge, a column, a row, a point, and nothing at the corner."""
+    x, y = np.sort(rng.random((2, count, 2)) * [[[width]], [[height]]])
+    boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+    odd = np.array(
+        [
+            [0, 0, width, height],
+            [0, 0, width / 2, height],
+            [width / 2, 0, width, height],
+            [0, height / 2, width, height],
+            [width / 3, 0, width / 3, height],
+            [0, height / 3, width, height / 3],
+            [width / 2, height / 2, width / 2, height / 2],
+            [width, height, width, height],
+        ]
+    )
+    boxes[: len(odd)] = odd
+    return boxes.astype(np.float32)
+
+
+@pytest.mark.parametrize("side", [14, 28])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 2), (33, 47), (120, 90)])
+def test_masks_are_pasted_as_by_torchvision(size: tuple[int, int], side: int) -> None:
+    """To the bit, and encoded to the same text: noise, all, nothing, columns, and what touches the image's edges."""
+    rng = np.random.default_rng(sum(size) + side)
+    boxes = boxes_in(rng, *size, 40)
+    masks = torch.from_numpy(rng.random((40, 1, side, side)).astype(np.float32))
+    masks[8:12], masks[12:14] = 1, 0
+    masks[14:20, :, :, ::3], masks[14:20, :, :, 1::3] = 1, 0
+    masks[:8:2] = 1
+    whole = paste_masks_in_image(masks, torch.from_numpy(boxes), size)[:, 0] > 0.5
+    found = paste(masks, boxes, *size)
+    assert found == [encode(mask.numpy()) for mask in whole]
+    assert all(np.array_equal(rle.decode(one), mask.numpy()) for one, mask in zip(found, whole, strict=True))
+    assert paste(masks[:0], boxes[:0], *size) == []
 
 
 def test_encoded_masks_come_back() -> None:

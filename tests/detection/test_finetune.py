@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
 from backbone.nets import Backbone
 from backbone.training import engine
+from backbone.training.meter import Meter
 from backbone.training.state import Store
 from backbone.training.world import World, local_world
 from detection import artifact, scoring
@@ -289,14 +291,35 @@ def test_only_empty_images_give_a_finite_loss(small: Make, options: dict) -> Non
     task = task_of(small(options))
     batch = task.train.__getitems__(range(4))
     nothing = {"boxes": batch["boxes"][:0], "labels": batch["labels"][:0], "masks": batch["masks"][:0]}
-    tensors = {k: v for k, v in {**batch, **nothing, "counts": batch["counts"] * 0}.items() if torch.is_tensor(v)}
-    losses, sums = task.loss(tensors)
+    losses, sums = task.loss({**batch, **nothing, "counts": [0] * 4})
     assert losses.shape == (4,)
     assert torch.isfinite(losses).all()
     assert float(sums["loss_objectness"].detach()) > 0
     losses.mean().backward()
     trained = [(name, p.grad) for name, p in task.model.named_parameters() if p.requires_grad]
     assert [name for name, gradient in trained if gradient is None or not torch.isfinite(gradient).all()] == []
+
+
+def test_a_step_reads_no_size_from_the_device(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each such read waits until all that is queued is done. What the host knows stays there."""
+    chosen = small({"detector.masks": True, "schedule.total": 1})
+    prepare(chosen, lambda text: None)
+    task = task_of(chosen)
+    trainer = engine.Trainer(task, chosen.optim, chosen.compute, chosen.seed, ALONE)
+    steps = MicroBatches(8, 4, 0, 1, 0, 1)
+    meter = Meter(ALONE, 8)
+    batches = iter(list(task.batches(steps)))
+    read: list[str] = []
+    for name in ("tolist", "item", "numpy", "__int__", "__iter__"):
+        original = getattr(torch.Tensor, name)
+
+        def watched(tensor: Any, *given: Any, name: str = name, original: Any = original) -> Any:
+            read.extend(f"{name} in {frame.filename}" for frame in traceback.extract_stack()[-2:-1])
+            return original(tensor, *given)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+    trainer.step(batches, steps, 0.01, 0, meter)
+    assert not [one for one in read if "/detection/" in one and "torchvision" not in one]
 
 
 def test_a_loss_that_is_not_finite_names_its_terms_and_images(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,12 +458,12 @@ def test_steps_equal_bare_torchvision_steps(small: Make) -> None:
             batch = task.train.__getitems__(range(step * 8 + unit * 4, step * 8 + unit * 4 + 4))
             pixels = batch["images"].numpy().transpose(0, 2, 3, 1) / 255.0
             images = ((pixels - mean) / std)[..., ::-1].transpose(0, 3, 1, 2)  # BGR, as the artifact says
-            ends = np.cumsum(batch["counts"].tolist())
+            ends = np.cumsum(batch["counts"])
             targets = [
                 {"boxes": batch["boxes"][e - n : e], "labels": batch["labels"][e - n : e]}
-                for e, n in zip(ends, batch["counts"].tolist(), strict=True)
+                for e, n in zip(ends, batch["counts"], strict=True)
             ]
-            losses = reference(torch.tensor(images.copy(), dtype=torch.float32), batch["sizes"], targets)
+            losses = reference(torch.tensor(images.copy(), dtype=torch.float32), batch["sides"], targets)
             (sum(losses.values()) / 2).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -175,6 +175,32 @@ def test_policies_vary_what_the_device_decoded(plain: Path):
     assert apart(varied, load(train_set(plain, "nvjpeg"))) > 6
 
 
+class Overwritten(Decoder):
+    """As pull request 9606 saw it: some rows of one picture hold another's."""
+
+    def _decode(self, encoded: list) -> list:
+        first, *rest = super()._decode(encoded)
+        if rest:
+            rest[-1] = rest[-1].clone()
+            rest[-1][:, 20:24] = 255 - rest[-1][:, 20:24]
+        return [first, *rest]
+
+
+class Gone(Decoder):
+    """A torchvision without decoders."""
+
+    def _decode(self, encoded: list) -> list:
+        raise ImportError("cannot import name 'decode_jpeg' from 'torchvision.io'")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "says"), [(Overwritten, "of 20 pictures .* 4 came out wrong"), (Gone, "cannot import name")]
+)
+def test_a_decoder_that_errs_is_refused_before_training(plain: Path, decoder: type[Decoder], says: str):
+    with pytest.raises(UserError, match=rf"data\.decode nvjpeg: .*{says}.*exact or scaled"):
+        decoder(train_set(plain, "nvjpeg"), "cpu")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nvjpeg_without_a_gpu_is_refused(plain: Path):
     with pytest.raises(UserError, match=r"data\.decode nvjpeg: torch sees no GPU.*exact or scaled"):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.errors import UserError
@@ -44,6 +45,33 @@ def test_grouped_equals_one_batch_norm_a_group(chunks: int, layout: torch.memory
     for key in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(grouped, key), getattr(single, key))
     assert grouped.num_batches_tracked == 1
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps the names of what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_one_group_is_batch_norm_and_copies_nothing(momentum: float | None) -> None:
+    torch.manual_seed(0)
+    grouped, plain = GroupedBatchNorm2d(3, 6), nn.BatchNorm2d(3)
+    grouped.momentum = plain.momentum = momentum
+    for _ in range(3):
+        x = torch.randn(6, 3, 5, 5)
+        with Recorded() as ops:
+            found = grouped(x)
+        assert torch.equal(found, plain(x))
+        assert not [name for name in ops.names if "cat" in name or "clone" in name or "copy" in name]
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(grouped.state_dict()[name], tensor)
 
 
 def test_grouped_running_statistics_have_the_horizon_of_one_update() -> None:

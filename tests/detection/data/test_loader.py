@@ -121,13 +121,9 @@ def test_a_batch_is_its_samples_padded_and_strung_together(alone):
         images, masks = batch["images"], batch["masks"]
         num, _, height, width = images.shape
         assert (images.dtype, num, height % 32, width % 32) == (torch.uint8, 2, 0, 0)
-        assert (batch["boxes"].dtype, batch["labels"].dtype, batch["counts"].dtype, masks.dtype) == (
-            torch.float32,
-            torch.int64,
-            torch.int64,
-            torch.uint8,
-        )
-        total = int(batch["counts"].sum())
+        assert (batch["boxes"].dtype, batch["labels"].dtype, masks.dtype) == (torch.float32, torch.int64, torch.uint8)
+        total = sum(batch["counts"])
+        assert batch["sides"] == [tuple(size) for size in batch["sizes"].tolist()]
         assert batch["boxes"].shape == (total, 4)
         assert masks.shape == (total, height, width)
         assert (batch["sizes"].amax(0) + 32 > torch.tensor([height, width])).all()
@@ -183,7 +179,7 @@ def test_batch_of_backgrounds():
     assert batch["boxes"].shape == (0, 4)
     assert batch["labels"].shape == (0,)
     assert batch["masks"].shape == (0, *batch["images"].shape[-2:])
-    assert (batch["labels"].dtype, batch["boxes"].dtype, batch["counts"].tolist()) == (torch.int64, torch.float32, [0])
+    assert (batch["labels"].dtype, batch["boxes"].dtype, batch["counts"]) == (torch.int64, torch.float32, [0])
     (target,) = targets(batch)
     assert [tuple(target[name].shape) for name in ("boxes", "labels")] == [(0, 4), (0,)]
     assert target["masks"].shape == (0, *batch["images"].shape[-2:])

@@ -51,10 +51,10 @@ def detector() -> Callable[..., Detector]:
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor, list[Target]]:
+def batch() -> tuple[Tensor, list[tuple[int, int]], list[Target]]:
     """Two images of 96x64 and 80x60 px in one tensor, with two objects and none."""
     torch.manual_seed(1)
-    images, sizes = torch.randn(2, 3, 96, 64), torch.tensor([[96, 64], [80, 60]])
+    images, sizes = torch.randn(2, 3, 96, 64), [(96, 64), (80, 60)]
     images[1, :, 80:], images[1, :, :, 60:] = 0, 0
     masks = torch.zeros(2, 96, 64, dtype=torch.uint8)
     masks[0, 10:50, 8:40], masks[1, 40:90, 20:60] = 1, 1

@@ -18,7 +18,7 @@ from detection.nets import Detector, build
 from detection.nets.regions import RegionPool
 from detection.options import DetectorOptions
 
-Batch = tuple[Tensor, Tensor, list[dict[str, Tensor]]]
+Batch = tuple[Tensor, list[tuple[int, int]], list[dict[str, Tensor]]]
 Make = Callable[..., Detector]
 NETS: list[dict[str, Any]] = [
     {"depth": 18},
@@ -43,9 +43,9 @@ def label(value: Any) -> str | None:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else None
 
 
-def check_found(found: list[dict[str, Tensor]], sizes: Tensor, masks: int) -> None:
-    assert len(found) == len(sizes)
-    for image, (h, w) in zip(found, sizes.tolist(), strict=True):
+def check_found(found: list[dict[str, Tensor]], sides: list[tuple[int, int]], masks: int) -> None:
+    assert len(found) == len(sides)
+    for image, (h, w) in zip(found, sides, strict=True):
         count = len(image["boxes"])
         assert image["boxes"].shape == (count, 4)
         assert image["labels"].shape == image["scores"].shape == (count,)
@@ -198,8 +198,7 @@ def test_shared_mask_maps_give_what_roi_heads_would(policy: str, detector: Make,
     theirs = RoIHeads(
         ours.box_roi_pool, ours.box_head, ours.box_predictor, *settings, ours.box_roi_pool, C5(), ours.mask_predictor
     )
-    images, sizes, targets = batch
-    shapes = [(h, w) for h, w in sizes.tolist()]
+    images, shapes, targets = batch
     features = made.backbone(images)
     torch.manual_seed(2)
     proposals, _ = made.rpn(ImageList(images, shapes), features, targets)
@@ -238,7 +237,7 @@ def test_a_small_first_batch_does_not_set_the_scale(detector: Make, batch: Batch
     fresh = detector(NETS[0]).eval()
     used = copy.deepcopy(fresh)
     with torch.no_grad():
-        used(torch.randn(1, 3, 64, 64), torch.tensor([[40, 40]]))
+        used(torch.randn(1, 3, 64, 64), [(40, 40)])
         expected, found = fresh(*batch[:2]), used(*batch[:2])
     assert len(expected[0]["boxes"]) > 0
     for a, b in zip(found, expected, strict=True):

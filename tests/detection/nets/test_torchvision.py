@@ -74,13 +74,13 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("masks", [False, True])
 def test_detections_and_losses_are_torchvisions(masks: bool, shake: Shake) -> None:
     theirs, ours = pair(50, masks, shake)
-    shapes, sizes = [(96, 128), (96, 112)], torch.tensor([[96, 128], [96, 112]])
+    shapes = [(96, 128), (96, 112)]
     images = smooth_images(2)
     images[1, :, :, 112:] = 0
     cut = [image[:, :h, :w] for image, (h, w) in zip(images, shapes, strict=True)]
 
     with torch.inference_mode():
-        expected, found = theirs.eval()(cut), ours.eval()(images, sizes)
+        expected, found = theirs.eval()(cut), ours.eval()(images, shapes)
         if masks:  # before pasting too
             features = theirs.backbone(images)
             batch = theirs.transform(cut)[0]
@@ -110,7 +110,7 @@ def test_detections_and_losses_are_torchvisions(masks: bool, shake: Shake) -> No
         cut, [{**t, "masks": t["masks"][..., :w]} for t, (_, w) in zip(targets, shapes, strict=True)]
     )
     torch.manual_seed(5)
-    ours_losses = ours.train()(images, sizes, targets)
+    ours_losses = ours.train()(images, shapes, targets)
     assert ours_losses.keys() == losses.keys()
     assert len(losses) == 4 + masks
     for name, loss in losses.items():

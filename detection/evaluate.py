@@ -21,7 +21,7 @@ from backbone.provenance import environment
 from backbone.storage import filesystem, join
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
-from backbone.training.precision import agreed_precision
+from backbone.training.precision import agreed_precision, say_if_emulated
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
 from detection import artifact, scoring
@@ -171,8 +171,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     Returns the metrics, on every rank.
     """
     recipe = payload.options
-    precision = agreed_precision(recipe.compute.precision, world)
-    recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"precision": precision})})
+    recipe = recipe.model_copy(update={"compute": agreed_precision(recipe.compute, world)})
+    say_if_emulated(recipe.compute, world, report)
     loaded = artifact.load(recipe.detector)
     source = open_val(recipe.data)
     model = loaded.detector.to(world.device).eval()

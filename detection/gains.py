@@ -7,7 +7,7 @@ never done again, and what was interrupted goes on.
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -19,9 +19,15 @@ from backbone.options import NetOptions, Seed, Strict
 from backbone.parallel import Task, run_all
 from backbone.storage import filesystem, join
 from backbone.training.recipe import Recipe, TrainingRecipe
-from backbone.training.run import run_place, run_url
+from backbone.training.run import recorded_precision, run_place, run_url
 from detection.data.options import ScenesData
 from detection.recipe import Finetune
+
+K = TypeVar("K")
+R = TypeVar("R", bound=TrainingRecipe)
+
+OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
+"""Fields of the fine-tuning recipe that differ between the rows."""
 
 
 class Row(Strict):
@@ -174,8 +180,19 @@ def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
     todo = plan(gains)
     check(todo)
     with lease(run_place(gains.storage, gains.name, "storage"), say=say):
-        _train(gains, todo, say)
+        _train(gains, Plan(_alike(todo.pretrainings), _alike(todo.finetunings)), say)
     return todo
+
+
+def _alike(recipes: dict[K, R]) -> dict[K, R]:
+    """With the precision that auto has come out as for those that have begun, also for those that have not: they may
+    begin on other hardware, and what is compared is backbones."""
+    kept = {key: recorded_precision(run_url(one)) for key, one in recipes.items() if one.compute.precision == "auto"}
+    first = next((precision for precision in kept.values() if precision), None)
+    if first is None:
+        return recipes
+    new = [key for key, precision in kept.items() if precision is None]
+    return recipes | {key: recipes[key].with_precision(first) for key in new}
 
 
 def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> None:
@@ -284,14 +301,17 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
             title=f"What is a backbone worth? {gains.name}",
             baseline=gains.baseline,
             rows=tuple(rows),
-            recipe=first.model_dump(mode="json", exclude={"name", "backbone", "seed", "from_scratch", "run"}),
+            recipe={field: value for field, value in made_by["recipe"].items() if field not in OF_A_RUN},
             data={
                 "validation": first.data.source + place,
                 "images": metrics["images"],
                 "training images": made_by["train_images"],
                 "fingerprint": made_by["data"]["val"],
             },
-            environment={key: made_by[key] for key in ("hardware", "versions", "git", "created")},
+            environment={
+                "precision": _precision(rows),
+                **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
+            },
             command=command,
             half_width=gains.half_width / 100,
         ),
@@ -299,6 +319,17 @@ def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
         gains.resamples,
     )
     return folder, report.to_markdown(told)
+
+
+def _precision(rows: list[Any]) -> str:
+    """What the detectors were trained in, and whose differ where not all are alike."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for one in row.trainings:
+            found.setdefault(one.metrics["provenance"]["recipe"]["compute"]["precision"], []).append(row.label)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{precision}: {', '.join(dict.fromkeys(labels))}" for precision, labels in found.items())
 
 
 def _pretrained_on(provenance: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from backbone.nets.count import parameters
 from backbone.training import schedule
 from backbone.training.plan import lr_curve, lr_line
+from backbone.training.precision import foretold
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.sources import open_sources
 from detection.finetune import build_detector, check_ground_truth, load_backbone
@@ -48,6 +49,7 @@ def describe(recipe: Finetune) -> str:
             "steps",
             f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
         ),
+        ("precision", foretold(recipe, run_url(recipe))),
         (
             "batch",
             f"{recipe.optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)",

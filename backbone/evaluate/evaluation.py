@@ -23,7 +23,7 @@ from backbone.nets.vgg import VGG
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from backbone.training.memory import out_of_memory_is_final
-from backbone.training.precision import agreed_precision
+from backbone.training.precision import agreed_precision, say_if_emulated
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
 
@@ -140,8 +140,8 @@ def class_targets(
 def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any]:
     """What every worker runs: evaluate its share; the first one writes the results. Returns them, on every rank."""
     recipe = payload.options
-    precision = agreed_precision(recipe.compute.precision, world)
-    recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"precision": precision})})
+    recipe = recipe.model_copy(update={"compute": agreed_precision(recipe.compute, world)})
+    say_if_emulated(recipe.compute, world, report)
     members, blocks = [], []
     for url, (size, crop_pct) in zip(recipe.backbone, payload.sizes, strict=True):
         net, inputs, block = artifact.load(url)

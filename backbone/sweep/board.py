@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from backbone.cli import laid_over
 from backbone.data.options import SyntheticData
 from backbone.errors import UserError
 from backbone.lease import Lease
@@ -26,7 +27,7 @@ from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, 
 from backbone.training import schedule
 from backbone.training.pretrain import open_data
 from backbone.training.recipe import ConstantSchedule, Recipe
-from backbone.training.run import check_split, first_micro_batch, run_place
+from backbone.training.run import check_split, first_micro_batch, recorded_precision, run_place
 
 FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_checkpoints")
 """What may change when a sweep is submitted again; the base recipe is compared by what it says."""
@@ -63,6 +64,10 @@ class Board:
         self.search = Search(sweep, self.record.trials)
         unfinished = self.record.of_state("waiting", "running", "failed")
         self.todo = [trial for trial in unfinished if not trial.final]
+        if self.base.compute.precision == "auto":  # trials are compared, also with those that begin on other hardware
+            runs = (recorded_precision(self.record.place(trial)) for trial in self.record.trials)
+            if precision := next((one for one in runs if one), None):
+                self.tree = laid_over(self.tree, {"compute": {"precision": precision}})
         if self.record.trials:
             self.say(f"going on with {url}: {self._counts()}")
 
@@ -313,9 +318,8 @@ class Board:
     def _best(self, trial: Trial) -> Recipe:
         """The recipe that trains a trial again, at one go: what PBT changed on the way is its schedule."""
         overrides: dict[str, Any] = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
-        fs, path = filesystem(join(self.record.place(trial), "recipe.yaml"))
-        if fs.exists(path):  # what precision auto came out as there
-            overrides["compute.precision"] = yaml.safe_load(fs.cat_file(path))["compute"]["precision"]
+        if precision := recorded_precision(self.record.place(trial)):  # what auto came out as there
+            overrides["compute.precision"] = precision
         if trial.lineage:
             in_unit = "epoch" if self.base.schedule.unit == "epochs" else "step"
             overrides["schedule.kind"] = "pieces"

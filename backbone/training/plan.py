@@ -7,6 +7,7 @@ import torch
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
 from backbone.training import cost, schedule
+from backbone.training.precision import foretold
 from backbone.training.recipe import PiecesSchedule, PlateauSchedule, Recipe, StepsSchedule, TrainingRecipe
 from backbone.training.run import check_split, first_micro_batch, run_url
 from backbone.training.schedule import Events, learning_rate
@@ -54,6 +55,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
             f"{steps.total:,} of {optim.batch} images: {steps.total * optim.batch / num_train:.1f} epochs, "
             f"{_giga(3 * multiply_adds * optim.batch * steps.total)} multiply-adds in all",
         ),
+        ("precision", foretold(recipe, url)),
         ("batch", f"{optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)"),
         (
             "memory",

@@ -223,6 +223,11 @@ class TrainingRecipe(Strict, ABC):
         """`name`, or one derived from the recipe alone, so that submitting the recipe again finds its run."""
         return self.name or f"{self.title}-{recipe_hash(self)[:8]}"
 
+    def with_precision(self, precision: str) -> Self:
+        """The same run's recipe with auto settled: it keeps its name."""
+        compute = self.compute.model_copy(update={"precision": precision})
+        return self.model_copy(update={"compute": compute, "name": self.run_name})
+
     @property
     @abstractmethod
     def title(self) -> str:

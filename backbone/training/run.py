@@ -63,19 +63,38 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
         optim = recipe.optim.model_copy(update={"micro_batch": micro_batch})
         recipe = recipe.model_copy(update={"optim": optim, "name": recipe.run_name})
     if recipe.compute.precision == "auto" and old:  # what it came out as at the first start
-        compute = recipe.compute.model_copy(update={"precision": old["identity"]["compute.precision"]})
-        recipe = recipe.model_copy(update={"compute": compute, "name": recipe.run_name})
+        recipe = recipe.with_precision(old["identity"]["compute.precision"])
     check_split(recipe)
-    new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
     if old:
-        _check_same(url, old, new, fields(type(recipe)))
+        _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, fields(type(recipe)))
     _check_writable(url, num_bytes * (recipe.run.keep + 2))
     if not old:
-        fs.pipe_file(
-            join(path, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
-        )
-        fs.pipe_file(record, json.dumps(new, indent=2).encode())
+        _write(url, recipe, fingerprints)
     return recipe
+
+
+def recorded_precision(url: str) -> str | None:
+    """The precision that the run at `url` computes in; None where that is still to be found out by its workers."""
+    fs, path = filesystem(url)
+    record = join(path, "run.json")
+    if not fs.exists(record):
+        return None
+    precision = json.loads(fs.cat_file(record))["identity"]["compute.precision"]
+    return None if precision == "auto" else precision
+
+
+def record_precision(url: str, recipe: TrainingRecipe) -> None:
+    """Write down what the workers of an opened run have found out: `recipe` is the run's from now on."""
+    fs, path = filesystem(url)
+    _write(url, recipe, json.loads(fs.cat_file(join(path, "run.json")))["data"])
+
+
+def _write(url: str, recipe: TrainingRecipe, fingerprints: dict[str, str]) -> None:
+    """Recipe and record, by which the run is known, of a run."""
+    fs, path = filesystem(url)
+    new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
+    fs.pipe_file(join(path, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
+    fs.pipe_file(join(path, "run.json"), json.dumps(new, indent=2).encode())
 
 
 def first_micro_batch(recipe: TrainingRecipe) -> int:
@@ -115,7 +134,10 @@ def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], known: Conta
         f"  {field}: the run has {before!r}, this recipe {now.get(field)!r}"
         for field, before in old["identity"].items()
         # A field of another kind of section is told by that kind, and says nothing where the kind is the same.
-        if before != now.get(field) and (field in now or field not in known)
+        if before != now.get(field)
+        and (field in now or field not in known)
+        # Not found out yet, so nothing has been trained: the recipe may still say it.
+        and (field, before) != ("compute.precision", "auto")
     ]
     lines += [
         f"  {what}: another one (fingerprint {before[:12]}, now {new['data'].get(what, 'none')[:12]})"

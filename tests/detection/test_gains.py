@@ -16,7 +16,8 @@ from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.interop.importing import run as bring
 from backbone.interop.options import Import
-from detection.gains import Gains, _in_order, _pretrained_on, check, plan, run, write_report
+from backbone.training.run import open_run
+from detection.gains import Gains, _alike, _in_order, _pretrained_on, check, plan, run, write_report
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL, write_backbone
 
@@ -92,6 +93,20 @@ def test_a_backbone_that_fails_leaves_the_other_rows_to_finish(gains: MakeGains,
     assert lines[-2:] == [f"{name}: not begun, its backbone is missing" for name in ("made/0", "none/0")]
     assert "[made] failed" in said
     assert [folder.parent.name for folder in (tmp_path / "runs").glob("*/artifact")] == ["compare-given-seed0"]
+
+
+def test_rows_begun_on_other_hardware_take_the_precision_of_the_first(gains: MakeGains) -> None:
+    """Where the recipe leaves it to the hardware; a name stands as it is."""
+    todo = plan(gains({"finetune_with.compute.precision": "auto", "seeds": [0, 1]}))
+    assert _alike(todo.finetunings) == todo.finetunings
+    begun = todo.finetunings["two", 1]
+    open_run(begun.with_precision("bf16"), {}, 1)
+    found = _alike(todo.finetunings)
+    assert found["two", 1] == begun, "goes on by its own record"
+    assert {one.compute.precision for key, one in found.items() if key != ("two", 1)} == {"bf16"}
+    assert [one.name for one in found.values()] == [one.name for one in todo.finetunings.values()]
+    named = plan(gains({"finetune_with.compute.precision": "fp32", "seeds": [0, 1]})).finetunings
+    assert _alike(named) == named
 
 
 def test_scratch_rows_train_what_others_keep_fixed(gains: MakeGains) -> None:

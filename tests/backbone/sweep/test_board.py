@@ -11,6 +11,7 @@ from backbone.sweep.board import Board
 from backbone.sweep.record import Trial, pareto, read
 from backbone.sweep.space import key
 from backbone.training.recipe import Recipe
+from backbone.training.run import open_run
 from tests.backbone.sweep.sweeps import ON_RAY, make
 
 
@@ -64,6 +65,21 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(set(points)) == 5
     evaluate(second, second.record.trial("0001"), 1, 99.0)  # seen before the interruption
     assert [row["val_error"] for row in second.record.trial("0001").history] == [80.0]
+
+
+def test_trials_begun_on_other_hardware_take_the_precision_of_the_first(tmp_path: Path) -> None:
+    """They are compared; and `best.yaml` trains again what was trained."""
+    auto = {"base_with": {**ON_RAY, "compute": {"precision": "auto"}}}
+    first = board(tmp_path, **auto)
+    trial, new = first.next(), first.next()
+    assert first.recipe(trial).compute.precision == "auto"
+    open_run(first.recipe(trial).with_precision("bf16"), {}, 1)
+    second = board(tmp_path, **auto)
+    assert second.recipe(new).compute.precision == "bf16"
+    finish(second, second.record.trial(trial.id), 70.0)
+    second.end("finished", "")
+    assert load(Recipe, tmp_path / "s" / "best.yaml").compute.precision == "bf16"
+    board(tmp_path, **auto)
 
 
 def test_what_failed_by_bad_luck_is_tried_again(tmp_path: Path) -> None:

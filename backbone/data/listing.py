@@ -52,7 +52,8 @@ class Listing:
     @property
     def files(self) -> list[str]:
         """All of them as people write them."""
-        return [f"{self.shown}/{name}" for name in self.names]
+        root = self.shown
+        return [f"{root}/{name}" for name in self.names]
 
     @property
     def state(self) -> str:

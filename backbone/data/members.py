@@ -117,10 +117,16 @@ class Members:
         Raises:
             UserError: an image without a label or a label without an image, or it is not clear which belong together.
         """
-        for key, (member, value) in self.json.items():  # what .cls says goes first, and may be said in other words here
-            if key not in self.labels or type(value) is int:
-                self.add_label(member, name_of(member), as_label(value, f"{self.shown}:{member}"))
         labels = dict(self.labels)
+        for key, (member, value) in self.json.items():  # what .cls says goes first, and may be said in other words here
+            where = f"{self.shown}:{member}"
+            if key not in labels:
+                if isinstance(value, UserError):
+                    raise value
+                labels[key] = (member, as_label(value, where))
+            elif type(value) is int and value != labels[key][1]:
+                what, remedy = "labels in .json that .cls contradicts", ".cls is read; remove one of the two"
+                self.findings.add("warning", what, remedy, f"{where} says {value}, not {labels[key][1]}")
         found = {key: labels.pop(key)[1] for key in self.images if key in labels}
         rest: dict[str, list[Image]] = {}  # by key
         for long_key, image in self.images.items():

@@ -204,8 +204,8 @@ def scan_shard(file: BinaryIO, shown: str) -> Shard:
             elif member.isfile() and name.kind == "cls":
                 text = _content(tar, member, shown, SHORT).decode("utf-8", "replace")
                 found.add_label(member.name, name, as_label(text, f"{shown}:{member.name}"))
-            elif member.isfile() and name.kind == "json" and (fields := _fields(tar, member, shown)):
-                found.json[name.long_key] = (member.name, fields.get("label", fields.get("cls")))
+            elif member.isfile() and name.kind == "json" and (value := _json_label(tar, member, shown)) is not None:
+                found.json[name.long_key] = (member.name, value)
             elif not member.isdir():
                 found.add_other(member.name, name)
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
@@ -273,16 +273,15 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str, most: in
     return file.read() if file else b""
 
 
-def _fields(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str) -> dict[str, Any] | None:
-    """The fields of a JSON that names a label, or else None."""
+def _json_label(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str) -> Any:
+    """What a JSON gives as label; None where it gives none, and where it is no JSON the error, for want of a .cls."""
     try:
         fields = json.loads(_content(tar, member, shown, LONG))
+    except UserError as error:
+        return error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{shown}:{member.name}: is no JSON ({error})") from error
-    named = isinstance(fields, dict) and fields.get("label", fields.get("cls")) is not None
-    return fields if named else None
+        return UserError(f"{shown}:{member.name}: is no JSON ({error})")
+    return fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
 
 
 class Ranges(io.RawIOBase):

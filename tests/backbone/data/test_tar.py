@@ -205,8 +205,8 @@ def test_labels_in_json_and_odd_members(tmp_path):
             r"0\.tar:1\.png: has label 999999, but only 2 different labels are in use.*classes\.txt",
         ),
         (
-            [("a.png", png(0)), ("a.cls", b"0"), ("a.json", b'{"label": 1}')],
-            r"a\.json: says label 1, but a\.cls says 0",
+            [("a.png", png(0)), ("a.cls", b"0"), ("a.cls", b"1")],
+            r"a\.cls: says label 1, but a\.cls says 0; keep one",
         ),
         (
             [("a.heic", png(0)), ("a.cls", b"0")],
@@ -312,6 +312,26 @@ def test_query_of_an_object_store_goes_to_the_file_system(monkeypatch):
     with pytest.raises(UserError, match="stop"):
         list_files("s3://bucket/dir/x-{0..9}.tar?endpoint_override=localhost:9000", ".tar")
     assert asked == ["s3://bucket/dir?endpoint_override=localhost:9000"]
+
+
+def test_json_beside_cls_is_not_needed_and_said_where_it_contradicts(tmp_path):
+    members = [
+        *two_labels(0, 1),
+        ("0.json", b'{"label": 1}'),
+        ("1.json", b'{"label": 1, "text": "agrees"}'),
+        ("2.json", b'{"label": "a dog"}'),
+        ("2.png", png(2)),
+        ("2.cls", b"1"),
+        ("3.png", png(3)),
+        ("3.json", b"no JSON"),
+        ("3.cls", b"0"),
+    ]
+    make_tar(tmp_path / "0.tar", members)
+    source = open_source("webdataset", str(tmp_path / "0.tar"))
+    assert source.labels.tolist() == [0, 1, 1, 0]
+    (finding,) = source.findings
+    assert (finding.what, finding.severity) == ("labels in .json that .cls contradicts", "warning")
+    assert finding.examples == [f"{tmp_path}/0.tar:0.json says 1, not 0"]
 
 
 def test_names_with_dots_are_read_where_one_reading_makes_sense(tmp_path):

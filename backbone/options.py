@@ -47,6 +47,9 @@ class NetOptions(Strict):
     shortcut: Literal["A", "B", "C", "none"] = "B"
     """A: zero-padded identity, B: projection where the shape changes, C: projection everywhere, none: plain net."""
 
+    shortcut_pad: Literal["end", "both"] = "end"
+    """Option A only: where its zero channels go, behind, or half before and half behind (some nets for CIFAR)."""
+
     stride_in_1x1: bool = False
     """Bottlenecks only. True: stride 2 in the first 1x1 (the paper's nets). False: in the 3x3 (torchvision, timm)."""
 
@@ -122,6 +125,7 @@ class NetOptions(Strict):
                 raise ValueError(f"depth {self.depth}: vgg has {', '.join(map(str, VGG_DEPTHS))}")
             residual = (
                 "shortcut",
+                "shortcut_pad",
                 "stride_in_1x1",
                 "shortcut_scale",
                 "residual_scale",
@@ -133,6 +137,8 @@ class NetOptions(Strict):
                     raise ValueError(f"{field} is an option of residual nets; remove it, vgg would not read it")
         elif self.norm == "none":
             raise ValueError("norm none: only vgg was published without; use batch, sync, frozen or group")
+        if self.shortcut_pad != "end" and self.shortcut != "A":
+            raise ValueError(f"shortcut_pad {self.shortcut_pad}: only shortcut A pads; shortcut is {self.shortcut}")
         if self.stride_in_1x1 and not (self.net == "resnet" and self.depth >= 50):
             raise ValueError(f"stride_in_1x1 concerns bottlenecks (50, 101, 152 layers); {self.name} has none")
         if self.shortcut == "none" and (self.shortcut_scale != 1 or self.residual_scale != 1 or self.preact):

@@ -169,4 +169,4 @@ def test_every_command_is_understood_and_every_page_has_one() -> None:
             parse(model, words)
     executed("import")
     sources = {words[words.index("--source") + 1] for words in commands("import", "import")}
-    assert sources == {"torchvision", "timm", "transformers", "detectron2", "mmdetection", "caffe"}
+    assert sources == {"torchvision", "timm", "transformers", "detectron2", "mmdetection", "cifar", "caffe"}

@@ -37,6 +37,9 @@ class Facts:
     """What the files beside foreign weights say of them; None: nothing. Mean and std are RGB on the 0..1 scale."""
 
     stride_in_1x1: bool | None = None
+    shortcut_pad: str | None = None
+    dilation: str | None = None
+    """`none`, `dropped` by the user's will, or `dilated`, which no net here can be."""
     channel_order: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

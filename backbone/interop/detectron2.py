@@ -6,7 +6,7 @@ import yaml
 
 from backbone.interop import keys
 from backbone.interop.common import Facts, Files, Source, state, three
-from backbone.interop.weights import pickled
+from backbone.interop.pickles import pickled
 
 
 def write(source: Source) -> Files:
@@ -69,8 +69,10 @@ def facts(files: Files) -> Facts:
     mean, std = model.get("PIXEL_MEAN"), model.get("PIXEL_STD")
     if (mean or std) and order is None:
         raise ValueError("PIXEL_MEAN without INPUT.FORMAT, so of unknown order")
+    nets = model.get("RESNETS", {})
     return Facts(
-        stride_in_1x1=model.get("RESNETS", {}).get("STRIDE_IN_1X1"),
+        stride_in_1x1=nets.get("STRIDE_IN_1X1"),
+        dilation="dilated" if nets.get("RES5_DILATION", 1) != 1 else "none" if nets else None,
         channel_order=order,
         mean=_rgb(mean, order) if mean else None,
         std=_rgb(std, order) if std else None,

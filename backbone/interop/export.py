@@ -16,6 +16,7 @@ from backbone.errors import UserError
 from backbone.interop import card, detectron2, mmdetection, onnx, probe, timm, torchvision, transformers
 from backbone.interop.common import Answer, Files, Source
 from backbone.interop.convert import convert
+from backbone.interop.layouts import Layout
 from backbone.options import NetOptions
 from backbone.storage import write_folder
 
@@ -167,7 +168,8 @@ def verify(source: Source, to: str, files: Files) -> list[probe.Agreement]:
     """
     target, found = TARGETS[to], []
     if target.way_back:
-        back = convert(target.way_back, {n: d for n, d in files.items() if n != BLOCK}, f"the {to} export read back")
+        given = {name: data for name, data in files.items() if name != BLOCK}
+        back = convert(Layout(target.way_back), given, f"the {to} export read back")
 
         def back_again(images: Tensor) -> dict[str, Tensor]:
             maps = probe.ours(back.net, back.inputs, images)
@@ -204,6 +206,10 @@ def _notes(options: NetOptions, mean_image: bool, order: str, to: str) -> tuple[
         notes.append("The net reads BGR, this framework feeds RGB: the channels of the first kernels were reversed.")
     if to in ("torchvision-detection", "detectron2", "mmdetection"):
         notes.append("Left out, since a detector has no use for it: the classifier (fc.weight, fc.bias).")
+    if to == "detectron2" and options.depth < 50:
+        notes.append(
+            "FPN alone: detectron2's C4 head is of bottlenecks always, and would start at random beneath this net."
+        )
     if to == "detectron2":
         notes.append("Left out, since detectron2 has no such buffers: counters of batches (num_batches_tracked).")
     if to == "onnx" and options.net == "vgg":

@@ -7,15 +7,15 @@ from typing import Any
 
 from backbone import artifact
 from backbone.errors import UserError
-from backbone.interop import weights
+from backbone.interop.advice import Advice
 from backbone.interop.common import Facts, Files, Source
-from backbone.interop.convert import Imported, convert, weights_file
+from backbone.interop.convert import Imported, convert
 from backbone.interop.export import BLOCK, TARGETS, verify
+from backbone.interop.files import read, weights_files
+from backbone.interop.layouts import Layout
 from backbone.interop.options import Import
 from backbone.interop.probe import Agreement
-from backbone.storage import filesystem, join
-
-CONFIGS = (".json", ".yaml", ".yml", ".py")
+from backbone.storage import filesystem
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,30 @@ def run(options: Import) -> Brought:
     Raises:
         UserError: anything is unexplained, missing, contradictory, unsaid, damaged or does not agree; names it.
     """
-    files, unread = _read(options.weights)
+    files, unread = read(options.weights)
     where = options.weights
-    found = convert(options.source, files, where, _given(options), options.prefix, options.drop, options.entry)
+    try:
+        found = convert(
+            Layout(options.source, options.entry, options.prefix, options.drop), files, where, _given(options)
+        )
+    except Advice as advice:
+        raise advice.commands(options) from advice
     made = _answers_its_probe(found, files, where)
     # Caffe's own nets have a home in detectron2.
     to = "detectron2" if options.source == "caffe" else options.source
     notes = [*unread, *found.notes]
     agreements: list[Agreement] = []
-    if TARGETS[to].obstacle(found.net.options):
+    if to not in TARGETS:
+        notes.append("not asked: no framework has the nets of CIFAR, so nothing but their names and shapes was checked")
+    elif TARGETS[to].obstacle(found.net.options):
         notes.append(f"not asked: {to}, which has no such net")
     else:
         source = Source(net=found.net, inputs=found.inputs, classes=found.classes, place="weights")
         agreements = verify(source, to, TARGETS[to].write(source))
-    name = weights_file(files, where)
     imported = {
         "source": options.source,
-        "file": join(where, name) if name != where.rpartition("/")[2] else where,
-        "sha256": hashlib.sha256(files[name]).hexdigest(),
+        "file": where,
+        "sha256": {name: hashlib.sha256(files[name]).hexdigest() for name in weights_files(files, where)},
         "notes": notes,
         "agreements": [asdict(row) for row in agreements],
     }
@@ -74,6 +80,8 @@ def _given(options: Import) -> Facts:
             raise UserError(f"classes {options.classes}: {error}") from error
     return Facts(
         stride_in_1x1={"true": True, "false": False}.get(options.stride_in_1x1),
+        shortcut_pad=options.shortcut_pad or None,
+        dilation=options.dilation or None,
         channel_order=options.channel_order or None,
         mean=options.mean or None,
         std=options.std or None,
@@ -81,23 +89,6 @@ def _given(options: Import) -> Facts:
         crop_pct=options.crop_pct or None,
         classes=classes,
     )
-
-
-def _read(url: str) -> tuple[Files, list[str]]:
-    """A file, or of a folder its weights and configs; and which weights of several were not read."""
-    fs, path = filesystem(url)
-    try:
-        if not fs.isdir(path):
-            return {path.rpartition("/")[2]: fs.cat_file(path)}, []
-        names = sorted(place.rpartition("/")[2] for place in fs.ls(path, detail=False))
-        kept = [name for name in names if name.endswith(weights.SUFFIXES)]
-        safe = [name for name in kept if name.endswith(".safetensors")]
-        unread = [name for name in kept if name not in safe] if len(safe) == 1 else []
-        wanted = [name for name in names if name.endswith((*weights.SUFFIXES, *CONFIGS)) and name not in unread]
-        files = {name: fs.cat_file(join(path, name)) for name in wanted}
-        return files, [f"not read, {safe[0]} was: {', '.join(unread)}"] if unread else []
-    except OSError as error:
-        raise UserError(f"weights {url}: cannot be read: {error}") from error
 
 
 def _answers_its_probe(found: Imported, files: Files, where: str) -> dict[str, Any]:

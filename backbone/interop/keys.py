@@ -5,7 +5,7 @@ mmdetection use the same. Others have a function from our name to theirs; the wa
 read from right to left, so that the two cannot disagree.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from backbone.errors import UserError
@@ -13,6 +13,8 @@ from backbone.nets.resnet import UNITS
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 HEAD = ("fc.weight", "fc.bias")
+PAIR = (("conv", ("weight",)), ("bn", NORM))
+MOST_CIFAR_UNITS = 200  # of ResNet-1202
 
 
 @cache
@@ -106,27 +108,57 @@ def same(name: str) -> str:
     return name
 
 
+def sequential(name: str) -> str:
+    """`nn.Sequential(*model.children())`, as lightly and many a notebook have torchvision's net: 0 conv1, 4 layer1."""
+    first, _, rest = name.partition(".")
+    places = {"conv1": "0", "bn1": "1", **{f"layer{i}": str(i + 3) for i in range(1, 5)}}
+    return f"{places.get(first, first)}.{rest}"
+
+
+@cache
+def cifar() -> dict[str, str]:
+    """Names of nets for CIFAR of 6n+2 layers -> ours; projections and classifier are called in either of two ways."""
+    found = {"conv1.weight": "conv1.weight", **{f"bn1.{part}": f"bn1.{part}" for part in NORM}}
+    for place in (f"layer{i}.{unit}" for i in (1, 2, 3) for unit in range(MOST_CIFAR_UNITS)):
+        leaves = [f"{kind}{k}.{part}" for k in (1, 2) for kind, parts in PAIR for part in parts]
+        found |= {f"{place}.{leaf}": f"{place}.{leaf}" for leaf in leaves}
+        for called in ("downsample", "shortcut"):
+            tails = ["0.weight", *(f"1.{part}" for part in NORM)]
+            found |= {f"{place}.{called}.{tail}": f"{place}.downsample.{tail}" for tail in tails}
+    return found | {f"{called}.{part}": f"fc.{part}" for called in ("fc", "linear") for part in ("weight", "bias")}
+
+
+@cache
+def vgg() -> dict[str, str]:
+    """torchvision's names of VGG."""
+    layers = {f"features.{i}.{part}" for i in range(53) for part in NORM}
+    return {name: name for name in layers | {f"classifier.{i}.{part}" for i in (0, 3, 6) for part in NORM[:2]}}
+
+
+@cache
+def timm_vgg() -> dict[str, str]:
+    """timm's names of VGG -> ours; its linear layers are convolutions."""
+    heads = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+    inner = {name: name for name in vgg() if name.startswith("features.")}
+    return inner | {f"{theirs}{part}": f"{ours}{part}" for theirs, ours in heads.items() for part in NORM[:2]}
+
+
 @cache
 def inverse(to_theirs: Callable[[str], str]) -> dict[str, str]:
     """Their name -> ours, for every name a residual net can have."""
     return {to_theirs(name): name for name in ours()}
 
 
-def explained(names: Iterable[str], table: dict[str, str], where: str) -> dict[str, str]:
-    """Their name -> ours for all `names`, by the `table` of an `inverse`.
+def explained(names: Iterable[str], table: Mapping[str, str], where: str) -> dict[str, str]:
+    """Their name -> ours for all `names`, by a `table` such as that of an `inverse`.
 
     Raises:
-        UserError: names that no residual net has; says which and, where one prefix explains them, which.
+        UserError: names that no such net has; says which.
     """
     names = list(names)
     unknown = sorted(name for name in names if name not in table)
     if unknown:
-        known = [prefix for prefix in (_prefix(name, table) for name in unknown) if prefix]
-        hint = f"; all keys behind a prefix? --prefix {known[0]}" if known else ""
-        raise UserError(
-            f"{where}: {len(unknown)} keys that no residual net has: {some(unknown)}{hint}. "
-            "Keys to leave out are named by --drop"
-        )
+        raise UserError(f"{where}: {len(unknown)} keys that no net of these names has: {some(unknown)}")
     return {name: table[name] for name in names}
 
 
@@ -134,15 +166,6 @@ def some(names: Iterable[str]) -> str:
     """The first few of many names."""
     names = list(names)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _prefix(name: str, table: dict[str, str]) -> str:
-    """What stands before a known name in `name`; empty where nothing of it is known."""
-    parts = name.split(".")
-    for i in range(1, len(parts)):
-        if ".".join(parts[i:]) in table:
-            return ".".join(parts[:i]) + "."
-    return ""
 
 
 def _is_conv(owner: str) -> bool:

@@ -1,6 +1,7 @@
 """mmdetection: the file its ResNet loads, and the part of a config that belongs to it."""
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from backbone.interop.common import Facts, Files, Source, saved, state, three
@@ -57,28 +58,49 @@ def facts(files: Files) -> Facts:
         return Facts()
     if len(texts) > 1:
         raise ValueError("more than one Python file beside the weights")
-    model = literal_model(texts[0].decode())
-    given, net = model.get("data_preprocessor", {}), model.get("backbone", {})
+    text = texts[0].decode()
+    model = literal_model(text)
+    given, net = model.get("data_preprocessor"), model.get("backbone", {})
+    if given is None:  # before 3.0 it stood in the pipeline
+        given = literal(text, "img_norm_cfg") or {}
+        given = {**given, "bgr_to_rgb": given.get("to_rgb", True)}
     if net.get("style", "pytorch") not in ("pytorch", "caffe"):
         raise ValueError(f"style {net['style']!r}")
+    said = Facts(stride_in_1x1=net["style"] == "caffe" if "style" in net else None, dilation=_dilation(net))
     if "mean" not in given or "std" not in given:
-        return Facts(stride_in_1x1=net["style"] == "caffe" if "style" in net else None)
+        return said
     rgb = bool(given.get("bgr_to_rgb", False))
     mean, std = (tuple(v / 255 for v in three(given[key])) for key in ("mean", "std"))
-    return Facts(
-        stride_in_1x1=net["style"] == "caffe" if "style" in net else None,
+    return replace(
+        said,
         channel_order="RGB" if rgb else "BGR",
         mean=mean if rgb else mean[::-1],
         std=std if rgb else std[::-1],
     )
 
 
+def _dilation(net: dict[str, Any]) -> str | None:
+    """mmdetection's ResNet has `dilations` and `strides` of four stages; segmenters set them."""
+    if not net:
+        return None
+    strides = list(net.get("strides", ()))
+    return "none" if set(net.get("dilations", ())) <= {1} and strides == [1, 2, 2, 2][: len(strides)] else "dilated"
+
+
 def literal_model(text: str) -> dict[str, Any]:
-    """`model` of a config written in literals and `dict(...)`; ValueError where it holds anything else."""
+    """`model` of a config; ValueError where it has none, or not in literals and `dict(...)`."""
+    model = literal(text, "model")
+    if model is None:
+        raise ValueError("it has no `model = dict(...)`")
+    return model
+
+
+def literal(text: str, name: str) -> Any:
+    """What a config assigns to a name, in literals and `dict(...)`; None: nothing. ValueError for anything else."""
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["model"]:
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == [name]:
             return _literal(node.value)
-    raise ValueError("it has no `model = dict(...)`")
+    return None
 
 
 def _literal(node: ast.expr) -> Any:

@@ -24,27 +24,36 @@ class Export(Strict):
 class Import(Strict):
     """Make a backbone artifact of another framework's weights, every key accounted for."""
 
-    source: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "caffe"]
-    """Whose names the weights have. caffe: MSRA's nets as Detectron blobs, LAYER.INDEX blobs or torchvision's names."""
+    source: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "cifar", "caffe"]
+    """Whose names the weights have. caffe: MSRA's nets as Detectron blobs, LAYER.INDEX blobs or torchvision's names.
+    cifar: nets of 6n+2 layers from repositories for CIFAR. torchvision: those of most other training code too."""
 
     weights: str
-    """File (.safetensors, .pth, .pt, .bin, .ckpt, .pkl, .npz) or folder with one such file and the framework's config.
-    Pickles are read without running them."""
+    """File of any name (of torch.save, .safetensors, .npz, a pickle), or folder with one such file and the framework's
+    config, or the index of shards. Nothing that lies in it is run."""
 
     output: str
     """Folder or URL of the artifact to write."""
 
-    prefix: str = ""
-    """What stands before each key, such as `module.` or `backbone.body.`; it is cut off."""
+    prefix: tuple[str, ...] = ()
+    """What stands before each key, such as `module.` or `backbone.body.`; it is cut off. Several where the net lies in
+    two places, such as `backbone. roi_heads.` of a C4 detector: of each key the first that fits."""
 
     drop: tuple[str, ...] = ()
-    """First letters of keys to leave out, such as `rpn. roi_heads.`; each must be there."""
+    """First letters of keys to leave out, such as `rpn. roi_heads.`; each must be there, and none in the net itself."""
 
     entry: str = ""
     """Part of a checkpoint that holds the weights, such as `state_dict` or `model`."""
 
     stride_in_1x1: Literal["", "true", "false"] = ""
     """Where bottlenecks have stride 2, if no config beside the weights says. Nothing in the weights themselves does."""
+
+    shortcut_pad: Literal["", "end", "both"] = ""
+    """Where shortcuts without weights (option A) put their zero channels: behind, or half before and half behind."""
+
+    dilation: Literal["", "none", "dropped"] = ""
+    """Asked of bodies of segmenters and DETR, whose weights do not say it. none: it had none. dropped: it had, which
+    no net has here; C4 and C5 are then not the maps it was trained with."""
 
     channel_order: Literal["", "RGB", "BGR"] = ""
     """Order of the channels that the net reads, if no config beside the weights says."""

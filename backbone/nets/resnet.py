@@ -23,14 +23,17 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class PadShortcut(nn.Module):
     """Option A: every stride-th pixel, then zero channels. No parameters, so no keys."""
 
-    def __init__(self, stride: int, extra: int) -> None:
+    def __init__(self, stride: int, extra: int, where: str) -> None:
         super().__init__()
-        self.stride, self.extra = stride, extra
+        self.stride = stride
+        self.before = extra // 2 if where == "both" else 0
+        self.behind = extra - self.before
 
     def forward(self, x: Tensor) -> Tensor:
         # The paper states neither how A subsamples nor where the zeros go. A strided pick is what a 1x1 convolution of
-        # that stride sees; fb.resnet.torch picks so too and puts the zeros last.
-        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+        # that stride sees; fb.resnet.torch picks so too and puts the zeros last. Weights of akamaster's
+        # pytorch_resnet_cifar10, which are passed around, want half of them first.
+        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.behind))
 
 
 class Unit(nn.Module):
@@ -72,7 +75,7 @@ class Unit(nn.Module):
         reshapes = stride != 1 or inputs != outputs
         self.downsample: nn.Module | None = None
         if kind == "A" and reshapes:
-            self.downsample = PadShortcut(stride, outputs - inputs)
+            self.downsample = PadShortcut(stride, outputs - inputs, options.shortcut_pad)
         elif kind == "C" or (kind == "B" and reshapes):
             projection = conv(inputs, outputs, 1, stride)
             # As in the authors' code, a pre-activation unit projects the activated input and has no norm after that.

@@ -167,6 +167,17 @@ def test_a_wrong_description_fails_the_probe(tmp_path: Path, change: Callable[[d
         backbone.load(tmp_path)
 
 
+def test_where_zeros_lie_is_recorded_and_probed(tmp_path: Path) -> None:
+    write(tmp_path, NetOptions(net="cifar_resnet", depth=20, shortcut="A", shortcut_pad="both"))
+    assert backbone.load(tmp_path)[0].options.shortcut_pad == "both"
+    edit(tmp_path, lambda c: c["raybone"]["net"].update(shortcut_pad="end"))
+    with pytest.raises(UserError, match=r"does not answer its probe: .* of C3 .*look at .*shortcut_pad"):
+        backbone.load(tmp_path)
+    edit(tmp_path, lambda c: c["raybone"]["net"].pop("shortcut_pad"))  # as older artifacts are, which end so
+    with pytest.raises(UserError, match="does not answer its probe"):
+        backbone.load(tmp_path)
+
+
 def test_keys_must_all_be_accounted_for(tmp_path: Path) -> None:
     write(tmp_path, NETS[0])
     tensors = load_file(tmp_path / "model.safetensors")

@@ -58,6 +58,9 @@ PLAIN = {"depth": 18, "shortcut": "none"}
     ("given", "complaint"),
     [
         ({**VGG, "shortcut": "A"}, "shortcut is an option of residual nets"),
+        ({**VGG, "shortcut_pad": "both"}, "shortcut_pad is an option of residual nets"),
+        ({"depth": 34, "shortcut_pad": "both"}, "shortcut_pad both: only shortcut A pads; shortcut is B"),
+        ({**PLAIN, "shortcut_pad": "both"}, "only shortcut A pads; shortcut is none"),
         ({**VGG, "stride_in_1x1": True}, "stride_in_1x1 is an option of residual nets"),
         ({**VGG, "shortcut_scale": 0.5}, "shortcut_scale is an option of residual nets"),
         ({**VGG, "residual_scale": 0.5}, "residual_scale is an option of residual nets"),

@@ -13,6 +13,7 @@ from backbone.errors import UserError
 from backbone.interop import keys
 from backbone.interop.common import Files
 from backbone.interop.convert import convert
+from backbone.interop.layouts import Layout
 from backbone.options import NetOptions
 from tests.backbone.interop.conftest import assert_equal, net_of, photos
 
@@ -75,7 +76,7 @@ def test_every_form_becomes_the_same_net(tmp_path: Path, form: str, depth: int) 
         "layers": lambda: {"R.npz": npz(tmp_path, layers(state, letters))},
         "torchvision": lambda: {"R.npz": npz(tmp_path, {name: t.numpy() for name, t in state.items()})},
     }[form]()
-    found = convert("caffe", files, "R")
+    found = convert(Layout("caffe"), files, "R")
     assert found.net.options == NetOptions(depth=depth, stride_in_1x1=True, width=0.25)
     assert found.inputs.channel_order == "BGR"
     assert found.has_head
@@ -88,7 +89,7 @@ def test_every_form_becomes_the_same_net(tmp_path: Path, form: str, depth: int) 
 
 def test_what_was_done_is_said() -> None:
     blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict())
-    notes = "\n".join(convert("caffe", {"R.pkl": pickle.dumps({"blobs": blobs})}, "R", entry="blobs").notes)
+    notes = "\n".join(convert(Layout("caffe", "blobs"), {"R.pkl": pickle.dumps({"blobs": blobs})}, "R").notes)
     assert "53 norms came as scale and bias alone" in notes
     assert "53 biases of convolutions were moved" in notes
     assert "Caffe pools the stem unpadded" in notes
@@ -97,15 +98,18 @@ def test_what_was_done_is_said() -> None:
 def test_faults_are_named(tmp_path: Path) -> None:
     blobs = caffe2(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict())
     extra = {**blobs, "conv_rpn_w": np.zeros(1, "f4")}
-    with pytest.raises(UserError, match=r"1 keys that no residual net has: conv_rpn_w"):
-        convert("caffe", {"R.pkl": pickle.dumps(extra)}, "R")
+    with pytest.raises(
+        UserError,
+        match=r"1 keys that no net of these names has: conv_rpn_w. To be typed:\n  --source caffe --drop conv_rpn_w$",
+    ):
+        convert(Layout("caffe"), {"R.pkl": pickle.dumps(extra)}, "R")
     one = layers(net_of(NetOptions(depth=50, stride_in_1x1=True, width=0.25)).state_dict(), keys.caffe)
     del one["bn4c_branch2a.1"]
     with pytest.raises(UserError, match=r"a scale for layer3\.2\.bn1\.running_var, which is not there"):
-        convert("caffe", {"R.npz": npz(tmp_path, one)}, "R")
+        convert(Layout("caffe"), {"R.npz": npz(tmp_path, one)}, "R")
     del one["bn4c_branch2a.2"]
     with pytest.raises(UserError, match=r"1 keys missing: layer3\.2\.bn1\.running_var"):
-        convert("caffe", {"R.npz": npz(tmp_path, one)}, "R")
+        convert(Layout("caffe"), {"R.npz": npz(tmp_path, one)}, "R")
     del blobs["res4_3_branch2b_bn_s"]
     with pytest.raises(UserError, match=r"a bias for layer3\.3\.conv2\.weight, whose norm is not there"):
-        convert("caffe", {"R.pkl": pickle.dumps(blobs)}, "R")
+        convert(Layout("caffe"), {"R.pkl": pickle.dumps(blobs)}, "R")

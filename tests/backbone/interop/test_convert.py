@@ -18,16 +18,18 @@ import backbone
 from backbone import artifact
 from backbone.errors import UserError
 from backbone.inputs import IMAGENET_MEAN
-from backbone.interop import keys
+from backbone.interop import keys, origins
 from backbone.interop.common import Facts, Files, safetensors, saved
 from backbone.interop.convert import Imported, convert
 from backbone.interop.export import export
 from backbone.interop.importing import run
+from backbone.interop.layouts import Layout
 from backbone.interop.options import Import
 from backbone.nets import build
 from backbone.options import NetOptions
 from tests.backbone.interop.conftest import BGR, CLASSES, INPUTS, assert_equal, maps_of, net_of, photos, source_of
 
+TAKEN = "as torchvision documents of its own weights, for nothing else says it: channel_order, mean, std"
 SAID = Facts(channel_order="RGB", mean=INPUTS.mean, std=INPUTS.std, stride_in_1x1=False)
 
 
@@ -54,8 +56,8 @@ def test_torchvisions_own_weights(depth: int, suffix: str) -> None:
     model = shaken(getattr(torchvision.models, f"resnet{depth}")(num_classes=7))
     state = model.state_dict()
     files = {f"net.{suffix}": saved(state) if suffix == "pth" else safetensors(state)}
-    found = convert("torchvision", files, "net")
-    assert (found.net.options, found.classes, found.notes) == (NetOptions(depth=depth), tuple("0123456"), ())
+    found = convert(Layout("torchvision"), files, "net")
+    assert (found.net.options, found.classes, found.notes) == (NetOptions(depth=depth), tuple("0123456"), (TAKEN,))
     assert found.inputs.mean == IMAGENET_MEAN  # as torchvision documents for all its weights
     images = photos()[1]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.inputs.mean, found.inputs.std))
@@ -67,7 +69,7 @@ def test_the_backbone_of_a_torchvision_detector() -> None:
     model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
     files = {"detector.pth": saved({"epoch": torch.tensor(3)} | model.state_dict())}
     drop = ("epoch", "backbone.fpn.", "rpn.", "roi_heads.")
-    found = convert("torchvision", files, "d.pth", prefix="backbone.body.", drop=drop)
+    found = convert(Layout("torchvision", prefix=("backbone.body.",), drop=drop), files, "d.pth")
     assert not found.has_head
     assert found.classes == ("none",)
     assert torch.equal(found.net.state_dict()["layer4.2.conv3.weight"], model.backbone.body.layer4[2].conv3.weight)
@@ -75,11 +77,14 @@ def test_the_backbone_of_a_torchvision_detector() -> None:
     assert "left out, as asked: rpn.* (6 keys)" in notes
     assert "not in the file: the classifier (fc.*)" in notes
     with pytest.raises(UserError, match=r"--prefix backbone.body.: \d+ keys do not begin so: .*Keys to leave out"):
-        convert("torchvision", files, "d.pth", prefix="backbone.body.")
-    with pytest.raises(UserError, match=r"keys that no residual net has: .*all keys behind a prefix\? --prefix back"):
-        convert("torchvision", files, "d.pth")
+        convert(Layout("torchvision", prefix=("backbone.body.",)), files, "d.pth")
+    with pytest.raises(
+        UserError,
+        match=r"keys that no net of these names has: .*\n  --source torchvision --prefix backbone.body. --drop epoch",
+    ):
+        convert(Layout("torchvision"), files, "d.pth")
     with pytest.raises(UserError, match=r"--drop mask.: no key begins so"):
-        convert("torchvision", files, "d.pth", drop=("mask.",))
+        convert(Layout("torchvision", drop=("mask.",)), files, "d.pth")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "backbone.", "model."])
@@ -87,16 +92,22 @@ def test_prefixes_only_by_name(prefix: str) -> None:
     state = net_of(NetOptions(depth=18)).state_dict()
     files = {"net.pth": saved({prefix + name: t for name, t in state.items()})}
     with pytest.raises(UserError, match=rf"--prefix {prefix.replace('.', '[.]')}"):
-        convert("torchvision", files, "net.pth")
-    assert convert("torchvision", files, "net.pth", prefix=prefix).net.options.depth == 18
+        convert(Layout("torchvision"), files, "net.pth")
+    assert convert(Layout("torchvision", prefix=(prefix,)), files, "net.pth").net.options.depth == 18
 
 
 def test_a_training_checkpoint_needs_the_entry() -> None:
     buffer = io.BytesIO()
     torch.save({"state_dict": net_of(NetOptions(depth=18)).state_dict(), "epoch": 3}, buffer)
-    with pytest.raises(UserError, match="--entry names the part with the weights: state_dict"):
-        convert("torchvision", {"c.pth": buffer.getvalue()}, "c.pth")
-    assert convert("torchvision", {"c.pth": buffer.getvalue()}, "c.pth", entry="state_dict").notes == ()
+    with pytest.raises(
+        UserError,
+        match=r"holds more than tensors: state_dict, epoch. To be typed:\n  --source torchvision --entry state_dict$",
+    ):
+        convert(Layout("torchvision"), {"c.pth": buffer.getvalue()}, "c.pth")
+    assert convert(Layout("torchvision", "state_dict"), {"c.pth": buffer.getvalue()}, "c.pth").notes == (
+        "not read, beside state_dict: epoch",
+        TAKEN,
+    )
 
 
 @torch.no_grad()
@@ -106,7 +117,7 @@ def test_transformers_own_folders(tmp_path: Path) -> None:
     shaken(transformers.ResNetForImageClassification(config)).save_pretrained(tmp_path)
     transformers.ConvNextImageProcessor(size={"shortest_edge": 96}, crop_pct=0.9).save_pretrained(tmp_path)
     files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    found = convert("transformers", files, str(tmp_path))
+    found = convert(Layout("transformers"), files, str(tmp_path))
     assert (found.inputs.size, found.inputs.crop_pct, found.inputs.channel_order) == (96, 0.9, "RGB")
     assert found.classes == ("0", "1")  # transformers leaves its own default names out
     model = transformers.ResNetForImageClassification.from_pretrained(tmp_path).eval()
@@ -116,7 +127,7 @@ def test_transformers_own_folders(tmp_path: Path) -> None:
     # A bare backbone has other names and no head.
     shaken(transformers.ResNetBackbone(config)).save_pretrained(tmp_path)
     bare = {**files, "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
-    assert not convert("transformers", bare, "bare").has_head
+    assert not convert(Layout("transformers"), bare, "bare").has_head
 
 
 @torch.no_grad()
@@ -129,9 +140,7 @@ def test_timms_own_weights(name: str) -> None:
         state = {
             k: torch.zeros(1).expand(v.shape) if v.is_floating_point() else torch.tensor(0) for k, v in state.items()
         }
-        from backbone.interop.convert import ORIGINS
-
-        named, _ = ORIGINS["timm"].convert(state, "x")
+        named, _ = origins.convert("timm", state, "x")
         with torch.device("meta"):
             own = build(NetOptions(net="vgg", depth=11), 3).state_dict()
         assert {k: v.shape for k, v in named.items()} == {k: v.shape for k, v in own.items()}
@@ -139,12 +148,12 @@ def test_timms_own_weights(name: str) -> None:
     model = shaken(timm.create_model(name, num_classes=3))
     files = {"net.safetensors": safetensors(model.state_dict())}
     with pytest.raises(UserError, match=r"channel_order, mean, std: no config beside the weights says"):
-        convert("timm", files, "net")
-    found = convert("timm", files, "net", Facts(channel_order="RGB", mean=INPUTS.mean, std=INPUTS.std))
+        convert(Layout("timm"), files, "net")
+    found = convert(Layout("timm"), files, "net", Facts(channel_order="RGB", mean=INPUTS.mean, std=INPUTS.std))
     images = photos()[1]
     assert_equal({"logits": logits(found, images)}, {"logits": model(INPUTS.normalize(images))})
     config = {"architecture": name, "pretrained_cfg": {**model.pretrained_cfg}}
-    beside = convert("timm", {**files, "config.json": json.dumps(config).encode()}, "net")
+    beside = convert(Layout("timm"), {**files, "config.json": json.dumps(config).encode()}, "net")
     assert beside.inputs.crop_pct == model.pretrained_cfg["crop_pct"]
 
 
@@ -161,7 +170,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
     "missing counterpart": (lambda s: without(s, "fc.bias"), r"1 keys missing: fc.bias"),
     "extra": (
         lambda s: {**s, "layer1.0.se.fc1.weight": torch.zeros(1)},
-        r"no residual net has: layer1.0.se.fc1.weight",
+        r"the weights of a ResNet with squeeze-and-excitation",
     ),
     "extra of a deeper net": (
         lambda s: {**s, "layer1.0.downsample.0.weight": torch.zeros(1)},
@@ -188,41 +197,43 @@ def test_faults_are_named(fault: str) -> None:
     change, says = FAULTS[fault]
     files = {"net.safetensors": save_safetensors(change(state_of(NetOptions(depth=18))))}
     with pytest.raises(UserError, match=says):
-        convert("torchvision", files, "net")
+        convert(Layout("torchvision"), files, "net")
 
 
 def test_what_nothing_says_must_be_given() -> None:
     state = {keys.detectron2(k): v.numpy() for k, v in state_of(NetOptions(depth=50)).items() if "tracked" not in k}
     files: Files = {"R-50.pkl": pickle.dumps({"model": state})}
-    with pytest.raises(UserError, match=r"channel_order, mean, std, stride_in_1x1: no config .* --stride_in_1x1 "):
-        convert("detectron2", files, "R-50.pkl")
-    found = convert("detectron2", files, "R-50.pkl", SAID)
+    with pytest.raises(
+        UserError, match=r"channel_order, mean, std, stride_in_1x1: no config .*typed:\n.*\n  --stride_in_1x1 true -"
+    ):
+        convert(Layout("detectron2"), files, "R-50.pkl")
+    found = convert(Layout("detectron2"), files, "R-50.pkl", SAID)
     assert found.has_head
     # detectron2's own files of torchvision weights were made by a tool that calls the classifier so.
     tool = {name.replace("linear.", "stem.fc."): array for name, array in state.items()}
-    assert convert("detectron2", {"R.pkl": pickle.dumps({"model": tool})}, "R", SAID).has_head
+    assert convert(Layout("detectron2"), {"R.pkl": pickle.dumps({"model": tool})}, "R", SAID).has_head
     assert "53 counters of batches" in found.notes[0]
     config = b"MODEL: {RESNETS: {STRIDE_IN_1X1: true}}"
     with pytest.raises(UserError, match="stride_in_1x1: False is given, the config beside the weights says True"):
-        convert("detectron2", {**files, "c.yaml": config}, "x", SAID)
+        convert(Layout("detectron2"), {**files, "c.yaml": config}, "x", SAID)
     with pytest.raises(UserError, match=r"PIXEL_MEAN without INPUT.FORMAT, so of unknown order"):
-        convert("detectron2", {**files, "c.yaml": b"MODEL: {PIXEL_MEAN: [1, 2, 3]}"}, "x", SAID)
+        convert(Layout("detectron2"), {**files, "c.yaml": b"MODEL: {PIXEL_MEAN: [1, 2, 3]}"}, "x", SAID)
     with pytest.raises(UserError, match="the config beside the weights cannot be read"):
-        convert("detectron2", {**files, "c.yaml": b"MODEL: ["}, "x", SAID)
+        convert(Layout("detectron2"), {**files, "c.yaml": b"MODEL: ["}, "x", SAID)
 
 
 def test_torchvision_cannot_mean_stride_in_the_1x1() -> None:
     files = {"net.safetensors": save_safetensors(state_of(NetOptions(depth=50)))}
     with pytest.raises(UserError, match="torchvision has no such nets; name weights of its names --source mmdetection"):
-        convert("torchvision", files, "net", Facts(stride_in_1x1=True))
+        convert(Layout("torchvision"), files, "net", Facts(stride_in_1x1=True))
     said = Facts(stride_in_1x1=True, channel_order="BGR", mean=INPUTS.mean, std=INPUTS.std)
-    assert convert("mmdetection", files, "net", said).net.options.stride_in_1x1
+    assert convert(Layout("mmdetection"), files, "net", said).net.options.stride_in_1x1
 
 
 def test_half_precision_becomes_fp32_and_is_said() -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in state_of(NetOptions(depth=18)).items()}
-    found = convert("torchvision", {"net.pth": saved(state)}, "net")
-    assert found.notes == ("torch.float16 became float32",)
+    found = convert(Layout("torchvision"), {"net.pth": saved(state)}, "net")
+    assert found.notes == (TAKEN, "torch.float16 became float32")
     assert {t.dtype for t in found.net.parameters()} == {torch.float32}
 
 
@@ -292,13 +303,13 @@ def test_classes_from_a_file_and_their_count(tmp_path: Path) -> None:
 
 def test_of_several_files_the_safe_one_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(save_safetensors(state_of(NetOptions(depth=18, width=0.25))))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({"a": torch.ones(1)}))
     done = run(Import(source="torchvision", weights=str(tmp_path), output=str(tmp_path / "a")))
     assert done.notes[0] == "not read, model.safetensors was: pytorch_model.bin"
-    assert done.notes[1:] == ("not asked: torchvision, which has no such net",)  # as narrow as this one
+    assert done.notes[2:] == ("not asked: torchvision, which has no such net",)  # as narrow as this one
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "other.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"more than one file with weights \(other.pth, pytorch_model.bin\)"):
+    (tmp_path / "other.pth").write_bytes(saved({"a": torch.ones(1)}))
+    with pytest.raises(UserError, match=r"more than one file with weights; give one: --weights .*/other.pth or --wei"):
         run(Import(source="torchvision", weights=str(tmp_path), output=str(tmp_path / "a")))
     with pytest.raises(UserError, match="cannot be read"):
         run(Import(source="torchvision", weights=str(tmp_path / "nowhere"), output=str(tmp_path / "a")))
@@ -310,6 +321,6 @@ def test_a_bomb_leaves_nothing_behind(tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path}/fired",)
 
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": Bomb()}))
-    with pytest.raises(UserError, match=r"R-50.pkl: refused, nothing of it was run: it asks for posix.system"):
+    with pytest.raises(UserError, match=r"R-50.pkl: holds posix.system \(not run\) at --entry model, not named"):
         run(Import(source="detectron2", weights=str(tmp_path / "R-50.pkl"), output=str(tmp_path / "artifact")))
     assert [file.name for file in tmp_path.iterdir()] == ["R-50.pkl"]

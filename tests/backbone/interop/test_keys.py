@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from backbone.errors import UserError
 from backbone.interop import keys
+from backbone.nets import build
+from backbone.options import NetOptions
 
 MAPS = [
     keys.same,
@@ -15,6 +18,7 @@ MAPS = [
     keys.caffe2,
     keys.caffe,
     keys.caffe_numbers,
+    keys.sequential,
 ]
 
 
@@ -64,9 +68,31 @@ def test_published_names(to_theirs, ours: str, theirs: str) -> None:
     assert keys.inverse(to_theirs)[theirs] == ours
 
 
-def test_an_unknown_key_is_named_and_a_prefix_found() -> None:
-    table = keys.inverse(keys.same)
-    with pytest.raises(UserError, match=r"here: 1 keys that no residual net has: layer1.0.se.weight"):
-        keys.explained(["conv1.weight", "layer1.0.se.weight"], table, "here")
-    with pytest.raises(UserError, match=r"--prefix module\.backbone\."):
-        keys.explained(["module.backbone.conv1.weight"], table, "here")
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(UserError, match=r"here: 1 keys that no net of these names has: layer1.0.se.weight"):
+        keys.explained(["conv1.weight", "layer1.0.se.weight"], keys.inverse(keys.same), "here")
+
+
+@torch.no_grad()
+def test_names_of_a_sequential_are_those_of_torch() -> None:
+    model = torchvision.models.resnet18()
+    names = nn.Sequential(*list(model.children())[:-1]).state_dict().keys()
+    table = keys.inverse(keys.sequential)
+    assert {table[name] for name in names} == {n for n in model.state_dict() if not n.startswith("fc.")}
+
+
+def test_names_of_cifar_nets() -> None:
+    with torch.device("meta"):
+        ours = build(NetOptions(net="cifar_resnet", depth=56), 10).state_dict().keys()
+    table = keys.cifar()
+    assert ours <= table.keys()
+    assert "layer3.199.conv2.weight" in table, "of 1,202 layers"
+    assert table["linear.weight"] == table["fc.weight"] == "fc.weight"
+    assert table["layer2.0.shortcut.1.running_var"] == "layer2.0.downsample.1.running_var"
+    assert "layer4.0.conv1.weight" not in table
+
+
+def test_names_of_vggs() -> None:
+    for name in ("vgg11", "vgg19_bn"):
+        with torch.device("meta"):
+            assert getattr(torchvision.models, name)().state_dict().keys() <= keys.vgg().keys()

@@ -49,6 +49,19 @@ def test_without_residuals_a_net_is_lambda_to_the_number_of_units(scale: float, 
             torch.testing.assert_close(stage_map, expected)
 
 
+@pytest.mark.parametrize(("width", "before", "behind"), [(1.0, (8, 16), (8, 16)), (3 / 16, (1, 3), (2, 3))])
+def test_zeros_on_both_sides_of_the_channels(width: float, before: tuple, behind: tuple) -> None:
+    """With F = 0, x_L = x_0 of fewer pixels, its channels in the middle; an odd one more of zeros behind them."""
+    net = eval_net(net="cifar_resnet", depth=8, shortcut="A", shortcut_pad="both", width=width, zero_init_residual=True)
+    x = image(net.options)
+    with torch.inference_mode():
+        stem, maps = F.relu(net.bn1(net.conv1(x))), net(x)
+    for steps, name in enumerate(("C3", "C4"), 1):
+        sides = (sum(before[:steps]), sum(behind[:steps]))
+        expected = F.pad(stem[:, :, :: 2**steps, :: 2**steps], (0, 0, 0, 0, *sides))
+        torch.testing.assert_close(maps[name], expected)
+
+
 @pytest.mark.parametrize("kind", ["A", "B", "C"])
 def test_lambda_scales_projections_too(kind: str) -> None:
     """ReLU keeps factors, so a zero-residual net of L units gives λ^L times what it gives with λ = 1."""

@@ -9,6 +9,8 @@ faults of both come together, in one form, and a pair of fields that depend on e
 import copy
 import difflib
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -16,8 +18,10 @@ import tyro
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from backbone.errors import UserError
+from backbone.errors import LOST, Lost, UserError
 from backbone.kinds import section_model
+from backbone.stopping import Stopped, heed, stop_of
+from backbone.supervise import BUG, is_watched
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -37,6 +41,32 @@ def parse(model: type[T], argv: list[str], flags: dict[str, str] | None = None) 
         return validate(model, tree, file, overrides), given
     except UserError as error:
         fail(error)
+
+
+def run_main(main: Callable[[], None], again: str = "") -> None:
+    """A job from beginning to end.
+
+    Mistakes of the user's, and training that diverged, are told without a traceback: exit code 2; what was lost with
+    its cluster likewise, 75. Ctrl-C and SIGTERM end it with one line, 130 and 143. `again` is what submitting it again
+    does.
+    """
+    heed()
+    try:
+        main()
+    except Lost as error:
+        fail(error if is_watched() or not again else f"{error}; submit again to {again}", LOST)
+    except (UserError, FloatingPointError) as error:
+        fail(error)
+    except BaseException as error:
+        stop = stop_of(error)
+        if stop and not Stopped.told:
+            print(f"stopped; submit again to {again}" if again else "stopped", flush=True)
+        if stop:
+            raise SystemExit(stop.code) from None
+        if is_watched() and isinstance(error, Exception):
+            traceback.print_exc()
+            raise SystemExit(BUG) from None
+        raise
 
 
 def load(model: type[T], path: str | Path) -> T:
@@ -112,10 +142,10 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def fail(error: object) -> NoReturn:
-    """Print what is wrong and exit with code 2, the code for mistakes of the user's."""
+def fail(error: object, code: int = 2) -> NoReturn:
+    """Print what is wrong and exit; 2 is the code for mistakes of the user's."""
     print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def _read(

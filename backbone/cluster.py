@@ -2,11 +2,14 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from backbone.compute import Scaling
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError
+from backbone.stopping import heed_again
 
 # Before ray is imported. Values a user has set win.
 DEFAULTS = {
@@ -24,6 +27,9 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
 
     Returns the ray module and whether this call started or joined it. Worker output stays in Ray's logs: what a run has
     to say comes through the display.
+
+    Raises:
+        UserError: nobody listens at RAY_ADDRESS, the cluster wants another token, or it does not start.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -31,41 +37,131 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
 
     if ray.is_initialized():
         return ray, False
-    from ray._private.utils import read_ray_address
-    from ray.exceptions import AuthenticationError
-
-    address = os.environ.get("RAY_ADDRESS") or read_ray_address()
-    if not os.environ.get("RAY_ADDRESS") and address and not _answers(address):
-        # A cluster that did not end by `ray stop` leaves its address behind; Ray would wait for it for ever.
-        say(f"the Ray cluster last started here, {address}, is gone; starting another")
-        address = "local"
-    try:
-        context = ray.init(address, log_to_driver=False, logging_level="warning")
-    except AuthenticationError as error:
-        raise UserError(
-            f"the Ray cluster at {address} wants a token that is not yours: copy its ~/.ray/auth_token here, or "
-            "start a cluster for this run alone with RAY_ADDRESS=local"
-        ) from error
+    address = _address(say)
+    if address in (None, "local"):
+        say("starting Ray on this machine")
+    context = _init(ray, address, say)
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
     return ray, True
 
 
+def _init(ray: Any, address: str | None, say: Callable[[str], None]) -> Any:
+    """`ray.init`, tried twice: on a loaded machine it runs out of time."""
+    from ray.exceptions import AuthenticationError
+
+    where = f"the Ray cluster at {address}" if address not in (None, "local") else "Ray"
+    for last in (False, True):
+        try:
+            return ray.init(address, log_to_driver=False, logging_level="warning")
+        except AuthenticationError as error:
+            raise UserError(
+                f"the Ray cluster at {address} wants a token that is not yours: copy its ~/.ray/auth_token here, or "
+                "start a cluster for this run alone with RAY_ADDRESS=local"
+            ) from error
+        except Exception as error:
+            ray.shutdown()
+            if "AF_UNIX" in str(error):
+                raise UserError(
+                    f"{' '.join(_temporary_folder())} is too long a path for Ray's sockets below it; name a shorter "
+                    "one: RAY_TMPDIR=/tmp/r"
+                ) from error
+            told = next(iter(str(error).strip().splitlines()), "")[:300]
+            if last or isinstance(error, ValueError | ConnectionError):
+                raise UserError(
+                    f"{where} does not answer ({type(error).__name__}: {told}); look at it with ray status "
+                    "and free the machine, or start a cluster for this run alone with RAY_ADDRESS=local"
+                ) from error
+            say(f"{where} did not come up ({type(error).__name__}: {told}); trying once more")
+        finally:
+            heed_again()
+    raise AssertionError
+
+
+def _address(say: Callable[[str], None]) -> str | None:
+    """What to join: a cluster's address, "auto", or "local" and None for a new one.
+
+    Raises:
+        UserError: RAY_ADDRESS names none; Ray would wait for minutes to say so.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given in ("local", "auto"):
+        return given
+    address = given or _last_started()
+    heard = _heard_at(address) if address else None
+    if heard is not None and not heard.startswith(b"HTTP/1"):
+        return address
+    if given:
+        what = "nobody listens there" if heard is None else "that is a web server, perhaps the cluster's dashboard"
+        raise UserError(
+            f"RAY_ADDRESS {given}: {what}; give HOST:PORT of a cluster's head (ray start --head prints it), or start a "
+            "cluster for this run alone with RAY_ADDRESS=local"
+        )
+    if address:
+        # A cluster that did not end by `ray stop` leaves its address behind; Ray would wait for it for ever.
+        say(f"the Ray cluster last started here, {address}, is gone; starting another")
+        return "local"
+    return None
+
+
 def dashboard_url() -> str:
     """Address of the joined cluster's own dashboard; empty where it has none."""
-    from ray._private.worker import get_dashboard_url
+    import ray
 
-    address = get_dashboard_url()
+    address = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning").dashboard_url
+    heed_again()
     return f"http://{address}" if address else ""
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+def _temporary_folder() -> tuple[str, str]:
+    """Where Ray keeps its sockets and logs, after the variable that says so."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if os.environ.get(name) and (name != "TMPDIR" or sys.platform == "linux"):
+            return name, os.environ[name]
+    return "RAY_TMPDIR", "/tmp"
+
+
+def _last_started() -> str:
+    """Address of the cluster that `ray start` last began on this machine, which it writes down; empty: none."""
     try:
-        socket.create_connection((host, int(port)), timeout=3).close()
+        return Path(_temporary_folder()[1], "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _heard_at(address: str) -> bytes | None:
+    """The first bytes of who listens at an address when greeted as Ray's servers are (HTTP/2); None: nobody listens."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3) as there:
+            there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            there.settimeout(1)
+            try:
+                return there.recv(16)
+            except OSError:  # TLS, or slow
+                return b""
     except (OSError, ValueError):
+        return None
+
+
+def check_alive() -> None:
+    """Lost where the node of this process left the cluster: Ray's libraries would wait for it to come back."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
+        raise Lost("Ray's node on this machine is dead")
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether an exception comes of processes or nodes that Ray lost."""
+    from ray.exceptions import RayError
+
+    if error is None:
         return False
-    return True
+    # Ray ends a process that has lost its own part of the cluster by an exit.
+    ended = isinstance(error, SystemExit) and error.code == 1
+    return ended or isinstance(error, RayError | Lost) or lost(error.__cause__)
 
 
 def room(scaling: Scaling) -> int:
@@ -91,6 +187,21 @@ def check_resources(scaling: Scaling) -> None:
             f"{slots}: {len(nodes)} node(s) with {words(has)}. Ask for less, add nodes, or say "
             "scaling.autoscales if they come on demand"
         )
+
+
+def missing(scaling: Scaling) -> str:
+    """What workers that do not run yet are waiting for, as far as the cluster tells."""
+    import ray
+
+    slots, needed = room(scaling), scaling.min_workers or scaling.num_workers
+    if slots < needed:
+        return f"nodes are still to come, the cluster has room for {slots}"
+    groups = [group for group in ray.util.placement_group_table().values() if group["state"] == "PENDING"]
+    if any(bundle(scaling) in group["bundles"].values() for group in groups):
+        free, whole = ray.available_resources(), ray.cluster_resources()
+        left = ", ".join(f"{free.get(name, 0):g} of {whole.get(name, 0):g} {name}" for name in bundle(scaling))
+        return f"others are at work on the cluster, {left} free"
+    return "their processes are starting"
 
 
 def bundle(scaling: Scaling) -> dict[str, float]:

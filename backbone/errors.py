@@ -1,5 +1,6 @@
-"""The one error a user can cause and mend."""
+"""The one error a user can cause and mend, and the one that going on mends."""
 
+import os
 import re
 
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -24,3 +25,17 @@ class UserError(ValueError):
 
 class BadImage(UserError):
     """One image cannot be used: names it and says why. Policy (`data.on_bad`) decides whether the run stops."""
+
+
+class Lost(UserError):
+    """What the work ran on is gone: processes, nodes, a cluster. Nobody's mistake: submitted again it goes on."""
+
+
+LOST = os.EX_TEMPFAIL
+"""What a job exits with that was lost."""
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in the end, short enough for a message; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

@@ -7,7 +7,6 @@ payload, travels to every worker, where `work` does the job; `finished` finds th
 that submitting it again does nothing twice; and `place` is the folder that is held meanwhile, so that nobody else does.
 """
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from backbone.compute import Scaling
 from backbone.lease import lease
 from backbone.training.ray_train import Payload, launch
-from backbone.training.world import Report, World
+from backbone.training.world import Report, World, is_first_process
 
 Results = dict[str, Any]
 Say = Callable[[str], None]
@@ -84,8 +83,7 @@ def submit(
         UserError: a mistake of the user's; or another process is at this run.
         FloatingPointError: the training diverged.
     """
-    # Of the processes that torchrun starts, which are one run, the first one holds it.
-    first = options.scaling.num_workers > 0 or os.environ.get("RANK", "0") == "0"
+    first = is_first_process(options.scaling)
     held = lease(job.place(options), patience=patience, say=say) if job.place and first else nullcontext()
     with held as hold:
         payload = job.prepare(options, say)

@@ -1,8 +1,12 @@
-"""Functions that wait for each other, several at a time."""
+"""Functions in threads, and functions that wait for each other."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,22 @@ def run_all(tasks: dict[str, Task], parallel: int) -> tuple[dict[str, Exception]
                     raise error
 
 
-def _done(do: Callable[[], None]) -> Future[None]:
+def _done(do: Callable[[], T]) -> Future[T]:
     """What has been done here and now."""
-    future = Future[None]()
+    future = Future[T]()
+    _do(do, future)
+    return future
+
+
+def in_thread(do: Callable[[], T]) -> Future[T]:
+    """What a thread of its own does, which keeps no process from ending."""
+    future = Future[T]()
+    threading.Thread(target=_do, args=(do, future), daemon=True).start()
+    return future
+
+
+def _do(do: Callable[[], T], future: Future[T]) -> None:
     try:
         future.set_result(do())
-    except Exception as error:
+    except BaseException as error:
         future.set_exception(error)
-    return future

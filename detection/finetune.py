@@ -25,6 +25,7 @@ from backbone.options import NetOptions
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
+from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
@@ -33,13 +34,19 @@ from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection import artifact, scoring
-from detection.curves import draw_curves
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches, prepared
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
+
+CURVES = (
+    Measure("val_AP", "AP", "#08519c"),
+    Measure("val_AP50", "AP50", "#9ecae1"),
+    Measure("val_AP_masks", "AP, masks", "#a63603"),
+    Measure("val_AP50_masks", "AP50, masks", "#fdae6b"),
+)
 
 
 def load_backbone(url: str, from_scratch: bool, seed: int) -> tuple[Backbone, InputConvention, dict[str, Any]]:
@@ -166,7 +173,7 @@ def write_results(
     }
     scoring.write(join(url, "results"), scored, {**provenance, **environment()})
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
-    fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name))
+    fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name, CURVES, "%, validation"))
     sides = (recipe.data.shorter_side[-1], recipe.data.longer_side)
     provenance["metrics"] = scored.metrics
     artifact.save(join(url, "artifact"), model, task.inputs, task.categories, sides, provenance)

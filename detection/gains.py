@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError
 from backbone.lease import lease
 from backbone.options import NetOptions, Seed, Strict
 from backbone.parallel import Task, run_all
@@ -223,7 +223,8 @@ def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> None:
             raise error
     if failed:
         lines = [f"{label}: {error}" for label, error in failed.items()]
-        raise UserError("\n".join([*lines, *(f"{label}: not begun, its backbone is missing" for label in left_out)]))
+        kind = Lost if all(isinstance(error, Lost) for error in failed.values()) else UserError
+        raise kind("\n".join([*lines, *(f"{label}: not begun, its backbone is missing" for label in left_out)]))
 
 
 def _in_order(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, Task]:

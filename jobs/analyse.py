@@ -7,21 +7,17 @@ python jobs/analyse.py --backbone runs/resnet20/artifact runs/plain20/artifact -
 import sys
 
 from backbone.analyse.options import Analysis
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
 
 
 def main() -> None:
     options, _ = parse(Analysis, sys.argv[1:])
     from backbone.analyse.analysis import analyse, table  # from here on torch is imported
 
-    try:
-        record = analyse(options)
-    except UserError as error:
-        fail(error)
+    record = analyse(options)
     print(table(record))
     print(f"results   {options.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from backbone.cli import fail
+from backbone.cli import fail, run_main
 from backbone.errors import UserError
 from backbone.sweep.record import read
 
@@ -53,7 +53,7 @@ def main() -> None:
             print(f"report    {given.html}")
             return
         serve(given.sweep, given.host, given.port)
-    except (UserError, OSError) as error:
+    except OSError as error:
         fail(error)
 
 
@@ -76,4 +76,4 @@ def serve(sweep: str, host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from backbone.cli import fail, parse
+from backbone.cli import parse, run_main
 from backbone.errors import UserError
 from backbone.options import Strict
 
@@ -53,27 +53,24 @@ class Doctor(Strict):
 
 def main() -> None:
     options, _ = parse(Doctor, sys.argv[1:])
-    try:
-        if not options.images:
-            raise UserError("images: name the folder, such as --images /data/coco/val2017")
-        if options.source in ("coco", "voc"):
-            from detection.data import doctor  # from here on OpenCV is imported
+    if not options.images:
+        raise UserError("images: name the folder, such as --images /data/coco/val2017")
+    if options.source in ("coco", "voc"):
+        from detection.data import doctor  # from here on OpenCV is imported
 
-            report = doctor.examine(options.source, options.images, options.annotations, options.check_images)
-        else:
-            from backbone.data.doctor import examine
+        report = doctor.examine(options.source, options.images, options.annotations, options.check_images)
+    else:
+        from backbone.data.doctor import examine
 
-            report = examine(options.source, options.images, options.val, options.check_images, options.cache)
-        if options.json_file:
-            try:
-                Path(options.json_file).expanduser().write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"json_file {options.json_file}: {error.strerror}") from error
-    except UserError as error:
-        fail(error)
+        report = examine(options.source, options.images, options.val, options.check_images, options.cache)
+    if options.json_file:
+        try:
+            Path(options.json_file).expanduser().write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"json_file {options.json_file}: {error.strerror}") from error
     print(report.as_text())
     raise SystemExit(1 if report.errors else 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,7 @@ import sys
 from itertools import pairwise
 from typing import Any
 
-from backbone.cli import fail, parse, read_yaml
+from backbone.cli import parse, read_yaml, run_main
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
 from detection.recipe import DetectorEvaluation
@@ -41,10 +41,7 @@ def evaluate_backbones(words: list[str]) -> None:
 def carry_out(job: Any, options: Any, table: Any) -> None:
     from backbone.job import submit
 
-    try:
-        outcome = submit(job, options)
-    except UserError as error:
-        fail(error)
+    outcome = submit(job, options)
     print(table(outcome.results))
     print(f"results   {outcome.url}")
 
@@ -75,4 +72,4 @@ def names_backbones(words: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "start over")

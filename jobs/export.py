@@ -6,19 +6,15 @@ python jobs/export.py --artifact runs/my-resnet50/artifact --to detectron2 --out
 
 import sys
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
 from backbone.interop.options import Export
 
 
 def main() -> None:
     options, _ = parse(Export, sys.argv[1:])
-    try:
-        from backbone.interop import export, probe  # from here on torch is imported, which takes seconds
+    from backbone.interop import export, probe  # from here on torch is imported, which takes seconds
 
-        done = export.export(options.artifact, options.to, options.output, options.license)
-    except UserError as error:
-        fail(error)
+    done = export.export(options.artifact, options.to, options.output, options.license)
     print(probe.table(list(done.agreements)))
     print("".join(f"note      {note}\n" for note in done.notes), end="")
     print(f"written   {options.output}: {', '.join(done.files)}")
@@ -26,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

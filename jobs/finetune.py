@@ -6,8 +6,7 @@ ray job submit --working-dir . -- python jobs/finetune.py --config ... --run.sto
 
 import sys
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
 from detection.recipe import Finetune
 
 
@@ -18,13 +17,10 @@ def main() -> None:
     from detection.plan import describe
     from detection.scoring import table
 
-    try:
-        if flags["dry_run"]:
-            print(describe(recipe))
-            return
-        outcome = submit(FINETUNE, recipe)
-    except (UserError, FloatingPointError) as error:
-        fail(error)
+    if flags["dry_run"]:
+        print(describe(recipe))
+        return
+    outcome = submit(FINETUNE, recipe)
     print(outcome.headline)
     print(table(outcome.results))
     print(f"curves    {outcome.url}/curves.png")
@@ -33,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "go on")

@@ -7,23 +7,19 @@ ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /s
 import sys
 import time
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
 from detection.gains import Gains, run, write_report
 
 
 def main() -> None:
     gains, _ = parse(Gains, sys.argv[1:])
     began = time.monotonic()
-    try:
-        todo = run(gains)
-        folder, markdown = write_report(gains, todo, f"python jobs/gains.py {' '.join(sys.argv[1:])}")
-    except (UserError, FloatingPointError) as error:
-        fail(error)
+    todo = run(gains)
+    folder, markdown = write_report(gains, todo, f"python jobs/gains.py {' '.join(sys.argv[1:])}")
     print(markdown)
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {folder}/report.html")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "go on")

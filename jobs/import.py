@@ -7,19 +7,15 @@ python jobs/import.py --source detectron2 --weights R-50.pkl --output runs/r50/a
 
 import sys
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
 from backbone.interop.options import Import
 
 
 def main() -> None:
     options, _ = parse(Import, sys.argv[1:])
-    try:
-        from backbone.interop import importing, probe  # from here on torch is imported, which takes seconds
+    from backbone.interop import importing, probe  # from here on torch is imported, which takes seconds
 
-        done = importing.run(options)
-    except UserError as error:
-        fail(error)
+    done = importing.run(options)
     net, inputs = done.found.net, done.found.inputs
     where = "first 1x1" if net.options.stride_in_1x1 else "3x3"
     width = f", width {net.options.width:g}" if net.options.width != 1 else ""
@@ -32,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,21 +8,17 @@ Run the same again to go on after a stop, or to verify what is there.
 
 import sys
 
-from backbone.cli import fail, parse
+from backbone.cli import parse, run_main
 from backbone.data.prepare.options import Prepare
-from backbone.errors import UserError
 
 
 def main() -> None:
     options, _ = parse(Prepare, sys.argv[1:])
-    try:
-        from backbone.data.prepare.prepare import prepare  # from here on OpenCV is imported
+    from backbone.data.prepare.prepare import prepare  # from here on OpenCV is imported
 
-        done = prepare(options)
-    except UserError as error:
-        fail(error)
+    done = prepare(options)
     print(done.as_text())
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "go on")

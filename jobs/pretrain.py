@@ -6,8 +6,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.sto
 
 import sys
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import fail, parse, run_main
 from backbone.training.recipe import Recipe
 
 
@@ -23,17 +22,14 @@ def main() -> None:
     from backbone.training.plan import describe
     from backbone.training.pretrain import PRETRAIN, open_data
 
-    try:
-        if flags["dry_run"]:
-            train, val = open_data(recipe.data, recipe.seed)
-            rates = read_rates(rates_file) if rates_file else None
-            print(describe(recipe, len(train), len(val), len(train.classes), rates))
-            return
-        if rates_file:
-            raise UserError("--rates is read with --dry-run only")
-        outcome = submit(PRETRAIN, recipe)
-    except (UserError, FloatingPointError) as error:
-        fail(error)
+    if flags["dry_run"]:
+        train, val = open_data(recipe.data, recipe.seed)
+        rates = read_rates(rates_file) if rates_file else None
+        print(describe(recipe, len(train), len(val), len(train.classes), rates))
+        return
+    if rates_file:
+        fail("--rates is read with --dry-run only")
+    outcome = submit(PRETRAIN, recipe)
     print(outcome.headline)
     metrics = outcome.results
     print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
@@ -53,4 +49,4 @@ def rates_of(words: list[str]) -> tuple[list[str], str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "go on")

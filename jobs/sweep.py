@@ -7,31 +7,30 @@ ray job submit --working-dir . -- python jobs/sweep.py --config ... --storage /s
 import sys
 import time
 
-from backbone.cli import fail, parse
-from backbone.errors import UserError
+from backbone.cli import parse, run_main
+from backbone.lease import lease
 from backbone.storage import filesystem, join
+from backbone.supervise import is_watched, keep_going
 from backbone.sweep.options import Sweep
+from backbone.sweep.space import base_tree, recipe_at
+from backbone.training.run import run_place
 
 
 def main() -> None:
     sweep, _ = parse(Sweep, sys.argv[1:])
+    if not is_watched():
+        raise SystemExit(watch(sweep))
     from backbone.sweep.run import run
     from backbone.sweep.view import page, summary  # from here on torch and Ray are imported, which takes seconds
     from detection.objective import DetectionAP
 
     began = time.monotonic()
-    try:
-        detection_ap = DetectionAP.of(sweep) if sweep.finetune else None
-        if detection_ap:
-            detection_ap.check()
-        record = run(sweep, detection_ap)
-        fs, path = filesystem(join(record.url, "report.html"))
-        fs.pipe_file(path, page.report(record).encode())
-    except (UserError, FloatingPointError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("interrupted; submitted again, it goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    detection_ap = DetectionAP.of(sweep) if sweep.finetune else None
+    if detection_ap:
+        detection_ap.check()
+    record = run(sweep, detection_ap)
+    fs, path = filesystem(join(record.url, "report.html"))
+    fs.pipe_file(path, page.report(record).encode())
     print(summary.headline(record))
     print("\n".join(["Pareto front:", *summary.front(record)]))
     print(f"finished in {time.monotonic() - began:.0f} s")
@@ -39,5 +38,12 @@ def main() -> None:
     print(f"train it  python jobs/pretrain.py --config {record.url}/best.yaml")
 
 
+def watch(sweep: Sweep) -> int:
+    """Have the sweep done by a process of its own, again and again where that is lost; returns its exit code."""
+    times = recipe_at(sweep, base_tree(sweep), {}).scaling.max_failures
+    with lease(run_place(sweep.storage, sweep.name)) as held:
+        return keep_going(times, held.token)
+
+
 if __name__ == "__main__":
-    main()
+    run_main(main, "go on")

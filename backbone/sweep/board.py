@@ -69,7 +69,7 @@ class Board:
             if precision := next((one for one in runs if one), None):
                 self.tree = laid_over(self.tree, {"compute": {"precision": precision}})
         if self.record.trials:
-            self.say(f"going on with {url}: {self._counts()}")
+            self.say(f"going on with {url}: {self.counts()}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles whatever it is given, and what a sweep goes on from is the record."""
@@ -244,7 +244,7 @@ class Board:
         self.search.learn(trial)
         self._rank()
         self._remove_checkpoints()
-        self.say(f"[{trial.id}] {text}  ({self._counts()})")
+        self.say(f"[{trial.id}] {text}  ({self.counts()})")
         self.write()
 
     def _ranked(self) -> list[Trial]:
@@ -328,7 +328,8 @@ class Board:
             overrides["optim.lr"] = trial.lineage[0]["lr_before"]
         return recipe_at(self.sweep, self.tree, trial.point, overrides)
 
-    def _counts(self) -> str:
+    def counts(self) -> str:
+        """How many trials have ended, and how: `2 finished, 1 stopped of 8`."""
         states = [trial.state for trial in self.record.trials]
         most = self.sweep.budget.trials or size(self.sweep.space)
         ended = [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed") if s in states]

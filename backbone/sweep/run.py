@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable
 
-from backbone.cluster import check_resources, connect, dashboard_url, room
-from backbone.errors import UserError
+from backbone.cluster import check_resources, connect, dashboard_url, lost, room
+from backbone.errors import Lost, UserError, last_line
 from backbone.lease import lease
+from backbone.stopping import Stopped, stop_of
 from backbone.sweep.board import Board
 from backbone.sweep.options import Sweep
 from backbone.sweep.record import Record
@@ -16,6 +17,7 @@ DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # AP and latency come with a trial's last report only
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the board says what there is to say
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nor does it know how this sweep goes on
 }
 
 
@@ -25,6 +27,7 @@ def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[st
     Raises:
         UserError: a mistake in the sweep, or another process is at it; a cluster that cannot hold a trial; or no trial
             finished.
+        Lost: the cluster it runs on is gone.
     """
     with lease(run_place(sweep.storage, sweep.name), say=say) as held:
         board = Board(sweep, say, held)
@@ -53,13 +56,18 @@ def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], No
         board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
         board.announce(places)
         tune_board(board, places, detection_ap)
-        if board.record.of_state("waiting", "running") and not board.over_budget():
-            raise KeyboardInterrupt  # Tune takes Ctrl-C for an ordinary end
-    except KeyboardInterrupt:
-        board.end("interrupted", "by hand")
-        raise
     except BaseException as error:
-        board.end("interrupted", f"{type(error).__name__}: {error}".splitlines()[0])
+        stop = stop_of(error)
+        if stop:
+            say(f"stopped with {board.counts()} trials; submit again to go on")
+            Stopped.told = True
+            board.end("interrupted", "by hand")
+            raise stop from None
+        board.end("interrupted", f"{type(error).__name__}: {last_line(error)}")
+        if lost(error):
+            raise Lost(
+                f"the sweep's part of the cluster is gone ({type(error).__name__}: {last_line(error)})"
+            ) from error
         raise
     finally:
         if started:

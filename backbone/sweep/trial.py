@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from backbone.compute import Scaling
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError
 from backbone.lease import PATIENCE
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
@@ -66,7 +66,7 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
                 with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
                     tune.report(row, checkpoint=checkpoint)
     run.join()
-    if isinstance(run.error, UserError | FloatingPointError):
+    if isinstance(run.error, UserError | FloatingPointError) and not isinstance(run.error, Lost):
         tune.report({**row, "failed": str(run.error)})
         return
     if run.error:

@@ -6,6 +6,7 @@ scheduler is told again what it had seen.
 """
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
+from backbone.cluster import check_alive
+from backbone.errors import last_line
 from backbone.storage import join
 from backbone.sweep.board import Board
 from backbone.sweep.options import Asha, Pbt
@@ -24,6 +27,9 @@ from backbone.sweep.trial import Common, DetectionAP, run_trial
 
 TRIAL_MEMORY = 256 * 2**20
 """Bytes a trial's own process asks for, and no CPU: those are for the run's workers, which it starts."""
+
+LOOKED = 5.0
+"""Seconds between two looks whether the cluster is still there."""
 
 RETRIES = 2
 """How often a trial whose own process was lost, with its node, is started again."""
@@ -62,6 +68,8 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
             verbose=0,
         ),
     )
+    # What it has to say of a lost trial is a traceback; the board says it in a line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner.fit()
 
 
@@ -169,13 +177,19 @@ class _Recorder(tune.Callback):
     """Takes what Tune tells of its trials to the board."""
 
     def __init__(self, board: Board) -> None:
-        self.board = board
+        self.board, self.looked = board, 0.0
 
     def _trial(self, trial: Any) -> Trial:
         return self.board.record.trial(str(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked > LOOKED:
+            check_alive()
+            self.looked = time.monotonic()
         self.board.heartbeat()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.board.say(f"[{trial}] its process was lost; it is started again and goes on from its newest checkpoint")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.board.started(self._trial(trial))
@@ -211,5 +225,4 @@ def _cause(error: Exception | None) -> str:
     inner = getattr(error, "cause", None)
     if inner is not None:
         return _cause(inner)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else type(error).__name__
+    return last_line(error) if error else "unknown"

@@ -1,37 +1,61 @@
-"""A run's curves as a picture: training and validation error, loss, learning rate."""
+"""A run's curves as a picture: what it is measured by, its losses, its learning rate."""
 
 import io
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+FEW = 20
+"""Fewer points than these are drawn as such: a line through one is nothing."""
 
 
-def draw_curves(history: list[dict[str, Any]], title: str, final_error: float) -> bytes:
-    """PNG of the records of a run (`Progress.history`), over steps, as in the paper's figures 4 and 6."""
+class Measure(NamedTuple):
+    """A curve of the left panel."""
+
+    key: str
+    """Of log records, or of evaluations (`val_...`). Runs that never report it have no such curve."""
+
+    label: str
+    colour: str
+
+
+def draw_curves(
+    history: list[dict[str, Any]], title: str, measures: Iterable[Measure], unit: str, final: float | None = None
+) -> bytes:
+    """PNG of the records of a run (`Progress.history`), over steps, as in the paper's figures 4 and 6.
+
+    `unit` is the left axis, `final` a level on it: what the artifact has.
+    """
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-    logs = [record for record in history if "lr" in record]
-    evaluations = [record for record in history if "val_error" in record]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    error, loss = figure.subplots(1, 2)
-    error.plot([r["step"] for r in logs], [r["error"] for r in logs], color="#9ecae1", label="training")
-    error.plot(
-        [r["step"] for r in evaluations], [r["val_error"] for r in evaluations], color="#08519c", label="validation"
-    )
-    error.axhline(final_error, color="#08519c", linestyle=":", linewidth=1, label=f"artifact {final_error:.2f} %")
-    error.set(xlabel="step", ylabel="top-1 error (%)", ylim=(0, None), title=title)
-    error.legend(frameon=False)
-    loss.plot([r["step"] for r in logs], [r["loss"] for r in logs], color="#9ecae1", label="training loss")
-    loss.plot(
-        [r["step"] for r in evaluations], [r["val_loss"] for r in evaluations], color="#08519c", label="validation"
-    )
-    loss.set(xlabel="step", ylabel="loss")
-    rate = loss.twinx()
-    rate.plot([r["step"] for r in logs], [r["lr"] for r in logs], color="#e6550d", linewidth=1, label="learning rate")
+    left, right = figure.subplots(1, 2)
+    for measure in measures:
+        _plot(left, history, measure.key, label=measure.label, color=measure.colour)
+    if final is not None:
+        left.axhline(final, color="#08519c", linestyle=":", linewidth=1, label=f"artifact {final:.2f} %")
+    left.set(xlabel="step", ylabel=unit, ylim=(0, None), title=title)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(frameon=False)
+    for name in sorted({name for record in history for name in record if name.startswith(("loss", "val_loss"))}):
+        label = {"loss": "training loss", "val_loss": "validation"}.get(name, name.removeprefix("loss_"))
+        _plot(right, history, name, label=label, linewidth=1.8 if name in ("loss", "val_loss") else 0.9)
+    right.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    rate = right.twinx()
+    _plot(rate, history, "lr", label="learning rate", color="#969696", linestyle=":", linewidth=1)
     rate.set(ylabel="learning rate", ylim=(0, None))
-    handles = loss.get_legend_handles_labels()[0] + rate.get_legend_handles_labels()[0]
-    loss.legend(handles=handles, frameon=False)
-    for axes in (error, loss):
+    right.legend(
+        handles=[line for axes in (right, rate) for line in axes.get_legend_handles_labels()[0]], frameon=False
+    )
+    for axes in (left, right):
         axes.spines[["top"]].set_visible(False)
         axes.grid(alpha=0.25)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
     return png.getvalue()
+
+
+def _plot(axes: Any, history: list[dict[str, Any]], key: str, **look: Any) -> None:
+    points = [(record["step"], record[key]) for record in history if key in record]
+    if points:
+        marker = {"marker": "o", "markersize": 3} if len(points) < FEW else {}
+        axes.plot(*zip(*points, strict=True), **marker, **look)

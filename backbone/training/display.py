@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere, a log file, TensorBoard files."""
 
+import shutil
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ class Display:
         self._writer: Any = None
         self._folder = filesystem(url)[1] if is_local(url) else tempfile.mkdtemp(prefix="raybone-")
         self._began: tuple[float, int] | None = None
+        self._step: int | None = None
+        self._is_stopped = False
         if not is_local(url):  # what attempts before this one have written
             fs, path = filesystem(url)
             if fs.exists(f"{path}/log.txt"):
@@ -43,6 +46,7 @@ class Display:
         if record["kind"] == "say":
             self.say(record["text"])
             return
+        self._step = record["step"]
         self._to_tensorboard(record)
         if record["kind"] == "evaluation":
             metrics = {name.removeprefix("val_"): value for name, value in record.items() if name.startswith("val_")}
@@ -57,7 +61,8 @@ class Display:
         else:
             parts = {name: value for name, value in record.items() if name.startswith("loss_")}
             facts += " (" + ", ".join(f"{name[5:]} {value:.2f}" for name, value in parts.items()) + ")" if parts else ""
-        facts += f"  {record['images_per_second']:.0f} img/s"
+        rate = record["images_per_second"]
+        facts += f"  {rate:{'.0f' if rate >= 10 else '.2g'}} img/s"
         facts += f"  grad {record['grad_norm']:.3g}" if "grad_norm" in record else ""
         began, first = self._began
         done = record["step"] - first
@@ -85,13 +90,23 @@ class Display:
         with Path(self._folder, "log.txt").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
+    def stopped(self, again: str) -> None:
+        """The last word of a run that somebody stopped, said once; submitted again it will `again`."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        at = f" at step {self._step}" if self._step is not None else ""
+        self.say(f"stopped{at}; submit again to {again}")
+
     def close(self) -> None:
-        """Finish the bar and the TensorBoard files."""
+        """Finish the bar and the TensorBoard files; of a remote run, all of it is in its folder then."""
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
         self._upload()
+        if not is_local(self.url):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _to_tensorboard(self, record: dict[str, Any]) -> None:
         if self._writer is None:
@@ -108,6 +123,11 @@ class Display:
             self._upload()
 
     def _upload(self) -> None:
-        if not is_local(self.url):
-            fs, path = filesystem(self.url)
+        """What has been written so far, where the run is remote. A store that does not answer now may the next time."""
+        if is_local(self.url):
+            return
+        fs, path = filesystem(self.url)
+        try:
             fs.put(self._folder + "/", path + "/", recursive=True)
+        except OSError as error:
+            tqdm.write(f"{self._label}log and TensorBoard files cannot be uploaded to {self.url}: {error}", sys.stdout)

@@ -97,6 +97,9 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
     checkpointer = Checkpointer(store, recipe.run.keep)
     meter = Meter(world, recipe.optim.batch)
     unproven = False  # a checkpoint is held back until its own weights have shown a finite loss
+    compiling = recipe.compute.compile != "none" and progress.step < steps.total
+    if compiling:
+        say(f"compiling the net in the first step (compute.compile {recipe.compute.compile}), which may take minutes")
 
     with checkpointer:
         while progress.step < steps.total:
@@ -104,6 +107,9 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
             logs = (progress.step + 1) % recipe.run.log_every == 0
             trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
             progress.step += 1
+            if compiling:
+                compiling = False
+                say(f"compiled in {meter.set_apart():.0f} s")
             if unproven:
                 meter.check(task.blame)
                 checkpointer.commit()

@@ -32,7 +32,13 @@ class Meter:
         self._bad: list[tuple[int, str]] = []  # each with the position of its micro-batch
         self._steps_samples = 0
         self._waited = 0.0
+        self._apart = (0, 0.0, 0.0)
         self._began = time.perf_counter()
+
+    def set_apart(self) -> float:
+        """What came in this window so far shows no speed: the net was compiled meanwhile. Returns its seconds."""
+        self._apart = self._steps_samples, time.perf_counter() - self._began, self._waited
+        return self._apart[1]
 
     def wait_for(self, batches: Any) -> Any:
         """The next batch on the device; counts the time it was waited for."""
@@ -70,14 +76,17 @@ class Meter:
         first = int(self.world.min(self._first_broken.clone()))
         seconds = time.perf_counter() - self._began  # after the reduction above, which waited for the device
         names = sorted(self._sums)
-        mine = [*(self._sums[name] for name in names), self._sums["loss"].new_tensor(self._steps_samples)]
-        mine.append(self._sums["loss"].new_tensor(self._waited))
-        *sums, samples, waited = self.world.sum(torch.stack(mine)).tolist()
+        # Of a window that holds nothing else, even what was set apart tells the speed.
+        apart, apart_seconds, apart_waited = self._apart if self._steps_samples > self._apart[0] else (0, 0.0, 0.0)
+        seconds -= apart_seconds
+        counts = (self._steps_samples, self._steps_samples - apart, self._waited - apart_waited)
+        mine = [*(self._sums[name] for name in names), *(self._sums["loss"].new_tensor(count) for count in counts)]
+        *sums, samples, timed, waited = self.world.sum(torch.stack(mine)).tolist()
         if first != self._nowhere:
             terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
             raise self._broken(first, terms, blame)
         record = {name: total / samples for name, total in zip(names, sums, strict=True)}
-        record |= {"images_per_second": samples / seconds, "data_wait": waited / self.world.size / seconds}
+        record |= {"images_per_second": timed / seconds, "data_wait": waited / self.world.size / seconds}
         bad = [pair for pairs in self.world.gather(self._bad) for pair in pairs]
         for _, name in sorted(bad, key=lambda pair: pair[0]):
             progress.bad.setdefault(name, progress.step)

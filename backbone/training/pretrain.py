@@ -41,7 +41,7 @@ from backbone.nets.count import parameters
 from backbone.provenance import code
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
-from backbone.training.curves import draw_curves
+from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precise_bn import precise_bn
 from backbone.training.precision import settle
@@ -53,6 +53,8 @@ from backbone.training.world import Report, World
 
 STATISTICS_IMAGES = 10_000
 """How many training images the mean image and deviations are taken over, at most, evenly spread over the classes."""
+
+CURVES = (Measure("error", "training", "#9ecae1"), Measure("val_error", "validation", "#08519c"))
 
 
 def open_data(data: Data, seed: int) -> tuple[Source, Source]:
@@ -166,7 +168,8 @@ def write_results(
     fs, path = filesystem(url)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, task.num_samples)
     fs.pipe_file(join(path, "history.json"), json.dumps(progress.history).encode())
-    fs.pipe_file(join(path, "curves.png"), draw_curves(progress.history, recipe.run_name, metrics["val_error"]))
+    curves = draw_curves(progress.history, recipe.run_name, CURVES, "top-1 error (%)", metrics["val_error"])
+    fs.pipe_file(join(path, "curves.png"), curves)
     exported = exported_step(recipe, progress)
     provenance = {
         "recipe": recipe.model_dump(mode="json"),

@@ -5,24 +5,30 @@ and writes them with Ray or without, a damaged one can be passed over, and one e
 counts a checkpoint only once its controller has polled, and cannot go on when one it listed is gone.
 """
 
+import itertools
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import bundle, check_resources, connect, words
+from backbone.cluster import bundle, check_resources, connect, missing, words
 from backbone.compute import Scaling
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
+from backbone.parallel import in_thread
+from backbone.stopping import Stopped, stop_of
+from backbone.stopping import check as check_stop
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
-from backbone.training.world import TIMEOUT_S, Report, World, local_world
+from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,39 @@ def launch(
     Raises:
         UserError: the cluster lacks what is asked for, a node does not see the storage, or a worker found a mistake of
             the user's.
-        ray.train.TrainingFailedError: workers failed more often than `max_failures`.
+        Lost: workers were killed or lost more often than `max_failures`.
+        ray.train.TrainingFailedError: they failed so often in some other way.
     """
     display = Display(payload.url, label, watch)
     try:
-        if scaling.num_workers == 0:
+        with _stop_told(display, scaling, held):
+            if scaling.num_workers:
+                return _launch_on_ray(worker, payload, scaling, display, held)
             with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
-                return worker(
-                    payload, world, _while_held(held, display.show) if world.is_first else lambda record: None
-                )
-        return _launch_on_ray(worker, payload, scaling, display, held)
+                report = _while_held(held, display.show) if world.is_first else lambda record: None
+                return worker(payload, world, report)
+    except Stopped:
+        raise
     except BaseException:
         display.note(traceback.format_exc())
         raise
     finally:
         display.close()
+
+
+@contextmanager
+def _stop_told(display: Display, scaling: Scaling, held: Lease | None) -> Generator[None]:
+    """Where somebody stops the run, say so at once, before what takes seconds to end."""
+    try:
+        yield
+    except BaseException as error:
+        stop = stop_of(error)
+        if not stop:
+            raise
+        if is_first_process(scaling):
+            display.stopped("go on" if held else "start over")
+        Stopped.told = True
+        raise stop from None
 
 
 def _while_held(held: Lease | None, report: Report) -> Report:
@@ -88,6 +112,7 @@ def _launch_on_ray(
     worker: Worker[P], payload: P, scaling: Scaling, display: Display, held: Lease | None
 ) -> dict[str, Any]:
     ray, started = connect(display.say)
+    from ray.exceptions import ActorDiedError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
@@ -95,48 +120,56 @@ def _launch_on_ray(
 
     queue: Any = None
     try:
-        check_resources(scaling)
-        # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
-        listener.start()
-        elastic = 0 < scaling.min_workers < scaling.num_workers
-        trainer = TorchTrainer(
-            _on_worker,
-            train_loop_config={
-                "worker": worker,
-                "payload": payload,
-                "queue": queue,
-                "cwd": str(Path.cwd()),
-                "held": held,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
-                use_gpu=scaling.use_gpu,
-                resources_per_worker=bundle(scaling),
-                placement_strategy=scaling.placement,
-            ),
-            run_config=RunConfig(
-                # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
-                name=f"{payload.url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-                storage_path=join(payload.url, "ray"),
-                failure_config=FailureConfig(max_failures=scaling.max_failures),
-                callbacks=[_failure_callback(queue)],
-                worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
-            ),
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
-        )
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            cause = getattr(error, "controller_failure", None)
-            if isinstance(cause, UserError | FloatingPointError):
-                raise cause from None
-            raise
-        queue.put(None)
-        listener.join()
-        return result.return_value
+        with _stop_told(display, scaling, held):
+            check_resources(scaling)
+            # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+            listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
+            listener.start()
+            elastic = 0 < scaling.min_workers < scaling.num_workers
+            told = {"worker": worker, "payload": payload, "queue": queue, "cwd": str(Path.cwd()), "held": held}
+            trainer = TorchTrainer(
+                _on_worker,
+                train_loop_config=told,
+                scaling_config=ScalingConfig(
+                    num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+                    use_gpu=scaling.use_gpu,
+                    resources_per_worker=bundle(scaling),
+                    placement_strategy=scaling.placement,
+                ),
+                run_config=RunConfig(
+                    # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
+                    name=f"{payload.url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                    storage_path=join(payload.url, "ray"),
+                    failure_config=FailureConfig(max_failures=scaling.max_failures),
+                    callbacks=[_failure_callback(queue)],
+                    worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
+                ),
+                torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
+            )
+            # In a thread: Ray's own answer to Ctrl-C, which it gives in the main one, is a traceback.
+            fit = in_thread(trainer.fit)
+            while not wait([fit], timeout=0.5).done:
+                check_stop()
+            try:
+                result = fit.result()
+            except TrainingFailedError as error:
+                cause = getattr(error, "controller_failure", None)
+                if isinstance(cause, UserError | FloatingPointError):
+                    raise cause from None
+                failures = getattr(error, "worker_failures", {})
+                if not _dead(failures):
+                    raise
+                raise Lost(
+                    f"{_first_failure(failures)}, for want of memory perhaps, more often than scaling.max_failures "
+                    f"{scaling.max_failures}"
+                ) from error
+            except ActorDiedError as error:
+                raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
+            queue.put(None)
+            listener.join()
+            return result.return_value
     finally:
         if queue is not None:
             queue.shutdown(force=True)
@@ -187,11 +220,26 @@ def _failure_callback(queue: Any) -> Any:
             for error in worker_exceptions.values():
                 if isinstance(error, UserError | FloatingPointError):
                     raise error
-            rank, error = next(iter(worker_exceptions.items()))
-            text = f"worker {rank} failed ({type(error).__name__}: {str(error).strip().splitlines()[-1][:200]})"
-            queue.put({"kind": "say", "text": f"{text}; going on from the newest checkpoint if restarts are left"})
+            text = f"{_first_failure(worker_exceptions)}; going on from the newest checkpoint if restarts are left"
+            queue.put({"kind": "say", "text": text, "restarts": True})
 
     return OnFailure()
+
+
+def _dead(failures: dict[int, Exception]) -> list[int]:
+    """Ranks whose process is gone. The others' errors are of collectives that lost a partner."""
+    from ray.exceptions import RayError
+
+    return [rank for rank, error in failures.items() if isinstance(getattr(error, "health_check_failure", 0), RayError)]
+
+
+def _first_failure(failures: dict[int, Exception]) -> str:
+    """Which worker failed and of what, one line."""
+    rank = next(iter([*_dead(failures), *failures]))
+    error = failures[rank]
+    if _dead(failures):
+        return f"worker {rank} was killed or its node was lost"
+    return f"worker {rank} failed ({type(error).__name__}: {last_line(error)})"
 
 
 def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
@@ -199,17 +247,25 @@ def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
-    heard = False
+    def patience() -> Iterator[int]:
+        """Seconds from one line to the next while nothing comes."""
+        return itertools.chain((10, 20, 30), itertools.repeat(60))
+
+    heard, pauses = False, patience()
     while True:
         try:
-            record = queue.get(timeout=60)
+            record = queue.get(timeout=60 if heard else next(pauses))
         except Empty:
-            if not heard:
-                display.say(f"waiting for {scaling.num_workers} worker(s) of {words(bundle(scaling))} each")
+            if heard:
+                continue
+            with suppress(RayError):
+                asked = f"{scaling.num_workers} worker(s) of {words(bundle(scaling))} each"
+                display.say(f"waiting for {asked}: {missing(scaling)}")
             continue
         except RayError:
             return
         if record is None:
             return
-        heard = True
+        heard = not record.get("restarts")
+        pauses = patience()
         display.show(record)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from backbone.compute import Scaling
 from backbone.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
@@ -72,6 +73,11 @@ class World:
             dist.broadcast(first, 0)
             for buffer, part in zip(counters, first.split([buffer.numel() for buffer in counters]), strict=True):
                 buffer.copy_(part.view_as(buffer))
+
+
+def is_first_process(scaling: Scaling) -> bool:
+    """Whether this process speaks for its run: on Ray the driver, without it the first of those torchrun started."""
+    return scaling.num_workers > 0 or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

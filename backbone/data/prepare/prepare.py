@@ -28,6 +28,7 @@ from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
 from backbone.errors import UserError
 from backbone.lease import lease
+from backbone.stopping import Stopped
 from backbone.storage import filesystem, is_local, join
 
 FORMAT = 1  # of the folder
@@ -98,13 +99,18 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
         _claim(options.output, plan, say)
         records, skipped = [], 0
         total = count_shards(len(source), options)
-        with closing(_make(options, source, total, say)) as made:
-            for record in made:
-                held.check()
-                records.append(record)
-                skipped += len(record.skipped)
-                if options.on_bad == "skip" and skipped > options.max_bad:
-                    raise UserError(f"more than max_bad {options.max_bad} bad images: {record.skipped[-1]}")
+        try:
+            with closing(_make(options, source, total, say)) as made:
+                for record in made:
+                    held.check()
+                    records.append(record)
+                    skipped += len(record.skipped)
+                    if options.on_bad == "skip" and skipped > options.max_bad:
+                        raise UserError(f"more than max_bad {options.max_bad} bad images: {record.skipped[-1]}")
+        except KeyboardInterrupt:
+            say(f"stopped at shard {len(records)} of {total}; submit again to go on")
+            Stopped.told = True
+            raise
         records.sort(key=lambda record: record.shard)
         return _finish(options, source, plan, records)
 

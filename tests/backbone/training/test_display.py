@@ -2,14 +2,17 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from backbone.storage import filesystem
 from backbone.training.curves import draw_curves
 from backbone.training.display import Display
+from backbone.training.pretrain import CURVES
 
 RECORDS = [
     {"kind": "log", "step": s, "total": 40, "epoch": s / 20, "loss": 3 - s / 20, "error": 90.0 - s, "lr": 0.1,
@@ -62,8 +65,6 @@ def test_a_bar_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture, monk
 
 
 def test_tensorboard_of_a_remote_run_is_uploaded() -> None:
-    from backbone.storage import filesystem
-
     display = Display("memory://boards/run")
     for record in RECORDS:
         display.show(record)
@@ -72,8 +73,49 @@ def test_tensorboard_of_a_remote_run_is_uploaded() -> None:
     assert any("events" in name for name in fs.ls(path, detail=False))
 
 
-def test_curves_are_drawn() -> None:
-    history = [{k: v for k, v in r.items() if k not in ("kind", "total")} for r in RECORDS]
-    pictures = [np.asarray(Image.open(io.BytesIO(draw_curves(h, "title", 70.0)))) for h in (history, history[:1])]
-    assert pictures[0].shape[0] > 300
-    assert not np.array_equal(*pictures)  # another history, another picture
+def picture(history: list[dict[str, Any]]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(draw_curves(history, "title", CURVES, "top-1 error (%)", 70.0))))
+
+
+HISTORY = [{k: v for k, v in r.items() if k not in ("kind", "total")} for r in RECORDS]
+
+
+@pytest.mark.parametrize("records", [1, 2, 3])
+def test_curves_are_drawn(records: int) -> None:
+    """Another history is another picture; a single record is a point of each curve, in the curve's colour."""
+    whole, before = picture(HISTORY[:records]), picture(HISTORY[: records - 1])
+    assert whole.shape[0] > 300
+    assert not np.array_equal(whole, before)
+    training = [int(CURVES[0].colour[i : i + 2], 16) for i in (1, 3, 5)]
+    legend, drawn = ((one[..., :3] == training).all(-1).sum() for one in (before, whole))
+    assert drawn > legend + 5 or records == 3  # the third is of another curve
+
+
+def test_what_a_remote_run_shows_is_in_its_folder_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for attempt in range(2):
+        display = Display("memory://displays/run")
+        display.say(f"attempt {attempt}")
+        assert list(tmp_path.iterdir())
+        display.close()
+        assert list(tmp_path.iterdir()) == []
+    fs, path = filesystem("memory://displays/run/log.txt")
+    assert [line.split(" ", 2)[2] for line in fs.cat_file(path).decode().splitlines()] == ["attempt 0", "attempt 1"]
+
+
+def test_the_step_it_was_stopped_at_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    display = Display(str(tmp_path))
+    display.show(RECORDS[0])
+    for _ in range(2):
+        display.stopped("go on")
+    display.close()
+    assert capsys.readouterr().out.splitlines()[1:] == ["stopped at step 10; submit again to go on"]
+    assert "stopped at step 10; submit again to go on" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_slow_run_has_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As of the first steps where the net is compiled."""
+    display = Display(str(tmp_path))
+    display.show({**RECORDS[0], "images_per_second": 0.06})
+    display.close()
+    assert "  0.06 img/s" in capsys.readouterr().out

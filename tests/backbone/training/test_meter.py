@@ -1,7 +1,11 @@
 """What a window of steps has shown."""
 
+from typing import Any
+
+import pytest
 import torch
 
+from backbone.training import meter as meters
 from backbone.training.meter import Meter
 from backbone.training.state import Progress
 from backbone.training.world import World
@@ -20,3 +24,26 @@ def test_unreadable_images_are_kept_by_position() -> None:
     meter.record(progress, str)
     assert list(progress.bad.items())[-1] == ("late: torn", 5)
     assert progress.bad["a: torn"] == 3
+
+
+BATCH: dict[str, Any] = {"position": 0, "bad": []}
+
+
+@pytest.mark.parametrize(("after", "rate"), [(3, 6 / 3), (0, 2 / 100)])
+def test_the_time_of_compiling_is_no_speed(monkeypatch: pytest.MonkeyPatch, after: int, rate: float) -> None:
+    """A step of 100 s that compiles, then some of 1 s, 2 images each; alone, the first one tells what it can."""
+    now = 1000.0
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: now)
+    meter = Meter(World(0, 1, torch.device("cpu")), 2)
+    now += 100
+    meter.add(torch.tensor([1.0, 2.0]), {}, BATCH)
+    assert meter.set_apart() == 100
+    for _ in range(after):
+        now += 1
+        meter.add(torch.tensor([3.0, 3.0]), {}, BATCH)
+    record = meter.record(Progress(), str)
+    assert record["images_per_second"] == pytest.approx(rate)
+    assert record["loss"] == pytest.approx((3 + 6 * after) / (2 + 2 * after))  # all of them count here
+    now += 2
+    meter.add(torch.tensor([3.0, 3.0]), {}, BATCH)
+    assert meter.record(Progress(), str)["images_per_second"] == pytest.approx(1)  # the next window is as any

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data.batches import Batch, TrainSet, Undecoded
+from backbone.data.decode import decode
 from backbone.errors import UserError
 
 INSTEAD = "set data.decode to exact or scaled"
@@ -74,17 +75,19 @@ class Decoder:
     def _count_wrong(self) -> int:
         """How many of `TRIALS` pictures are not what libjpeg makes of them, decoded while the GPU is busy."""
         pictures = [_picture(k) for k in range(TRIALS)]
-        encoded = [torch.from_numpy(cv2.imencode(".jpg", one[:, :, ::-1])[1]) for one in pictures]
+        encoded = [cv2.imencode(".jpg", one[:, :, ::-1])[1] for one in pictures]
         work = torch.randn(2048, 2048, device=self.device) if self._stream is not None else torch.zeros(1, 1)
         found: list[Tensor] = []
         for k in range(0, TRIALS, 5):
             for _ in range(8):
                 work = (work @ work).clamp_(-1, 1)  # frees and takes blocks that kernels still read
             with self._apart():
-                found += [picture.cpu() for picture in self._decode(encoded[k : k + 5])]
-        expected = [torch.from_numpy(cv2.imdecode(one.numpy(), cv2.IMREAD_COLOR)[:, :, ::-1].copy()) for one in encoded]
-        pairs = zip(found, expected, strict=True)
-        return sum(int((a.permute(1, 2, 0).int() - b.int()).abs().max()) > TOLERANCE for a, b in pairs)
+                found += [one.cpu() for one in self._decode([torch.from_numpy(one) for one in encoded[k : k + 5]])]
+        wrong = 0
+        for picture, one in zip(found, encoded, strict=True):
+            expected = decode(one.tobytes(), "the picture")
+            wrong += int(np.abs(picture.permute(1, 2, 0).numpy().astype(int) - expected).max()) > TOLERANCE
+        return wrong
 
     def _complete(self, batch: Batch) -> Batch:
         undecoded = batch.pop("undecoded")

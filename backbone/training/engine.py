@@ -44,7 +44,7 @@ class Task(Protocol):
         ...
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch less `OURS`, its tensors on the device -> (losses of its samples, float [N]; sums over them to log)."""
+        """A batch less `OURS`, tensors on the device -> (losses of its samples, float [N]; sums over them to log)."""
         ...
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:

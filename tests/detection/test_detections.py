@@ -85,7 +85,7 @@ def test_a_sure_mask_fills_its_box() -> None:
 
 
 def boxes_in(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
-    """float32 [count, 4]: any, the whole image, along each edge, a column, a row, a point, and nothing at the corner."""
+    """float32 [count, 4]: any, the whole image, along each edge, a column, a row, a point, nothing at the corner."""
     x, y = np.sort(rng.random((2, count, 2)) * [[[width]], [[height]]])
     boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
     odd = np.array(

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from backbone.data.decode import decode
-from backbone.data.findings import Findings, Report, image_sizes
+from backbone.data.findings import Diagnosis, Findings, image_sizes
 from backbone.data.index import IndexedSource
 from backbone.data.labels import class_findings
 from backbone.data.prepare.pack import read_header
@@ -50,7 +50,7 @@ class Split:
     seen: list[Seen] = field(default_factory=list)
 
 
-def examine(kind: str, images: str, val: str = "", check_images: bool = True, cache: str = "") -> Report:
+def examine(kind: str, images: str, val: str = "", check_images: bool = True, cache: str = "") -> Diagnosis:
     """Look one split over, or two and what they share.
 
     Args:
@@ -88,7 +88,7 @@ def examine(kind: str, images: str, val: str = "", check_images: bool = True, ca
     if check_images:
         _repeats(findings, splits)
     subject = {"source": kind, "images": images, "val": val}
-    return Report(subject, findings.sorted(), _statistics(splits))
+    return Diagnosis(subject, findings.sorted(), _statistics(splits))
 
 
 def _prefix(split: Split) -> str:

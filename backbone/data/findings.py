@@ -77,7 +77,7 @@ def from_json(data: bytes) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     """What the doctor says."""
 
     subject: dict[str, str]  # what was examined: source and locations

@@ -19,7 +19,7 @@ from backbone.data.batches import make_loader
 from backbone.data.sources import Source, none_readable
 from backbone.data.stream import share
 from backbone.evaluate.options import BackboneEvaluation
-from backbone.evaluate.views import View, ViewSet
+from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone
 from backbone.nets.vgg import VGG
@@ -56,7 +56,7 @@ class Member(NamedTuple):
 
 @torch.no_grad()
 def probabilities(
-    member: Member, view: View, groups: Iterable[tuple[Tensor, Tensor]], count: int, batch: int, channels_last: bool
+    member: Member, view: ViewSpec, groups: Iterable[tuple[Tensor, Tensor]], count: int, batch: int, channels_last: bool
 ) -> Tensor:
     """Softmax scores of `count` images, float32 [count, K], averaged over their views; 0 for images without any.
 
@@ -109,7 +109,7 @@ def score(
         UserError: no image could be read.
     """
     wanted = [
-        [View(p, m.inputs.size, m.inputs.crop_pct, options.scales if p == "multi-scale" else ()) for m in members]
+        [ViewSpec(p, m.inputs.size, m.inputs.crop_pct, options.scales if p == "multi-scale" else ()) for m in members]
         for p in options.protocols
     ]
     distinct = tuple(dict.fromkeys(view for row in wanted for view in row))

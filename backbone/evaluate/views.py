@@ -13,7 +13,7 @@ from backbone.data.sources import Source
 from backbone.errors import BadImage
 
 
-class View(NamedTuple):
+class ViewSpec(NamedTuple):
     """How a net of one input size is shown an image."""
 
     protocol: str
@@ -22,7 +22,7 @@ class View(NamedTuple):
     scales: tuple[int, ...] = ()
 
 
-def views(image: np.ndarray, view: View) -> list[np.ndarray]:
+def views(image: np.ndarray, view: ViewSpec) -> list[np.ndarray]:
     """What a net sees of an image, uint8 RGB [H, W, 3] each, but for the mirror images.
 
     1-crop: one [size, size]. 10-crop: five of them, whose mirror images make ten as in AlexNet; torchvision's TenCrop
@@ -58,7 +58,7 @@ class ViewSet(Dataset):
     """Sample ids -> the views of their images, those of one shape together."""
 
     source: Source
-    views: tuple[View, ...]
+    views: tuple[ViewSpec, ...]
     on_bad: str
 
     def __getitems__(self, ids: list[int]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from backbone.data.decode import decode
-from backbone.data.findings import Findings, Report, Severity
+from backbone.data.findings import Diagnosis, Findings, Severity
 from backbone.data.listing import THREADS
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem
@@ -28,7 +28,7 @@ STORED = "read as stored, since only so they have the recorded size"
 EITHER = "read upright; look whether boxes were drawn so, and save the image without its EXIF orientation"
 
 
-def examine(kind: str, location: str, annotations: str = "", check_images: bool = True) -> Report:
+def examine(kind: str, location: str, annotations: str = "", check_images: bool = True) -> Diagnosis:
     """Look a split over.
 
     Args:
@@ -58,7 +58,7 @@ def examine(kind: str, location: str, annotations: str = "", check_images: bool 
     else:
         findings.add("note", "images were not opened", "damaged ones go unseen", count=len(survey.files))
     subject = {"source": kind, "images": location, "annotations": annotations}
-    return Report(subject, findings.sorted(), statistics(survey))
+    return Diagnosis(subject, findings.sorted(), statistics(survey))
 
 
 def _check(findings: Findings, files: Sequence[File]) -> None:

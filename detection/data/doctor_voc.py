@@ -19,18 +19,18 @@ def examine_voc(findings: Findings, location: str) -> Survey:
     split = read_split(location)
     arrays = arrays_of(split, categories_of(split.classes), split.findings)
     findings.join(split.refused).join(split.findings)
-    used = Counter(name for record in split.records for name in record.classes)
+    used = Counter(name for annotation in split.annotations for name in annotation.classes)
     _file_names(findings, split)
     _classes(findings, used)
     survey = Survey(per_class=dict(used))
     survey.areas = arrays["areas"][np.isfinite(arrays["areas"])].tolist()
-    survey.with_objects = sum(bool(record.classes) for record in split.records)
-    files = zip(split.parts, split.names, split.records, split.missing, strict=True)
-    survey.files = [(split.folders[part], name, record.size, not lost) for part, name, record, lost in files]
+    survey.with_objects = sum(bool(annotation.classes) for annotation in split.annotations)
+    files = zip(split.parts, split.names, split.annotations, split.missing, strict=True)
+    survey.files = [(split.folders[part], name, annotation.size, not lost) for part, name, annotation, lost in files]
     nothing = nothing_to_train_on(int((arrays["left_out"] == 0).sum()), left_out_of(arrays))
     if nothing:
         findings.add("error", nothing, "training refuses this", count=sum(used.values()))
-    without = len(split.records) - survey.with_objects
+    without = len(split.annotations) - survey.with_objects
     if without:
         remedy = "trained on as background; data.keep_empty false leaves them out"
         findings.add("note", "images without objects", remedy, count=without)
@@ -38,10 +38,10 @@ def examine_voc(findings: Findings, location: str) -> Survey:
 
 
 def _file_names(findings: Findings, split: Split) -> None:
-    for name, record in zip(split.ids, split.records, strict=True):
-        if record.file and record.file != name and _stem(record.file) != _stem(f"{name}.jpg"):
+    for name, annotation in zip(split.ids, split.annotations, strict=True):
+        if annotation.file and annotation.file != name and _stem(annotation.file) != _stem(f"{name}.jpg"):
             remedy = "not read: the image is found by the name in the list"
-            findings.add("note", "annotations that name another file", remedy, f"{name}.xml: {record.file}")
+            findings.add("note", "annotations that name another file", remedy, f"{name}.xml: {annotation.file}")
 
 
 def _stem(file: str) -> str:

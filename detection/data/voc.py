@@ -21,7 +21,7 @@ from detection.data.files import FOUND, MISSING, RESPELLED, RESTORE, SEVERAL, WH
 from detection.data.segments import flatten
 from detection.data.settle import TWICE, add_alike, add_rows, given_twice
 from detection.data.voc_lists import ANNOTATIONS, IMAGES, Folder, list_images
-from detection.data.voc_xml import OTHERWISE, SAVE, NotText, Record, parse, record_of
+from detection.data.voc_xml import OTHERWISE, SAVE, Annotation, NotText, annotation_of, parse
 
 # VOC's twenty in their customary order, which is the alphabet's.
 CLASSES = tuple(
@@ -44,14 +44,14 @@ class Split:
     parts: list[int]  # number of an image's folder
     ids: list[str]
     names: list[str]  # of the images' files, under their folder
-    records: list[Record]
+    annotations: list[Annotation]
     missing: list[bool]  # images without a file
     refused: Findings  # what cannot be meant: the reader refuses the whole
     findings: Findings  # the rest: errors, which training and evaluation refuse, and what is read otherwise or left out
 
     @property
     def classes(self) -> set[str]:
-        return {name for record in self.records for name in record.classes}
+        return {name for annotation in self.annotations for name in annotation.classes}
 
 
 def open_voc(train: str, val: str, keep_empty: bool = True, cache: str | None = None) -> list[AnnotatedSource]:
@@ -104,26 +104,26 @@ def open_split(
 
 def arrays_of(split: Split, categories: Categories, findings: Findings) -> Arrays:
     """The arrays of a split, by `annotated.tabulate`, and what is to be said of boxes and classes."""
-    records = split.records
-    corners = np.array([box for record in records for box in record.boxes], np.float64).reshape(-1, 4)
+    annotations = split.annotations
+    corners = np.array([box for annotation in annotations for box in annotation.boxes], np.float64).reshape(-1, 4)
     # No box has a side below 0: evaluators would refuse it, or take it for one of 0.
     sides = corners[:, 2:] - corners[:, :2] + 1
     boxes = np.concatenate([corners[:, :2] - 1, np.where(sides < 0, 0, sides)], 1)
     label = {name: k for k, name in enumerate(categories.names, 1)}
     num = len(boxes)
-    image = np.repeat(np.arange(len(records)), [len(record.boxes) for record in records])
+    image = np.repeat(np.arange(len(annotations)), [len(annotation.boxes) for annotation in annotations])
     objects = {
         "image": image,
         "boxes": boxes,
-        "labels": np.array([label[name] for record in records for name in record.classes], np.int64),
+        "labels": np.array([label[name] for annotation in annotations for name in annotation.classes], np.int64),
         "areas": boxes[:, 2] * boxes[:, 3],
         "crowd": np.zeros(num, bool),
-        "difficult": np.array([one for record in records for one in record.difficult], bool),
+        "difficult": np.array([one for annotation in annotations for one in annotation.difficult], bool),
     }
-    sizes = np.array([record.size for record in records], np.int32).reshape(-1, 2)
+    sizes = np.array([annotation.size for annotation in annotations], np.int32).reshape(-1, 2)
     _boxes(findings, split.ids, objects, corners, sizes[image], categories)
     add_alike(findings, categories.names)
-    images = (split.names, np.array(split.parts, np.int64), np.arange(1, len(records) + 1), sizes)
+    images = (split.names, np.array(split.parts, np.int64), np.arange(1, len(annotations) + 1), sizes)
     return tabulate("voc", images, categories, objects, flatten([[]] * num, [b""] * num))
 
 
@@ -152,27 +152,27 @@ def read_split(location: str) -> Split:
     pairs = list(dict.fromkeys(listed))
     with ThreadPoolExecutor(THREADS) as pool:
         read_all = list(pool.map(lambda pair: _read(folders[pair[0]], pair[1]), pairs))
-    kept: list[tuple[int, str, Record]] = []
-    for (part, name), record in zip(pairs, read_all, strict=True):
-        if not isinstance(record, Record):
-            refused.join(record)
+    kept: list[tuple[int, str, Annotation]] = []
+    for (part, name), annotation in zip(pairs, read_all, strict=True):
+        if not isinstance(annotation, Annotation):
+            refused.join(annotation)
             continue
-        findings.join(record.findings)
-        kept.append((part, name, record))
+        findings.join(annotation.findings)
+        kept.append((part, name, annotation))
     files, missing = _images(findings, folders, kept)
     return Split(
         names,
         [part for part, _, _ in kept],
         [name for _, name, _ in kept],
         files,
-        [record for _, _, record in kept],
+        [annotation for _, _, annotation in kept],
         missing,
         refused,
         findings,
     )
 
 
-def _read(folder: Folder, name: str) -> Record | Findings:
+def _read(folder: Folder, name: str) -> Annotation | Findings:
     """An annotation, or what is wrong with it."""
     fault, file = Findings(), folder.shown(name)
     try:
@@ -188,14 +188,14 @@ def _read(folder: Folder, name: str) -> Record | Findings:
         fault.add("error", "annotations that are damaged", "restore the file", f"{file}: {error}")
         return fault
     try:
-        record = record_of(root, file, lambda called: _measure(folder, name, called))
+        annotation = annotation_of(root, file, lambda called: _measure(folder, name, called))
     except (ValueError, OverflowError) as error:
         what = "annotations with a part missing or no number"
         fault.add("error", what, "complete or correct it", f"{file}: {error}")
         return fault
     if not as_declared:
-        record.findings.add("warning", *OTHERWISE, file)
-    return record
+        annotation.findings.add("warning", *OTHERWISE, file)
+    return annotation
 
 
 def _measure(folder: Folder, name: str, file: str) -> tuple[int, int] | None:
@@ -213,10 +213,10 @@ def _measure(folder: Folder, name: str, file: str) -> tuple[int, int] | None:
 
 
 def _images(
-    findings: Findings, folders: list[Folder], kept: list[tuple[int, str, Record]]
+    findings: Findings, folders: list[Folder], kept: list[tuple[int, str, Annotation]]
 ) -> tuple[list[str], list[bool]]:
     """The files of the images, under their folders, and which have none."""
-    fitting = [folders[part].fitting(name, record.file) for part, name, record in kept]
+    fitting = [folders[part].fitting(name, annotation.file) for part, name, annotation in kept]
     taken = Counter((part, found[0]) for (part, _, _), found in zip(kept, fitting, strict=True) if len(found) == 1)
     files, missing = [], []
     for (part, name, _), found in zip(kept, fitting, strict=True):

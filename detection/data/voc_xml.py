@@ -36,7 +36,7 @@ class NotText(ValueError):
 
 
 @dataclass(frozen=True)
-class Record:
+class Annotation:
     """One image with its annotations; K objects."""
 
     size: tuple[int, int]  # height, width
@@ -109,7 +109,7 @@ def _decoded(data: bytes, encoding: str) -> str:
         raise NotText(f"is not {encoding.upper()} at byte {error.start}; {SAVE}") from error
 
 
-def record_of(root: Element, name: str, measure: Callable[[str], tuple[int, int] | None]) -> Record:
+def annotation_of(root: Element, name: str, measure: Callable[[str], tuple[int, int] | None]) -> Annotation:
     """The parts of an annotation that are read. Numbers may have a fraction, as some tools write them.
 
     Args:
@@ -137,7 +137,7 @@ def record_of(root: Element, name: str, measure: Callable[[str], tuple[int, int]
     parts = sum(len(one.findall("part")) for one in objects)
     if parts:
         findings.add("note", *PARTS, name, parts)
-    return Record(
+    return Annotation(
         _size(root, name, file, measure, findings),
         names,
         [(_side(one, "xmin"), _side(one, "ymin"), _side(one, "xmax"), _side(one, "ymax")) for one in objects],

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from backbone.sweep.record import Record, read
-from backbone.sweep.view.views import views
+from backbone.sweep.view.panels import panels
 from tests.backbone.sweep.conftest import STEPS, make_record, make_trial, write_runs
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_a_sweep_goes_on_before_ones_eyes(tmp_path: Path, browser: Any) -> None:
             t.id: {"stopped": "stopped early"}.get(t.state, t.state) for t in now.trials
         }
 
-        for view in views(now):
+        for view in panels(now):
             witness.choose(view.tab)
             page.get_by_role("heading", name=view.title, exact=True).wait_for()
             expected = view.draw(now)
@@ -189,7 +189,7 @@ def test_a_sweep_goes_on_before_ones_eyes(tmp_path: Path, browser: Any) -> None:
         page.get_by_role("heading", name="Parallel coordinates").wait_for()
 
         page.set_viewport_size({"width": 390, "height": 800})
-        for view in [v for v in views(now) if v.key in ("curves", "against-macs", "grid")]:  # all: the report's, below
+        for view in [v for v in panels(now) if v.key in ("curves", "against-macs", "grid")]:  # all: the report's, below
             witness.choose(view.tab)
             page.get_by_role("heading", name=view.title, exact=True).wait_for()
             plot = page.locator(f".st-key-figure-{view.key} .js-plotly-plot")
@@ -213,7 +213,7 @@ def test_the_report_needs_nothing(tmp_path: Path, browser: Any, run_job: Run, wi
     page = witness.page
     page.goto(f"file://{tmp_path}/report.html")
     now = read(record.url)
-    for view in views(now):
+    for view in panels(now):
         plot = page.locator(f"#figure-{view.key}.js-plotly-plot")
         plot.wait_for()
         figure = view.draw(now)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from backbone.data.ilsvrc import open_ilsvrc
 from backbone.data.prepare.options import Prepare
-from backbone.data.prepare.shards import EXAMPLES, Record, count_shards, counts, make_shard, trouble, writing
+from backbone.data.prepare.shards import EXAMPLES, ShardRecord, count_shards, counts, make_shard, trouble, writing
 from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
@@ -182,7 +182,7 @@ def _difference(there: dict[str, Any], plan: dict[str, Any]) -> str:
     return "; ".join(f"{key.strip()}: {old.get(key)} there, {new.get(key)} now" for key in keys)
 
 
-def _make(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[Record]:
+def _make(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[ShardRecord]:
     """The records of all shards, as they are done."""
     with tqdm(total=len(source), desc="preparing", unit="image", disable=None) as bar:
         if options.num_workers == 0:
@@ -195,7 +195,7 @@ def _make(options: Prepare, source: Source, total: int, say: Callable[[str], Non
             yield record
 
 
-def _on_ray(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[Record]:
+def _on_ray(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[ShardRecord]:
     from backbone.cluster import connect  # imports torch, which takes seconds
 
     ray, started = connect(say)
@@ -224,7 +224,7 @@ def _on_ray(options: Prepare, source: Source, total: int, say: Callable[[str], N
             ray.shutdown()
 
 
-def _task(shared: tuple[bytes, str, dict[str, Any]], number: int) -> tuple[Record | None, str]:
+def _task(shared: tuple[bytes, str, dict[str, Any]], number: int) -> tuple[ShardRecord | None, str]:
     """Runs on the cluster: one shard, or what the user must mend."""
     cv2.setNumThreads(0)
     pickled, fingerprint, tree = shared
@@ -249,7 +249,7 @@ def _reopened(pickled: bytes, fingerprint: str, options: Prepare) -> Source:
     return source
 
 
-def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: list[Record]) -> Prepared:
+def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: list[ShardRecord]) -> Prepared:
     changes: dict[str, dict[str, Any]] = {}
     for record in records:
         for what, change in record.changes.items():

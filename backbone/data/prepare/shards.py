@@ -32,7 +32,7 @@ BLOCK = 1 << 20
 
 
 @dataclass
-class Record:
+class ShardRecord:
     """What is known of a shard: `<shard>.json` beside it. Written last, so where it is the shard is whole."""
 
     shard: str
@@ -78,7 +78,7 @@ def samples_of(number: int, num_images: int, options: Prepare) -> list[int]:
     return order(options.seed, 0, num_images)[first : first + options.images_per_shard].tolist()
 
 
-def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[], object] = lambda: None) -> Record:
+def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[], object] = lambda: None) -> ShardRecord:
     """Write a shard and its record, or verify the ones that are there.
 
     Args:
@@ -97,7 +97,7 @@ def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[],
         for _ in done.samples:
             tick()
         return done
-    record = Record(name, "", 0, 0, [])
+    record = ShardRecord(name, "", 0, 0, [])
     with writing(options.output, name) as file:
         writer = Writer(file)
         with tarfile.open(fileobj=writer, mode="w", format=tarfile.GNU_FORMAT) as tar:  # ty: ignore[no-matching-overload]
@@ -115,7 +115,7 @@ def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[],
     return record
 
 
-def _packed(source: Source, sample: int, options: Prepare, record: Record) -> Packed | None:
+def _packed(source: Source, sample: int, options: Prepare, record: ShardRecord) -> Packed | None:
     name = source.name(sample)
     try:
         if isinstance(source, IndexedSource):
@@ -157,10 +157,10 @@ def _stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", last.partition(".")[0])[-STEM:] or "image"
 
 
-def _verified(fs: Any, path: str) -> Record | None:
+def _verified(fs: Any, path: str) -> ShardRecord | None:
     """The record of a shard that is whole."""
     try:
-        record = Record(**json.loads(fs.cat_file(f"{path}.json")))
+        record = ShardRecord(**json.loads(fs.cat_file(f"{path}.json")))
         if fs.size(path) != record.bytes:
             return None
         sha = hashlib.sha256()
@@ -203,7 +203,7 @@ def trouble(error: OSError, output: str) -> str:
     return f"{output}: cannot be written ({error.strerror or error}); finished shards stay valid"
 
 
-def counts(records: list[Record], labels: np.ndarray, num_classes: int) -> list[int]:
+def counts(records: list[ShardRecord], labels: np.ndarray, num_classes: int) -> list[int]:
     """Images of each class."""
     samples = np.concatenate([np.asarray(record.samples, np.int64) for record in records])
     return np.bincount(labels[samples], minlength=num_classes).tolist()

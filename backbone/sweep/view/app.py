@@ -15,7 +15,7 @@ from backbone.storage import is_local
 from backbone.sweep.analysis import planned
 from backbone.sweep.record import Record, Trial, read
 from backbone.sweep.view import chart, figures, files, summary
-from backbone.sweep.view.views import View, alone, left_of_budget, views
+from backbone.sweep.view.panels import Panel, alone, left_of_budget, panels
 from backbone.sweep.view.wording import NONE, amount, duration
 
 # Between two readings: of a running sweep on this machine, and of any other.
@@ -66,10 +66,10 @@ def show(url: str) -> None:
 
 
 def page(record: Record) -> None:
-    """Head and the chosen view."""
+    """Head and the chosen panel."""
     header(record)
-    found = {view.key: view for view in views(record)}
-    tabs = {"trials": "Trials", **{key: view.tab for key, view in found.items()}}
+    found = {panel.key: panel for panel in panels(record)}
+    tabs = {"trials": "Trials", **{key: panel.tab for key, panel in found.items()}}
     if st.session_state.get("view") not in tabs:  # a click on the chosen one takes it back
         st.session_state["view"] = st.session_state.get("last_view", "trials")
     chosen = st.pills("View", list(tabs), format_func=tabs.__getitem__, key="view", label_visibility="collapsed")
@@ -100,16 +100,16 @@ def header(record: Record) -> None:
         st.metric("Wall time", duration(record.seconds), border=True)
 
 
-def draw(view: View, record: Record) -> None:
-    """One view: caption and figure."""
-    st.subheader(view.title, anchor=False)
-    st.caption(view.said(record))
-    figure = view.draw(record)
+def draw(panel: Panel, record: Record) -> None:
+    """One panel: caption and figure."""
+    st.subheader(panel.title, anchor=False)
+    st.caption(panel.said(record))
+    figure = panel.draw(record)
     if figure is None:
         st.info("Nothing to draw yet.", icon=":material/hourglass_empty:")
     else:
-        wide = 640 if view.key == "parallel" else 0
-        chart.show(figure, f"figure-{view.key}", f"{view.title}. {view.said(record)}", wide)
+        wide = 640 if panel.key == "parallel" else 0
+        chart.show(figure, f"figure-{panel.key}", f"{panel.title}. {panel.said(record)}", wide)
 
 
 def trials(record: Record) -> None:

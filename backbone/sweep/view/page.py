@@ -12,8 +12,8 @@ from plotly.offline import get_plotlyjs
 from backbone.sweep.record import Record, Trial
 from backbone.sweep.view import summary
 from backbone.sweep.view.files import Texts, best_recipe, of_all
+from backbone.sweep.view.panels import left_of_budget, panels, said_of_costs
 from backbone.sweep.view.summary import Cell
-from backbone.sweep.view.views import left_of_budget, said_of_costs, views
 from backbone.sweep.view.wording import STATES, point
 
 FILE = "report.html"
@@ -33,7 +33,7 @@ def to_html(record: Record, texts: Mapping[str, Texts], best: str = "") -> str:
         situation=escape(summary.situation(record)),
         facts=_facts(record),
         best=_best(record, texts, best),
-        views=_views(record),
+        panels=_panels(record),
         pareto=_pareto(record),
         trials=_table("A column's name sorts by it.", *summary.table(record), _best_line(record)),
         failed=_failed(record, texts),
@@ -62,24 +62,24 @@ def _best(record: Record, texts: Mapping[str, Texts], best: str) -> str:
     )
 
 
-def _views(record: Record) -> str:
+def _panels(record: Record) -> str:
     cards = []
-    for view in views(record):
-        figure = view.draw(record)
-        said = escape(view.said(record))
+    for panel in panels(record):
+        figure = panel.draw(record)
+        said = escape(panel.said(record))
         chart = '<p class="none">Nothing to draw yet.</p>'
         if figure is not None:
             # "<" is spelled out so that no text of the sweep can end the script element.
             drawing = json.dumps(json.loads(figure.to_json())).replace("<", "\\u003c")
             height = figure.layout.height
             chart = (
-                f'<div class="scroll"><div class="figure {view.key}" id="figure-{view.key}" role="img" '
-                f'aria-label="{escape(view.title)}. {said}" style="height:{height}px"></div></div>'
-                f'<script type="application/json" id="data-{view.key}">{drawing}</script>'
+                f'<div class="scroll"><div class="figure {panel.key}" id="figure-{panel.key}" role="img" '
+                f'aria-label="{escape(panel.title)}. {said}" style="height:{height}px"></div></div>'
+                f'<script type="application/json" id="data-{panel.key}">{drawing}</script>'
             )
-        title = escape(view.title)
+        title = escape(panel.title)
         cards.append(
-            f'<figure class="card" id="{view.key}"><h3>{title}</h3><figcaption>{said}</figcaption>{chart}</figure>'
+            f'<figure class="card" id="{panel.key}"><h3>{title}</h3><figcaption>{said}</figcaption>{chart}</figure>'
         )
     return "".join(cards)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from backbone.data import doctor
 from backbone.data.doctor import examine
-from backbone.data.findings import Finding, Report
+from backbone.data.findings import Diagnosis, Finding
 from backbone.data.sources import check_classes, open_source
 from backbone.errors import UserError
 from tests.backbone.data.making import ALL, make_shards
@@ -32,7 +32,7 @@ def make(root: Path, first: int = 0, each: int = 4) -> Path:
     return root
 
 
-def found(report: Report) -> dict[str, Finding]:
+def found(report: Diagnosis) -> dict[str, Finding]:
     return {finding.what: finding for finding in report.findings}
 
 

@@ -22,7 +22,7 @@ from backbone.errors import BadImage, UserError
 from backbone.evaluate.evaluation import evaluate, prepare, training_of
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.evaluate.protocols import Member, dense, probabilities, score
-from backbone.evaluate.views import View, ViewSet
+from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.inputs import IMAGENET_MEAN, IMAGENET_STD, InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
@@ -78,7 +78,7 @@ def pair() -> tuple[Member, nn.Module]:
 
 def ours(member: Member, source: Source, protocol: str) -> Tensor:
     """Scores of all images of a source, in one batch."""
-    view = View(protocol, member.inputs.size, member.inputs.crop_pct, SCALES if protocol == "multi-scale" else ())
+    view = ViewSpec(protocol, member.inputs.size, member.inputs.crop_pct, SCALES if protocol == "multi-scale" else ())
     batch = ViewSet(source, (view,), "stop").__getitems__(list(range(len(source))))
     return probabilities(member, view, batch["groups"][0], len(source), 4, False)
 

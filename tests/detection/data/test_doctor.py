@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backbone.data.findings import Finding, Report
+from backbone.data.findings import Diagnosis, Finding
 from backbone.errors import UserError
 from detection.data.doctor import examine
 from detection.data.options import CocoData, VocData
@@ -18,7 +18,7 @@ SOUND = {"crowds", "images without objects", "holes in the category ids"}  # of 
 Tree = dict[str, Any]
 
 
-def found(report: Report) -> dict[str, Finding]:
+def found(report: Diagnosis) -> dict[str, Finding]:
     return {finding.what: finding for finding in report.findings}
 
 

@@ -9,7 +9,7 @@ import pytest
 from backbone.errors import UserError
 from detection.data.doctor import examine
 from detection.data.sources import open_source
-from detection.data.voc_xml import NotText, Record, parse, record_of
+from detection.data.voc_xml import Annotation, NotText, annotation_of, parse
 from tests.detection.data.making import VOC, make_voc, voc_xml
 
 BODY = "<annotation><object><name>{}</name></object></annotation>"
@@ -111,11 +111,11 @@ def test_another_encoding_than_declared_is_said(tmp_path: Path) -> None:
     assert source.findings[0].what == "annotations in another encoding than they declare"
 
 
-def record(text: str, measured: tuple[int, int] | None = None) -> Record:
-    return record_of(ElementTree.fromstring(text), "a.xml", lambda file: measured)
+def annotation(text: str, measured: tuple[int, int] | None = None) -> Annotation:
+    return annotation_of(ElementTree.fromstring(text), "a.xml", lambda file: measured)
 
 
-def said(one: Record) -> dict[str, tuple[str, int]]:
+def said(one: Annotation) -> dict[str, tuple[str, int]]:
     return {finding.what: (finding.severity, finding.count) for finding in one.findings.sorted()}
 
 
@@ -125,7 +125,7 @@ def test_parts_are_not_taken_for_objects() -> None:
     part = "<part><name>head</name><difficult>1</difficult>" + box.format(9) + "</part>"
     whole = f"<object>{part * 2}<name> dog </name>{box.format(1.5)}{part}</object>"
     text = f"<annotation><size><width>60</width><height>40</height></size>{whole}</annotation>"
-    one = record(text)
+    one = annotation(text)
     assert (one.classes, one.boxes, one.difficult) == (["dog"], [(1.5, 2, 30, 20.5)], [False])
     assert said(one) == {"parts of objects, such as heads and hands": ("note", 3)}
 
@@ -133,7 +133,7 @@ def test_parts_are_not_taken_for_objects() -> None:
 def test_objects_elsewhere_are_not_passed_over_in_silence() -> None:
     whole = voc_xml("000012", (40, 60), VOC["000012"])
     nested = whole.replace("</size>", "</size><objects>", 1).replace("</annotation>", "</objects></annotation>")
-    assert said(record(nested))["objects inside of other elements"] == ("error", 2)
+    assert said(annotation(nested))["objects inside of other elements"] == ("error", 2)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_objects_elsewhere_are_not_passed_over_in_silence() -> None:
 )
 def test_what_is_no_annotation(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        record(text)
+        annotation(text)
 
 
 def test_the_size_is_asked_of_the_image() -> None:
     text: Any = "<annotation><filename>b.png</filename><size/></annotation>"
     asked: list[str] = []
-    one = record_of(ElementTree.fromstring(text), "a.xml", lambda file: (asked.append(file), (3, 4))[1])
+    one = annotation_of(ElementTree.fromstring(text), "a.xml", lambda file: (asked.append(file), (3, 4))[1])
     assert (one.size, asked) == ((3, 4), ["b.png"])

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from backbone.sweep.record import Record, read
-from backbone.sweep.view import views
+from backbone.sweep.view import panels
 from tests.backbone.sweep.conftest import make_record, write_runs
 
 AppTest = pytest.importorskip("streamlit.testing.v1", reason="the extra [dashboard] is not installed").AppTest
@@ -43,11 +43,11 @@ def test_every_view_shows_its_figure(record: Record, monkeypatch: pytest.MonkeyP
     table = page.dataframe[0].value
     assert list(table["best error so far (%)"].dropna()) == [t.best_error for t in record.trials if t.history]
     assert list(table["cost"].dropna()) == [t.values["device_hours"] for t in record.trials if t.history]
-    for view in views.views(record):
-        page.button_group[0].set_value(view.key).run()
+    for panel in panels.panels(record):
+        page.button_group[0].set_value(panel.key).run()
         assert not page.exception
-        assert page.subheader[0].value == view.title
-        figure = view.draw(record)
+        assert page.subheader[0].value == panel.title
+        figure = panel.draw(record)
         assert figure is not None
         assert figures_of(page) == [json.loads(figure.to_json())]
 
@@ -87,10 +87,10 @@ def test_few_trials(record: Record, monkeypatch: pytest.MonkeyPatch, n: int) -> 
     record.write()
     page = open_page(record.url, monkeypatch)
     assert "No trial has started yet." in text_of(page)
-    for view in views.views(record):
-        page.button_group[0].set_value(view.key).run()
+    for panel in panels.panels(record):
+        page.button_group[0].set_value(panel.key).run()
         assert not page.exception
-        assert bool(page.info) == (view.draw(record) is None)
+        assert bool(page.info) == (panel.draw(record) is None)
 
 
 def test_a_sweep_elsewhere_that_is_gone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial, read
 from backbone.sweep.view import figures
-from backbone.sweep.view.views import left_of_budget, said_of_costs, views
+from backbone.sweep.view.panels import left_of_budget, panels, said_of_costs
 from backbone.sweep.view.wording import spelled_out
 from tests.backbone.sweep.conftest import COSINE, EPOCHS, STEPS, make_trial
 
@@ -112,7 +112,7 @@ def test_objective_against_objective(written: Record) -> None:
     written.objectives = [Objective("AP", "max", "detection AP"), Objective("latency_ms", "min", "latency (ms)")]
     for i, trial in enumerate(written.of_state("finished")):
         trial.values["AP"] = 0.2 + 0.05 * (i % 3)
-    assert "against-latency_ms" in [view.key for view in views(written)]
+    assert "against-latency_ms" in [panel.key for panel in panels(written)]
     figure = figures.against(written, "latency_ms")
     assert figure
     drawn = {i: y for trace in figure.data if trace.meta == "finished" for i, y in zip(trace.ids, trace.y, strict=True)}
@@ -174,9 +174,9 @@ def test_any_number_of_trials(written: Record, n: int) -> None:
         for i in range(n)
     ]
     written.trials, written.best, written.importance = rows, "0002" if n > 1 else "", {}
-    for view in views(written):
-        figure = view.draw(written)
-        assert view.said(written)
+    for panel in panels(written):
+        figure = panel.draw(written)
+        assert panel.said(written)
         assert (figure is None) or len(json.dumps(json.loads(figure.to_json()))) < 2_000_000
         assert figure is None or figure.layout.uirevision == "stay"
     drawn = figures.curves(written)
@@ -188,14 +188,14 @@ def test_a_trial_that_knows_nothing_and_one_that_diverged(written: Record) -> No
     written.trials[1].id = "0002"
     written.trials[1].history[2]["val_error"] = None  # ty: ignore[invalid-assignment]
     written.best = ""
-    for view in views(written):
-        view.draw(written)
+    for panel in panels(written):
+        panel.draw(written)
 
 
 def test_words_of_the_sweep_cannot_be_markup(written: Record) -> None:
     trial = written.trial("0003")
     trial.why, trial.point["model.shortcut"], trial.net = "<img src=x>", "<b>", "<i>net20"
-    drawn = [figure for view in views(written) if (figure := view.draw(written)) is not None]
+    drawn = [figure for panel in panels(written) if (figure := panel.draw(written)) is not None]
     hovers = [
         str(t.get(key)) for f in drawn for t in f.to_dict()["data"] for key in ("hovertext", "hovertemplate", "name")
     ]

@@ -10,7 +10,7 @@ import pytest
 from backbone.sweep.record import Record
 from backbone.sweep.view import page
 from backbone.sweep.view.files import TAIL, Texts, of_trial
-from backbone.sweep.view.views import views
+from backbone.sweep.view.panels import panels
 from tests.backbone.sweep.conftest import write_runs
 
 VOID = {"meta", "br", "img", "link", "input"}
@@ -49,7 +49,7 @@ def test_a_whole_page(record: Record) -> None:
     assert text.count("* plotly.js v") == 1
     assert text.count("window.Plotly = Plotly") == 1
     shown = re.findall(r'<script type="application/json" id="data-([^"]+)">(.*?)</script>', text)
-    drawn = {view.key: figure for view in views(record) if (figure := view.draw(record)) is not None}
+    drawn = {panel.key: figure for panel in panels(record) if (figure := panel.draw(record)) is not None}
     assert {key: json.loads(data) for key, data in shown} == {key: json.loads(f.to_json()) for key, f in drawn.items()}
     for trial in record.trials:
         assert f'id="trial-{trial.id}"' in text

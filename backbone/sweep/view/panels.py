@@ -1,4 +1,4 @@
-"""The views of a sweep, shown by the live page and by the report: a figure, its heading and its caption in words."""
+"""The panels of a sweep, shown by the live page and by the report: a figure, its heading and its caption in words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from backbone.sweep.view.wording import STATES, duration
 
 
 @dataclass(frozen=True)
-class View:
+class Panel:
     """A picture with its heading and caption."""
 
     key: str
@@ -25,29 +25,29 @@ class View:
     """Plain text."""
 
 
-def views(record: Record) -> list[View]:
-    """All views that this sweep has, in the order they are shown in."""
+def panels(record: Record) -> list[Panel]:
+    """All panels that this sweep has, in the order they are shown in."""
     first = record.objectives[0]
     noun = first.label.partition(" (")[0]
     noun = noun[0].upper() + noun[1:]
     others = [o.name for o in record.objectives[1:]]
     shown = dict.fromkeys(["depth", "macs", *others, "device_hours"])
     found = [
-        View("curves", "Curves", "Learning curves", figures.curves, said_of_curves),
-        View("parallel", "Parallel", "Parallel coordinates", figures.parallel, said_of_parallel),
+        Panel("curves", "Curves", "Learning curves", figures.curves, said_of_curves),
+        Panel("parallel", "Parallel", "Parallel coordinates", figures.parallel, said_of_parallel),
     ]
     titles = {"macs": "multiply-adds", "params": "parameters", "device_hours": "training cost", "latency_ms": "latency"}
     for cost in shown:
         if cost != first.name:
             name = titles.get(cost, cost)
             tab = name[0].upper() + name[1:]
-            found.append(View(f"against-{cost}", tab, f"{noun} against {name}", _drawn(cost), _said(cost)))
+            found.append(Panel(f"against-{cost}", tab, f"{noun} against {name}", _drawn(cost), _said(cost)))
     return [
         *found,
-        View("grid", "Grid", "Grid", figures.grid, said_of_grid),
-        View("importance", "Importance", "Importance of each field", figures.importance, said_of_importance),
-        View("rates", "Learning rates", "Learning rates", figures.rates, said_of_rates),
-        View("costs", "Cost so far", "Cost so far", figures.costs, said_of_costs),
+        Panel("grid", "Grid", "Grid", figures.grid, said_of_grid),
+        Panel("importance", "Importance", "Importance of each field", figures.importance, said_of_importance),
+        Panel("rates", "Learning rates", "Learning rates", figures.rates, said_of_rates),
+        Panel("costs", "Cost so far", "Cost so far", figures.costs, said_of_costs),
     ]
 
 

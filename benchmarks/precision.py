@@ -29,7 +29,7 @@ WAYS = {f"{p} {'channels_last' if last else 'NCHW'}": (p, last) for p in ("fp32"
 NETS = {
     # family: (net, side in pixels, images on a CPU, images on a GPU)
     "basic": (NetOptions(depth=34, width=0.25), 64, 8, 256),
-    "basic, full width": (NetOptions(depth=18), 64, 2, 256),
+    "basic, full width": (NetOptions(depth=18), 64, 16, 256),
     "bottleneck": (NetOptions(depth=50), 64, 1, 256),
     "cifar": (NetOptions(net="cifar_resnet", depth=20, shortcut="A"), 32, 16, 256),
     "vgg": (NetOptions(net="vgg", depth=16, norm="none", width=0.25), 64, 4, 256),

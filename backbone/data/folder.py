@@ -103,7 +103,7 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
         classes=classes,
     )
     fingerprint = arrays["fingerprint"].tobytes().decode()
-    path = cache_directory(cache) / f"imagefolder-{fingerprint[:16]}.npz"
+    path = cache_directory(cache) / f"imagefolder-{fingerprint[:16]}.index"
     if not is_fresh(path, fingerprint):
         store([path], fingerprint, arrays)
     remarks = Findings()

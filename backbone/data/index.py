@@ -1,4 +1,4 @@
-"""What a data set holds, as a few flat arrays in one `.npz` file, memory-mapped by every process of a machine.
+"""What a data set holds, as a folder of flat `.npy` arrays, memory-mapped by every process of a machine.
 
 A million Python strings cost a hundred megabytes in every loader process and are copied by reference counting after a
 fork; here names are one buffer of bytes with offsets, and a pickled source is a path.
@@ -7,11 +7,11 @@ fork; here names are one buffer of bytes with offsets, and a pickled source is a
 import errno
 import functools
 import hashlib
-import io
 import os
+import shutil
 import uuid
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,15 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
-from numpy.lib import format as npy
 
 from backbone.data.decode import decode
 from backbone.data.findings import Finding, Findings, from_json, to_json
 from backbone.errors import BadImage, UserError, printable
 from backbone.storage import filesystem
 
-ALIGN = 64
-ZIP_HEADER = 30  # bytes of a zip member's local header; the last four are the lengths of its name and extra field
 CHOOSE = "choose another directory by the option cache or the variable XDG_CACHE_HOME"
 MAX_OPEN = 256  # shards a process keeps open; beyond that each read opens its own (soft limits are often 1024)
 
@@ -86,51 +83,48 @@ def digest(*parts: object) -> str:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an uncompressed `.npz` whose arrays can be memory-mapped. Written aside and renamed: processes may race."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: others must be able to read it
+    """Write a folder of `.npy` files. Written aside and renamed: processes may race, and the last one's stays."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with zipfile.ZipFile(aside, "x") as archive:
-            for key, array in arrays.items():
-                data = io.BytesIO()
-                npy.write_array(data, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-                entry = zipfile.ZipInfo(f"{key}.npy")
-                # Zip knows no alignment, so a meaningless extra field (id, length, zeros) fills the header up to it.
-                start = archive.start_dir + ZIP_HEADER + len(entry.filename) + 4
-                entry.extra = b"\xff\xff" + (-start % ALIGN).to_bytes(2, "little") + bytes(-start % ALIGN)
-                archive.writestr(entry, data.getbuffer())
-        aside.replace(path)
+        aside.mkdir()
+        for key, array in arrays.items():
+            np.save(aside / f"{key}.npy", array, allow_pickle=False)
+        while True:
+            try:
+                aside.rename(path)
+                return
+            except OSError as error:  # a folder takes the place of an empty one only
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with suppress(FileNotFoundError):  # another process was faster
+                path.rename(aside.with_suffix(".old"))
     finally:
-        aside.unlink(missing_ok=True)
+        for left in (aside, aside.with_suffix(".old")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def map_arrays(path: Path) -> Arrays:
-    """The arrays of a file by `write_arrays`, read-only, not copied.
+    """The arrays of a folder by `write_arrays`, read-only, memory-mapped.
 
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: it is not there or damaged.
+        OSError, ValueError, EOFError: it is not there or damaged.
     """
-    arrays: Arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for entry in archive.infolist():
-            file.seek(entry.header_offset + ZIP_HEADER - 4)
-            name_and_extra = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-            file.seek(name_and_extra, os.SEEK_CUR)
-            npy.read_magic(file)
-            shape, _, dtype = npy.read_array_header_1_0(file)
-            key = entry.filename.removesuffix(".npy")
-            if 0 in shape:  # mmap refuses nothing
-                arrays[key] = np.zeros(shape, dtype)
-            else:
-                arrays[key] = np.asarray(np.memmap(path, dtype, "r", file.tell(), shape))
-    return arrays
+    found = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in path.iterdir()}
+    return {key: np.asarray(array) for key, array in found.items()}
 
 
 def is_fresh(path: Path, state: str) -> bool:
-    """True where `path` is an index of files in this state (see `Listing.state`)."""
+    """True where `path` is a whole index of files in this state (see `Listing.state`)."""
     try:
-        return map_arrays(path)["state"].tobytes() == state.encode()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        arrays = map_arrays(path)
+        return arrays.pop("state").tobytes() == _state(state, arrays).tobytes()
+    except (OSError, ValueError, EOFError, KeyError):
         return False
+
+
+def _state(state: str, arrays: Arrays) -> np.ndarray:
+    """With the arrays' names: what tidies up a disk takes single files."""
+    return _text(" ".join([state, *sorted(arrays)]))
 
 
 def store(candidates: Sequence[Path], state: str, arrays: Arrays) -> Path:
@@ -145,7 +139,7 @@ def store(candidates: Sequence[Path], state: str, arrays: Arrays) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.parent.stat().st_mode & 0o222:  # root, as in most containers, could write all the same
                 raise PermissionError(errno.EACCES, "marked read-only")
-            write_arrays(path, arrays | {"state": _text(state)})
+            write_arrays(path, arrays | {"state": _state(state, arrays)})
             return path
         except OSError as error:
             reasons.append(f"{path.parent} ({error.strerror or error})")
@@ -195,7 +189,7 @@ class IndexedSource:
         """Open.
 
         Args:
-            index: the `.npz` file.
+            index: the folder of arrays.
             url: what `filesystem` opens to read images.
             root: the directory on that file system under which files lie.
             shown: what people find before a name.

@@ -78,11 +78,11 @@ class Listing:
 
     def beside(self) -> Path:
         """Where the index of exactly these files lies among them."""
-        return Path(self.root) / f"raybone-index-{digest(*self.names)[:12]}.npz"
+        return Path(self.root) / f"raybone-index-{digest(*self.names)[:12]}.index"
 
     def cached(self, kind: str, cache: str | None) -> Path:
         """Where the index of exactly these files lies in the cache."""
-        return cache_directory(cache) / f"{kind}-{digest(self.shown, *self.names)[:16]}.npz"
+        return cache_directory(cache) / f"{kind}-{digest(self.shown, *self.names)[:16]}.index"
 
 
 def shown(url: str, root: str) -> str:

@@ -109,7 +109,7 @@ def nothing_to_train_on(trained: int, left_out: dict[str, int]) -> str:
 def index_path(kind: str, key: str, cache: str | None) -> tuple[Path, str]:
     """Where the arrays made from annotations of this SHA-256 are kept, and the state they are to be in."""
     state = digest(FORMAT, key)
-    return cache_directory(cache) / f"{kind}-{state[:16]}.npz", state
+    return cache_directory(cache) / f"{kind}-{state[:16]}.index", state
 
 
 def save(kind: str, key: str, arrays: Arrays, cache: str | None) -> Path:
@@ -153,7 +153,7 @@ class AnnotatedSource:
         """Open.
 
         Args:
-            index: the `.npz` file.
+            index: the folder of arrays.
             roots: folders or URLs under which images lie; the index says which image is under which.
             keep_empty: False: without the images that have nothing to be trained on.
             fingerprint: if given, what the index must hold.

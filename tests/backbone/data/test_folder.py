@@ -110,9 +110,9 @@ def test_fingerprint_ignores_the_place_and_notices_everything_else(tmp_path):
 def test_folder_is_shared_through_the_cache(tmp_path, cache):
     make_folder(tmp_path / "train")
     open_source("imagefolder", str(tmp_path / "train"))
-    before = next(cache.glob("imagefolder-*.npz")).stat().st_mtime_ns
+    before = next(cache.glob("imagefolder-*.index")).stat().st_mtime_ns
     open_source("imagefolder", str(tmp_path / "train"))
-    assert [path.stat().st_mtime_ns for path in cache.glob("imagefolder-*.npz")] == [before]
+    assert [path.stat().st_mtime_ns for path in cache.glob("imagefolder-*.index")] == [before]
 
 
 FORMATS = {

@@ -84,11 +84,10 @@ def test_index_is_made_once_and_renewed_when_a_shard_changes(tmp_path, monkeypat
     root = make_shards(tmp_path / "data")
     first = open_source("webdataset", f"{root}/{TRAIN}")
     open_source("webdataset", f"{root}/*val*.tar")  # its own index, in the same directory
-    indices = sorted(root.glob("*.npz"))
+    indices = sorted(root.glob("*.index"))
     assert len(indices) == 2
     assert not list(root.glob("*.tmp"))
-    with np.load(indices[0], allow_pickle=False) as arrays:  # an ordinary .npz to everyone else
-        assert arrays["labels"].dtype == np.int64
+    assert np.load(indices[0] / "labels.npy", allow_pickle=False).dtype == np.int64  # ordinary to everyone else
     with monkeypatch.context() as patch:
         patch.setattr(tar, "scan_shard", forget)
         assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == first.fingerprint
@@ -100,7 +99,7 @@ def test_index_is_made_once_and_renewed_when_a_shard_changes(tmp_path, monkeypat
     renewed = open_source("webdataset", f"{root}/{TRAIN}")
     assert renewed.labels[7:].tolist() == [0] * 5
     assert renewed.fingerprint != first.fingerprint
-    assert sorted(root.glob("*.npz")) == indices  # replaced, not added
+    assert sorted(root.glob("*.index")) == indices  # replaced, not added
     with pytest.raises(UserError, match="changed while it was in use"):
         pickle.loads(pickle.dumps(first))
 
@@ -108,9 +107,12 @@ def test_index_is_made_once_and_renewed_when_a_shard_changes(tmp_path, monkeypat
 def test_damaged_index_is_made_again(tmp_path):
     root = make_shards(tmp_path / "data")
     expected = values(open_source("webdataset", f"{root}/{TRAIN}"))
-    path = next(root.glob("*.npz"))
-    for data in (b"", b"rubbish", path.read_bytes()[:-200]):
-        path.write_bytes(data)
+    path = next(root.glob("*.index"))
+    for file in ("labels.npy", "state.npy"):
+        for data in (b"", b"rubbish", (path / file).read_bytes()[:-4]):
+            (path / file).write_bytes(data)
+            assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
+        (path / file).unlink()
         assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
 
 
@@ -122,7 +124,7 @@ def test_read_only_shards_are_indexed_in_the_cache(tmp_path, monkeypatch, cache)
     assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == source.fingerprint
     monkeypatch.undo()
     root.chmod(0o755)
-    assert not list(root.glob("*.npz"))
+    assert not list(root.glob("*.index"))
 
 
 def test_read_only_mounts_are_indexed_in_the_cache(tmp_path, monkeypatch):
@@ -137,7 +139,7 @@ def test_read_only_mounts_are_indexed_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "write_arrays", on_mount)
     source = open_source("webdataset", f"{root}/{TRAIN}", cache=str(chosen))
     assert values(source) == list(range(12))
-    assert len(list(chosen.glob("*.npz"))) == 1
+    assert len(list(chosen.glob("*.index"))) == 1
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Read-only file system.*file.*XDG_CACHE_HOME"):
         open_source("webdataset", f"{root}/*val*.tar", cache=str(tmp_path / "file"))
@@ -268,7 +270,7 @@ def test_cut_off_and_damaged_shards_are_refused(tmp_path):
 def test_shard_shortened_after_indexing_is_a_bad_image(tmp_path):
     path = make_tar(tmp_path / "0.tar", samples(range(5)))
     source = open_source("webdataset", str(tmp_path))
-    os.truncate(path, int(index.map_arrays(next(tmp_path.glob("*.npz")))["starts"][3]) + 10)
+    os.truncate(path, int(index.map_arrays(next(tmp_path.glob("*.index")))["starts"][3]) + 10)
     assert source.image(2)[0, 0, 0] == 2
     with pytest.raises(BadImage, match=r"0\.tar:n0/img_3\.png: has 10 bytes"):
         source.image(3)

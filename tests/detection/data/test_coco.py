@@ -202,7 +202,7 @@ def test_annotations_are_parsed_once(tmp_path: Path, cache: Path, monkeypatch: p
     monkeypatch.setattr("detection.data.coco.tabulate_coco", None)  # calling it would fail
     assert open_coco(folder).fingerprint == first.fingerprint
     monkeypatch.undo()
-    kept.write_bytes(b"torn")
+    (kept / "fingerprint.npy").write_bytes(b"torn")
     assert open_coco(folder).fingerprint == first.fingerprint
 
 

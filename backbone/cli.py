@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
-import tyro
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
@@ -202,6 +201,8 @@ def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
 
 
 def _help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str]) -> NoReturn:
+    import tyro  # slow, and for this alone
+
     switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
     text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
     tyro.cli(

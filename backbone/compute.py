@@ -1,5 +1,6 @@
 """What a job computes with: its share of the cluster, and the form of its arithmetic. Imports nothing slow."""
 
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -49,3 +50,8 @@ class Scaling(Strict):
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers {self.min_workers} is above num_workers {self.num_workers}")
         return self
+
+    @property
+    def processes(self) -> int:
+        """How many share a batch: Ray's workers, or without Ray this process or those that torchrun started."""
+        return self.num_workers or int(os.environ.get("WORLD_SIZE", "1"))

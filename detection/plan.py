@@ -25,7 +25,7 @@ def describe(recipe: Finetune) -> str:
     check_split(recipe)
     detector = build_detector(recipe, net, train)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
-    workers = max(1, recipe.scaling.num_workers)
+    workers = recipe.scaling.processes
     accumulation = recipe.optim.batch / micro_batch / workers
     classes = len(train.categories)
     metrics = block["provenance"].get("metrics", {})

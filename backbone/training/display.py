@@ -38,8 +38,9 @@ class Display:
                 fs.get_file(f"{path}/log.txt", f"{self._folder}/log.txt")
 
     def show(self, record: dict[str, Any]) -> None:
-        """Take one record: a log, an evaluation, or something to say."""
-        self._show(record)
+        """Take one record: a log, an evaluation, or something to say. After `stopped` nothing is shown."""
+        if not self._is_stopped:  # workers go on for a moment
+            self._show(record)
         self._watch(record)
 
     def _show(self, record: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
         net = build(recipe.model, num_classes)
     steps = schedule.in_steps(recipe.schedule, optim.batch, num_train)
     stages = ", ".join(f"{name} {stage.channels} at 1/{stage.stride}" for name, stage in net.stages.items())
-    workers = max(1, scaling.num_workers)
+    workers = scaling.processes
     accumulation = optim.batch // micro_batch / workers
     copies = 3 + (optim.ema > 0)  # weights, gradients, momentum, average
     # Autocast keeps activations of convolutions in 16 bits; norms and ReLU between them follow their inputs.

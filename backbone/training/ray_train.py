@@ -118,7 +118,7 @@ def _launch_on_ray(
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    queue: Any = None
+    queue, listener = None, None
     try:
         with _stop_told(display, scaling, held):
             check_resources(scaling)
@@ -172,7 +172,9 @@ def _launch_on_ray(
             return result.return_value
     finally:
         if queue is not None:
-            queue.shutdown(force=True)
+            ray.kill(queue.actor)
+        if listener is not None:
+            listener.join(10)  # else it would ask for more after `ray.shutdown`, and that begins another cluster
         if started:
             ray.shutdown()
 
@@ -249,7 +251,7 @@ def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
 
     def patience() -> Iterator[int]:
         """Seconds from one line to the next while nothing comes."""
-        return itertools.chain((10, 20, 30), itertools.repeat(60))
+        return itertools.chain((10, 20), itertools.repeat(30))
 
     heard, pauses = False, patience()
     while True:

@@ -246,7 +246,7 @@ class TrainingRecipe(Strict, ABC):
         self.check_micro_batch(self.optim.micro_batch or self.optim.batch)
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
-        if self.equal_shares and self.scaling.num_workers > 1 and not self.scaling.use_gpu:
+        if self.equal_shares and self.scaling.processes > 1 and not self.scaling.use_gpu:
             raise ValueError("norm sync over several workers needs scaling.use_gpu: torch has it for GPUs alone")
         return self
 
@@ -294,7 +294,7 @@ class Recipe(TrainingRecipe):
     def check_micro_batch(self, unit: int) -> None:
         """See `TrainingRecipe.check_micro_batch`."""
         group = self.model.bn_group
-        sharing = max(1, self.scaling.num_workers) if self.model.norm == "sync" else 1
+        sharing = self.scaling.processes if self.model.norm == "sync" else 1
         self.model.check_maps(self.data.size, sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")

@@ -99,11 +99,11 @@ def _write(url: str, recipe: TrainingRecipe, fingerprints: dict[str, str]) -> No
 
 def first_micro_batch(recipe: TrainingRecipe) -> int:
     """The share of the batch of each of the most workers the recipe asks for; UserError where it does not split."""
-    batch, workers = recipe.optim.batch, max(1, recipe.scaling.num_workers)
+    batch, workers = recipe.optim.batch, recipe.scaling.processes
     if batch % workers:
         sizes = [w for w in range(1, batch + 1) if batch % w == 0]
         raise UserError(
-            f"optim.batch {batch} does not split over scaling.num_workers {workers}: take one of {sizes} workers, or "
+            f"optim.batch {batch} does not split over {_processes(recipe)}: take one of {sizes} workers, or "
             f"batch {batch // workers * workers or workers} or {(batch // workers + 1) * workers}"
         )
     return batch // workers
@@ -112,13 +112,13 @@ def first_micro_batch(recipe: TrainingRecipe) -> int:
 def check_split(recipe: TrainingRecipe) -> None:
     """UserError unless micro-batch x accumulation x workers equals the batch (elastic ranges may deal unevenly)."""
     optim, scaling = recipe.optim, recipe.scaling
-    units, workers = optim.batch // optim.micro_batch, max(1, scaling.num_workers)
+    units, workers = optim.batch // optim.micro_batch, scaling.processes
     sizes = [w for w in range(1, units + 1) if units % w == 0]
     uneven = units % workers if not scaling.min_workers else 0
     if workers > units or uneven:
         raise UserError(
             f"optim.batch {optim.batch} is {units} micro-batches of {optim.micro_batch}, which do not split over "
-            f"scaling.num_workers {workers}: take one of {sizes} workers, or a smaller optim.micro_batch for a new run"
+            f"{_processes(recipe)}: take one of {sizes} workers, or a smaller optim.micro_batch for a new run"
         )
     if scaling.min_workers and recipe.equal_shares:
         raise UserError("norm sync needs equal shares: an elastic range (scaling.min_workers) may deal unevenly")
@@ -126,6 +126,11 @@ def check_split(recipe: TrainingRecipe) -> None:
         recipe.check_micro_batch(optim.micro_batch)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _processes(recipe: TrainingRecipe) -> str:
+    scaling = recipe.scaling
+    return f"scaling.num_workers {scaling.num_workers}" if scaling.num_workers else f"{scaling.processes} processes"
 
 
 def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], known: Container[str]) -> None:

@@ -258,5 +258,5 @@ def test_job_answers_before_anything_slow_is_imported(run_job, words: list[str],
     ended = run_job("pretrain", *words, PYTHONPROFILEIMPORTTIME="1")
     assert ended.returncode == code, ended.stderr
     imported = {line.rsplit("|")[-1].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
-    assert {"tyro", "backbone.training.recipe"} <= imported
+    assert "backbone.training.recipe" in imported
     assert not imported & {"torch", "torchvision", "ray", "numpy", "cv2", "albumentations", "pyarrow"}

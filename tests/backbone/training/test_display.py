@@ -108,6 +108,7 @@ def test_the_step_it_was_stopped_at_is_said_once(tmp_path: Path, capsys: pytest.
     display.show(RECORDS[0])
     for _ in range(2):
         display.stopped("go on")
+        display.show(RECORDS[1])  # workers are told to end, and have not yet
     display.close()
     assert capsys.readouterr().out.splitlines()[1:] == ["stopped at step 10; submit again to go on"]
     assert "stopped at step 10; submit again to go on" in (tmp_path / "log.txt").read_text()

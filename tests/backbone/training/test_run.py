@@ -8,7 +8,7 @@ import pytest
 
 from backbone.errors import UserError
 from backbone.training.recipe import Recipe
-from backbone.training.run import first_micro_batch, open_run, run_url
+from backbone.training.run import check_split, first_micro_batch, open_run, run_url
 
 Make = Callable[..., Recipe]
 DATA = {"train": "f" * 64, "val": "e" * 64}
@@ -78,6 +78,18 @@ def test_the_recipe_written_into_the_run_resumes_it(tiny: Make) -> None:
 def test_a_batch_that_does_not_split_names_what_would(tiny: Make, batch: int, workers: int, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         first_micro_batch(tiny({"optim.batch": batch, "scaling.num_workers": workers}))
+
+
+def test_processes_of_torchrun_share_a_batch_as_workers_do(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one of them would have no micro-batch at all, and the others' sums would wait for it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert open_run(tiny(), DATA, 1).optim.micro_batch == 8
+    with pytest.raises(UserError, match="15 does not split over 2 processes: take one of"):
+        first_micro_batch(tiny({"optim.batch": 15}))
+    with pytest.raises(UserError, match="1 micro-batches of 16, which do not split over 2 processes"):
+        check_split(tiny({"optim.micro_batch": 16}))
+    with pytest.raises(UserError, match="norm sync over several workers needs"):
+        tiny({"model.norm": "sync"})
 
 
 def test_micro_batches_must_split_over_workers_unless_elastic(tiny: Make) -> None:

@@ -6,6 +6,9 @@ What is trained comes as a `Task`; where and with whom as a `World`; what a resu
 import copy
 import inspect
 import math
+import os
+import shutil
+import socket
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -169,6 +172,22 @@ def evaluate(task: Task, model: nn.Module, world: World) -> dict[str, float]:
     return {**metrics, "val_seconds": time.perf_counter() - began}
 
 
+def check_compiler(world: World) -> None:
+    """torch.compile writes code that another program translates, also for GPUs; slim images have none.
+
+    Raises:
+        UserError: a worker's machine has none.
+    """
+    named = "CXX" if world.device.type == "cpu" else "CC"
+    found = os.environ.get(named) or any(map(shutil.which, ("g++", "clang++") if named == "CXX" else ("gcc", "clang")))
+    without = sorted({host for ok, host in world.gather((bool(found), socket.gethostname())) if not ok})
+    if without:
+        raise UserError(
+            f"compute.compile: no C++ compiler on {', '.join(without)}; install one there (apt-get install g++), name "
+            f"it by the variable {named}, or train without: --compute.compile none"
+        )
+
+
 class Trainer:
     """Model, optimizer, moving average and scaler: one optimizer step at a time."""
 
@@ -185,6 +204,7 @@ class Trainer:
         self.units = optim.batch // optim.micro_batch
         module: nn.Module = _Loss(task)
         if compute.compile != "none":
+            check_compiler(world)
             module.compile(mode=compute.compile)  # in place: the saved keys carry no prefix
         self.graphs = compute.compile == "reduce-overhead" and world.device.type == "cuda"
         self.keeps_gradients = self.graphs and self.units > world.size

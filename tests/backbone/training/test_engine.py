@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,6 +276,19 @@ def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.Monke
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_missing_compiler_is_named_before_training(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    recipe = tiny({"compute.compile": "default", "optim.micro_batch": 16})
+    task = Classification(recipe, CONVENTIONS["imagenet"], *SOURCES, ALONE)
+    with pytest.raises(UserError, match=r"apt-get install g\+\+.*CXX.*--compute.compile none"):
+        engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
+    monkeypatch.setenv("CXX", "/opt/bin/g++")
+    engine.check_compiler(ALONE)
 
 
 @pytest.mark.parametrize("normalize", ["imagenet", "pixel"])

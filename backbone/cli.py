@@ -11,6 +11,7 @@ import difflib
 import sys
 import traceback
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from backbone.errors import LOST, Lost, UserError
 from backbone.kinds import section_model
 from backbone.stopping import Stopped, heed, stop_of
-from backbone.supervise import BUG, is_watched
+from backbone.supervise import BUG, end_with_watcher, is_watched
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -49,7 +50,10 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     its cluster likewise, 75. Ctrl-C and SIGTERM end it with one line, 130 and 143. `again` is what submitting it again
     does.
     """
+    end_with_watcher()
     heed()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # lines are seen when they are said, in a file or a pipe, too
     try:
         main()
     except Lost as error:
@@ -59,7 +63,7 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     except BaseException as error:
         stop = stop_of(error)
         if stop and not Stopped.told:
-            print(f"stopped; submit again to {again}" if again else "stopped", flush=True)
+            print(f"stopped; submit again to {again}" if again else "stopped")
         if stop:
             raise SystemExit(stop.code) from None
         if is_watched() and isinstance(error, Exception):

@@ -68,8 +68,10 @@ def _init(ray: Any, address: str | None, say: Callable[[str], None]) -> Any:
                 ) from error
             told = next(iter(str(error).strip().splitlines()), "")[:300]
             if last or isinstance(error, ValueError | ConnectionError):
+                joins = address not in (None, "local")
+                token = ", compare its ~/.ray/auth_token with yours" if joins else ""  # a wrong one is told as this, too
                 raise UserError(
-                    f"{where} does not answer ({type(error).__name__}: {told}); look at it with ray status "
+                    f"{where} does not answer ({type(error).__name__}: {told}); look at it with ray status{token} "
                     "and free the machine, or start a cluster for this run alone with RAY_ADDRESS=local"
                 ) from error
             say(f"{where} did not come up ({type(error).__name__}: {told}); trying once more")

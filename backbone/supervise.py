@@ -15,7 +15,7 @@ from backbone.errors import LOST
 from backbone.stopping import Stopped
 
 WATCHED = "RAYBONE_WATCHED"
-"""In the environment of the process that does the work."""
+"""In the environment of the process that does the work: the process that watches."""
 
 HELD = "RAYBONE_HELD"
 """Likewise, the token of the lease it works under."""
@@ -32,6 +32,16 @@ def is_watched() -> bool:
     return WATCHED in os.environ
 
 
+def end_with_watcher() -> None:
+    """In a process that is watched: Linux ends it with the one that watches, whose lease it has."""
+    if not is_watched():
+        return
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(os.environ[WATCHED]):
+            raise SystemExit(LOST)
+
+
 def keep_going(times: int, token: str) -> int:
     """Run this process' own command in another one, as often as `times` again where it is lost.
 
@@ -44,9 +54,9 @@ def keep_going(times: int, token: str) -> int:
         Stopped: somebody stopped it.
     """
     command = [sys.executable, *sys.argv]
-    environment = {**os.environ, WATCHED: "1", HELD: token}
+    environment = {**os.environ, WATCHED: str(os.getpid()), HELD: token}
     for attempt in range(times + 1):
-        process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(command, env=environment)
         try:
             code = process.wait()
         except Stopped as stop:
@@ -60,18 +70,10 @@ def keep_going(times: int, token: str) -> int:
             return code
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else "lost"
         if attempt < times:
-            print(f"its process was {how}; going on from what is written down, {attempt + 1} of {times}", flush=True)
-    print(
-        f"error: its process was {how}, more often than scaling.max_failures {times}; submit again to go on", flush=True
-    )
+            print(f"its process was {how}; going on from what is written down, {attempt + 1} of {times}")
+    print(f"error: its process was {how}, more often than scaling.max_failures {times}; submit again to go on")
     return LOST
 
 
 def _is_lost(code: int) -> bool:
     return code in (1, LOST) or (code < 0 and -code not in (signal.SIGINT, signal.SIGTERM))
-
-
-def _end_with_parent() -> None:
-    """In the new process: Linux ends it with the one that watches, whose lease it has."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -67,9 +67,9 @@ def serve(sweep: str, host: str, port: int) -> None:
             pass
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: {error}; give another --port") from error
-    print(f"dashboard http://{host}:{port}", flush=True)
+    print(f"dashboard http://{host}:{port}")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"anyone who reaches {host}:{port} can read this sweep: there is no password", flush=True)
+        print(f"anyone who reaches {host}:{port} can read this sweep: there is no password")
     options = {"server.address": host, "server.port": str(port), **OPTIONS}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", app.origin, *words, "--", sweep])

@@ -1,5 +1,6 @@
 """Signals as a job meets them: one line and the code shells expect; the second at once."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,27 +21,27 @@ def main():
 run_main(main, {again!r})
 """
 
-FOREVER = "print('at work', flush=True)\n    while True: time.sleep(0.01)"
+FOREVER = "print('at work')\n    while True: time.sleep(0.01)"
 OVERRIDDEN = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(15)); {{}}\n    {FOREVER}"
 IN_A_THREAD = """
     def other():
         try:
             while True: stopping.check(); time.sleep(0.01)
-        except stopping.Stopped as stop: print('the other thread too', stop.code, flush=True)
+        except stopping.Stopped as stop: print('the other thread too', stop.code)
     thread = threading.Thread(target=other)
     thread.start()
     try:
-        print('at work', flush=True)
+        print('at work')
         while True: time.sleep(0.01)
     finally:
         thread.join()
 """
 STUCK = """
     try:
-        print('at work', flush=True)
+        print('at work')
         while True: time.sleep(0.01)
     finally:
-        print('ending', flush=True)
+        print('ending')
         while True: time.sleep(0.01)
 """
 
@@ -49,7 +50,7 @@ Start = Callable[..., subprocess.Popen]
 
 @pytest.fixture
 def start() -> Start:
-    """A job with this body, once it is at work."""
+    """A job with this body, once it has said, into a pipe, that it is at work."""
 
     def begin(body: str, again: str = "go on", ignored: bool = False) -> subprocess.Popen:
         before = signal.SIG_IGN if ignored else signal.SIG_DFL
@@ -59,6 +60,7 @@ def start() -> Start:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, before),  # not what the tests' own shell left
         )
         assert process.stdout
@@ -73,7 +75,7 @@ def start() -> Start:
 def test_one_line_and_the_code(start: Start, signum: int, code: int, again: str, line: str) -> None:
     process = start(FOREVER, again)
     process.send_signal(signum)
-    assert process.communicate(timeout=60)[0] == line
+    assert process.communicate(timeout=300)[0] == line
     assert process.returncode == code
 
 
@@ -82,14 +84,14 @@ def test_handlers_of_libraries_change_nothing(start: Start, mends: str) -> None:
     """Ray makes an exit with code 15 of a SIGTERM; before that is put right, and after."""
     process = start(OVERRIDDEN.format(mends))
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0] == "stopped; submit again to go on\n"
+    assert process.communicate(timeout=300)[0] == "stopped; submit again to go on\n"
     assert process.returncode == 143
 
 
 def test_other_threads_learn_of_it(start: Start) -> None:
     process = start(IN_A_THREAD)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "the other thread too 130\nstopped; submit again to go on\n"
+    assert process.communicate(timeout=300)[0] == "the other thread too 130\nstopped; submit again to go on\n"
 
 
 def test_the_second_ends_it_at_once(start: Start) -> None:
@@ -98,7 +100,7 @@ def test_the_second_ends_it_at_once(start: Start) -> None:
     assert process.stdout
     assert process.stdout.readline() == "ending\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == ""
+    assert process.communicate(timeout=300)[0] == ""
     assert process.returncode == -signal.SIGINT
 
 
@@ -108,5 +110,5 @@ def test_what_nohup_ignores_stays_ignored(start: Start) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143

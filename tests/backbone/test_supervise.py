@@ -50,7 +50,7 @@ ENDS = [
 def test_what_is_lost_is_begun_again(tmp_path: Path, body: str, attempts: int, code: int, said: list[str]) -> None:
     (tmp_path / "job.py").write_text(SCRIPT.format(body=body))
     words = [sys.executable, str(tmp_path / "job.py"), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
     assert done.returncode == code, done.stderr
     assert len((tmp_path / "attempts").read_text()) == attempts
     output = done.stdout + done.stderr
@@ -62,7 +62,7 @@ def test_what_is_lost_is_begun_again(tmp_path: Path, body: str, attempts: int, c
 @pytest.mark.parametrize("to_both", [True, False])
 def test_a_signal_stops_both(tmp_path: Path, to_both: bool) -> None:
     """Ctrl-C comes to all processes of a terminal, `kill` to one; either way it is one line."""
-    (tmp_path / "job.py").write_text(SCRIPT.format(body="print('at work', flush=True)\n        time.sleep(60)"))
+    (tmp_path / "job.py").write_text(SCRIPT.format(body="print('at work')\n        time.sleep(60)"))
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "job.py"), str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -75,6 +75,18 @@ def test_a_signal_stops_both(tmp_path: Path, to_both: bool) -> None:
     assert process.stdout
     assert process.stdout.readline() == "at work\n"
     (os.killpg if to_both else os.kill)(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "stopped; submit again to go on\n"
+    assert process.communicate(timeout=300)[0] == "stopped; submit again to go on\n"
     assert process.returncode == 130
     assert not (tmp_path / "lease.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_worker_ends_with_the_one_that_watches(tmp_path: Path) -> None:
+    """Whoever holds the lease may be killed: nobody goes on without it."""
+    (tmp_path / "job.py").write_text(SCRIPT.format(body="print('at work')\n        time.sleep(600)"))
+    words = [sys.executable, str(tmp_path / "job.py"), str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert process.stdout
+    assert process.stdout.readline() == "at work\n"
+    process.kill()
+    assert process.stdout.read() == ""  # which ends when no process has the pipe any more

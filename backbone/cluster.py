@@ -69,7 +69,9 @@ def _init(ray: Any, address: str | None, say: Callable[[str], None]) -> Any:
             told = next(iter(str(error).strip().splitlines()), "")[:300]
             if last or isinstance(error, ValueError | ConnectionError):
                 joins = address not in (None, "local")
-                token = ", compare its ~/.ray/auth_token with yours" if joins else ""  # a wrong one is told as this, too
+                token = (
+                    ", compare its ~/.ray/auth_token with yours" if joins else ""
+                )  # a wrong one looks like this, too
                 raise UserError(
                     f"{where} does not answer ({type(error).__name__}: {told}); look at it with ray status{token} "
                     "and free the machine, or start a cluster for this run alone with RAY_ADDRESS=local"

@@ -23,7 +23,7 @@ from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
 from backbone.training.meter import CURE, Meter
-from backbone.training.optimizer import build_optimizer
+from backbone.training.optimizer import average_decay, build_optimizer
 from backbone.training.recipe import Optim, TrainingRecipe
 from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
@@ -267,7 +267,7 @@ class Trainer:
             with torch.no_grad():
                 average: list[Tensor] = list(self.average.parameters())
                 now: list[Tensor] = list(self.task.model.parameters())
-                torch._foreach_lerp_(average, now, 1 - self.optim.ema)
+                torch._foreach_lerp_(average, now, 1 - average_decay(self.optim.ema, step))
                 for mine, latest in self._statistics:
                     torch._foreach_copy_(mine, latest)
 

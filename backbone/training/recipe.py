@@ -44,7 +44,8 @@ class Optim(Strict):
     """Largest norm of the whole gradient. 0 is off."""
 
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay a step of the weights' moving average, which is then judged and exported. 0 is off."""
+    """Decay a step of the weights' moving average, which is then judged and exported; lower in the first steps, see
+    `optimizer.average_decay`. 0 is off."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Optim":
@@ -312,6 +313,8 @@ def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     # What a kind of training adds to `Run` changes its weights.
     sections["run"] = {field: value for field, value in run.items() if field not in Run.model_fields}
     sections["run"]["export"] = run["export"]
+    if recipe.optim.ema:  # runs of earlier versions, whose averages began at full decay, are others
+        sections["optim"]["ema"] = f"{recipe.optim.ema}, ramped up"
     if recipe.schedule.hold_lr or isinstance(recipe.schedule, PlateauSchedule):  # these read the run's own measurements
         for field in ("log_every", "eval_every", "checkpoint_every"):
             sections["run"][field] = run[field]

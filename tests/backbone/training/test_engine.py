@@ -242,7 +242,7 @@ def test_decay_groups(tiny: Make) -> None:
 
 
 def test_ema_is_the_closed_form(tiny: Make) -> None:
-    recipe = tiny({"optim.ema": 0.75, "optim.micro_batch": 16})
+    recipe = tiny({"optim.ema": 0.2, "optim.micro_batch": 16})
     task = Classification(
         recipe, InputConvention(size=32), SyntheticSource(0, 64, 32), SyntheticSource(1, 16, 32), ALONE
     )
@@ -253,7 +253,8 @@ def test_ema_is_the_closed_form(tiny: Make) -> None:
     batches = iter(task.batches(micro_batches))
     for step in range(4):
         trainer.step(batches, micro_batches, 0.1, step, meter)
-        expected = 0.75 * expected + 0.25 * task.model.fc.weight.detach()
+        kept = [1 / 10, 2 / 11, 0.2, 0.2][step]
+        expected = kept * expected + (1 - kept) * task.model.fc.weight.detach()
     torch.testing.assert_close(trainer.evaluated.fc.weight, expected)
 
 

@@ -4,6 +4,7 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -35,9 +36,10 @@ def environment() -> dict[str, Any]:
 def code() -> dict[str, str | None]:
     """What this process runs: the git revision of our own checkout, and the SHA-256 of our packages' files.
 
-    The revision is None without git, and where we do not lie in a checkout of our own: installed, in an image, or in
-    the copy that a submitted job runs in. The hash is there always, and the same for the same code. Asked for before
-    training, so that what changes in the checkout meanwhile is not taken for what ran.
+    Where we do not lie in a checkout of our own (installed, in an image, or in the copy that a submitted job runs in)
+    the revision is what RAYBONE_REVISION says. None without that, and without git. The hash is there always, and the
+    same for the same code. Asked for before training, so that what changes in the checkout meanwhile is not taken for
+    what ran.
     """
     sha = hashlib.sha256()
     for path in sorted(path for package in ("backbone", "detection") for path in (ROOT / package).rglob("*.py")):
@@ -46,9 +48,9 @@ def code() -> dict[str, str | None]:
 
 
 def _revision(root: Path) -> str | None:
-    """The commit of the checkout whose top is `root`, with -dirty where files differ; None for any other folder."""
+    """The commit of the checkout whose top is `root`, with -dirty where files differ; any other folder's is told."""
     if not (root / ".git").exists():  # a folder inside somebody's repository has that one's revision, not ours
-        return None
+        return os.environ.get("RAYBONE_REVISION") or None
     words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run(words, capture_output=True, text=True, timeout=60)

@@ -32,6 +32,12 @@ def test_somebody_elses_repository_around_us_is_not_ours(tmp_path: Path) -> None
     assert provenance._revision(inside) is None
 
 
+def test_a_copy_is_told_its_revision_and_a_checkout_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYBONE_REVISION", "of the submitter")
+    assert provenance._revision(tmp_path) == "of the submitter"
+    assert provenance._revision(tmp_path) != commit(tmp_path) == provenance._revision(tmp_path)
+
+
 def test_without_git_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

@@ -17,7 +17,7 @@ from backbone.interop.foreign import Foreign, foreign, foreign_shapes
 from backbone.interop.keys import some
 from backbone.interop.layouts import Layout, cut, layouts
 from backbone.interop.origins import NOTHING, ORIGINS
-from backbone.interop.structure import filled, net_of, options_of
+from backbone.interop.structure import classes_of, filled, net_of, options_of
 from backbone.nets import Backbone
 from backbone.options import NetOptions
 
@@ -58,12 +58,12 @@ def convert(layout: Layout, files: Files, where: str, given: Facts = NOTHING) ->
     )
     has_head = "fc.weight" in tensors or options.net == "vgg"
     tensors, added = filled(tensors, options)
-    head = tensors["classifier.6.weight" if options.net == "vgg" else "fc.weight"]
-    net = net_of(options, len(head), tensors, where)
-    unnamed = tuple(map(str, range(len(head)))) if has_head else ("none",)
+    count = classes_of(tensors, options, where)
+    net = net_of(options, count, tensors, where)
+    unnamed = tuple(map(str, range(count))) if has_head else ("none",)
     classes = facts.classes if has_head and facts.classes else unnamed
-    if len(classes) != len(head):
-        raise UserError(f"{where}: {len(classes)} classes are named, the head has {len(head)}")
+    if len(classes) != count:
+        raise UserError(f"{where}: {len(classes)} classes are named, the head has {count}")
     return Imported(net, _inputs(facts), classes, has_head, (*notes, *added))
 
 
@@ -94,11 +94,17 @@ def _understood(layout: Layout, tree: Any, where: str) -> tuple[dict[str, Tensor
     values, notes = cut(weights.part(where, tree, layout.entry), layout, where)
     raw = weights.tensors(where, values)
     _check_ours(raw, where, unknown=set(raw) - set().union(*(form.table for form in ORIGINS[layout.source].forms)))
-    tensors, done = origins.convert(layout.source, raw, where)
+    try:
+        tensors, done = origins.convert(layout.source, raw, where)
+    except (RuntimeError, IndexError) as error:  # of shapes that do not go together
+        raise UserError(f"{where}: not the shapes of such a net: {error}") from error
     _check_ours(tensors, where)
+    odd = [name for name, t in tensors.items() if not t.numel() or not (t.dim() or name.endswith("batches_tracked"))]
+    if odd:
+        raise UserError(f"{where}: no values in {some(sorted(odd))}, by our names")
     options = options_of(tensors, layout.source == "cifar", where)
     whole, _ = filled(tensors, options)
-    net_of(options, len(whole["classifier.6.weight" if options.net == "vgg" else "fc.weight"]), whole, where)
+    net_of(options, classes_of(whole, options, where), whole, where)
     return tensors, options, notes + done
 
 

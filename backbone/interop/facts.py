@@ -1,9 +1,8 @@
 """What weights do not say: where a net strides and pads, what it does to pixels. From where it is known, or asked."""
 
+import math
 from dataclasses import fields
 from typing import Any
-
-import yaml
 
 from backbone.errors import UserError
 from backbone.interop import weights
@@ -13,6 +12,7 @@ from backbone.interop.layouts import Layout, dilated
 from backbone.interop.origins import ORIGINS
 from backbone.options import NetOptions
 
+MOST_PIXELS = 8192  # a side
 DROPPED = "its dilation was dropped, as asked: C4 and C5 are not the maps that it was trained with"
 
 
@@ -20,11 +20,27 @@ def said_beside(layout: Layout, tree: Any, files: Files, where: str) -> Facts:
     """What the config beside the weights says, or the one that mmdetection puts into its checkpoints."""
     inner = inner_config(layout, tree, files)
     try:
-        return ORIGINS[layout.source].facts({**files, "meta.py": inner.encode()} if inner else files)
-    except (LookupError, TypeError, ValueError, AttributeError, SyntaxError, RuntimeError, yaml.YAMLError) as error:
+        given = {**files, "meta.py": inner.encode(errors="replace")} if inner else files
+        return _sound(ORIGINS[layout.source].facts(given))
+    except Exception as error:  # it is somebody else's file, and can be anything
         if inner:
             return Facts()  # what it does not say is asked
         raise UserError(f"{where}: the config beside the weights cannot be read: {error!r}") from error
+
+
+def _sound(facts: Facts) -> Facts:
+    """The same; ValueError for numbers that no image could be normalised or cut with."""
+    if not all(math.isfinite(value) for value in facts.mean or ()):
+        raise ValueError(f"mean {facts.mean}")
+    if not all(math.isfinite(value) and value > 0 for value in facts.std or ()):
+        raise ValueError(f"std {facts.std}")
+    if facts.size is not None and not 1 <= facts.size <= MOST_PIXELS:
+        raise ValueError(f"images of {facts.size} pixels a side")
+    if facts.crop_pct is not None and not 0 < facts.crop_pct <= 2:
+        raise ValueError(f"crop_pct {facts.crop_pct}")
+    if not all(isinstance(name, str) for name in facts.classes or ()):
+        raise ValueError("classes that are no texts")
+    return facts
 
 
 def inner_config(layout: Layout, tree: Any, files: Files) -> str:

@@ -54,7 +54,7 @@ def foreign_shapes(shapes: Shapes) -> str:
     bottleneck = "layer1.0.conv3.weight" in shapes
     depth = next((d for d, found in UNITS.items() if found == units and (d >= 50) == bottleneck), 0)
     name = f"resn{{}}{depth}" if depth else "a ResN{}"
-    if not all(len(shape) == 4 for shape in (stem, first, middle)):
+    if not all(len(shape) == 4 and all(shape) for shape in (stem, first, middle)):
         return ""
     if bottleneck and middle[1] < first[0]:
         groups = first[0] // middle[1]

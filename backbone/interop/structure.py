@@ -61,8 +61,8 @@ def filled(tensors: dict[str, Tensor], options: NetOptions) -> Converted:
         notes.append(f"not in the file: {len(absent)} counters of batches (num_batches_tracked), set to 0")
     if options.net != "vgg" and not {"fc.weight", "fc.bias"} & tensors.keys():
         last = max(int(name[5]) for name in tensors if name.startswith("layer"))
-        conv = [t for name, t in tensors.items() if name.startswith(f"layer{last}.0.conv")][-1]
-        tensors |= {"fc.weight": torch.zeros(1, len(conv)), "fc.bias": torch.zeros(1)}
+        channels = [len(t) for name, t in tensors.items() if name.startswith(f"layer{last}.0.conv")] or [1]
+        tensors |= {"fc.weight": torch.zeros(1, channels[-1]), "fc.bias": torch.zeros(1)}
         notes.append("not in the file: the classifier (fc.*); the artifact has one class, whose score is always 0")
     converted = sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32})
     if converted:
@@ -70,10 +70,21 @@ def filled(tensors: dict[str, Tensor], options: NetOptions) -> Converted:
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, notes
 
 
+def classes_of(tensors: dict[str, Tensor], options: NetOptions, where: str) -> int:
+    """How many classes the head tells apart; UserError where half of it is missing."""
+    head = "classifier.6.weight" if options.net == "vgg" else "fc.weight"
+    if head not in tensors:
+        raise UserError(f"{where}: 1 key missing: {head} (names are raybone's)")
+    return len(tensors[head])
+
+
 def net_of(options: NetOptions, num_classes: int, tensors: dict[str, Tensor], where: str) -> Backbone:
     """The net with these tensors; UserError with every kind of misfit."""
-    with torch.device("meta"):
-        net = build(options, num_classes)
+    try:
+        with torch.device("meta"):
+            net = build(options, num_classes)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise UserError(f"{where}: no net is as large as its first shapes say: {error}") from error
     own = net.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [

@@ -8,15 +8,16 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backbone.errors import UserError
-from backbone.interop.pickles import Maker, unpickle
+from backbone.interop.pickles import Filled, Maker, unpickle
 
+MOST_AXES = 64  # torch's own bound
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # MAGIC, pickled
 
@@ -36,50 +37,61 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class _Dtype:
-    """The class of a storage, which a pickle names and cannot alter."""
+    """The class of a storage, which a pickle names."""
 
     dtype: torch.dtype
 
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("it alters the class of a storage")
+
+class Content:
+    """The bytes of a storage, got by `read`, once however often a file names them."""
+
+    def __init__(self, read: Callable[[], bytes] = bytes) -> None:
+        self.read = read
+        self._flat: Tensor | None = None
+
+    def flat(self) -> Tensor:
+        """All of them, uint8 [N]."""
+        if self._flat is None:
+            data = bytearray(self.read())  # frombuffer wants memory that may be written to, and has no word for nothing
+            self._flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.tensor([], dtype=torch.uint8)
+        return self._flat
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Storage:
-    """Numbers in a row; `read` gets their bytes."""
+    """`count` numbers in a row, `offset` numbers behind the first byte."""
 
+    content: Content
     dtype: torch.dtype
     count: int
-    read: Callable[[], bytes]
     offset: int = 0
-    flat: Tensor | None = field(default=None, repr=False)
 
     def tensor(self) -> Tensor:
-        """All of it, [count]; ValueError where the bytes are fewer or more."""
-        if self.flat is None:
-            data = self.read()
-            size = torch.tensor([], dtype=self.dtype).element_size()
-            if len(data) < (self.offset + self.count) * size:
-                raise ValueError(f"{len(data)} bytes where {self.count} numbers of {size} bytes belong")
-            # frombuffer wants memory that may be written to, and has no word for nothing.
-            whole = torch.frombuffer(bytearray(data), dtype=self.dtype) if data else torch.tensor([], dtype=self.dtype)
-            self.flat = whole[self.offset : self.offset + self.count]
-        return self.flat
+        """All of it, [count]; ValueError where the bytes are fewer."""
+        flat, size = self.content.flat(), self.dtype.itemsize
+        start, end = self.offset * size, (self.offset + self.count) * size
+        if len(flat) < end:
+            raise ValueError(f"{len(flat)} bytes where {end} belong")
+        return flat[start:end].view(self.dtype)
 
 
-class Stored:
-    """A tensor of a file, not read yet."""
+class Stored(Filled):
+    """A tensor of a file, not read yet. What attributes it had as an object of Python are left out."""
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
         self.storage, self.offset, self.shape, self.stride = storage, offset, tuple(size), tuple(stride)
         numbers = (offset, *self.shape, *self.stride)
-        if not all(type(n) is int and n >= 0 for n in numbers) or len(self.shape) != len(self.stride):
+        if len(self.shape) != len(self.stride) or len(self.shape) > MOST_AXES:
+            raise ValueError("no shape of a tensor")
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
             raise ValueError("no shape of a tensor")
 
-    def __setstate__(self, state: Any) -> None:
-        """Attributes of a Python object; a weight has none."""
+    @property
+    def nbytes(self) -> int:
+        """Memory that its values take."""
+        return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def tensor(self) -> Tensor:
         """Its values; ValueError where it reaches beyond its storage or counts numbers twice."""
@@ -105,7 +117,9 @@ def _again(make: Any, _: Any, args: Any, *__: Any) -> Any:
 
 
 def _globals(name: str, depth: int) -> dict[tuple[str, str], Any]:
-    makers: dict[tuple[str, str], Callable[..., Any]] = {
+    classes: dict[tuple[str, str], Any] = {("torch", kind): _Dtype(dtype) for kind, dtype in DTYPES.items()}
+    classes |= {(module, "UntypedStorage"): _Dtype(torch.uint8) for module in ("torch", "torch.storage")}
+    return classes | {
         ("torch._utils", "_rebuild_tensor"): Stored,
         ("torch._utils", "_rebuild_tensor_v2"): Stored,
         ("torch._utils", "_rebuild_parameter"): _first,
@@ -113,9 +127,6 @@ def _globals(name: str, depth: int) -> dict[tuple[str, str], Any]:
         ("torch._tensor", "_rebuild_from_type_v2"): _again,
         ("torch.storage", "_load_from_bytes"): lambda data: _within(name, data, depth),
     }
-    classes: dict[tuple[str, str], Any] = {("torch", kind): _Dtype(dtype) for kind, dtype in DTYPES.items()}
-    classes |= {(module, "UntypedStorage"): _Dtype(torch.uint8) for module in ("torch", "torch.storage")}
-    return classes | {key: Maker(make, ".".join(key)) for key, make in makers.items()}
 
 
 def _within(name: str, data: Any, depth: int) -> Any:
@@ -140,22 +151,21 @@ def read_zip(name: str, data: bytes, depth: int = 0) -> Any:
     archive = zipfile.ZipFile(io.BytesIO(data))
     (root,) = [n.removesuffix("data.pkl") for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
 
+    unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > len(data):  # torch compresses nothing
+        raise ValueError(f"unpacked it would be {unpacked} bytes")
+
     def member(path: str) -> bytes:
-        info = archive.getinfo(root + path)
-        if info.file_size > len(data):  # torch compresses nothing
-            raise ValueError(f"{path} would be {info.file_size} bytes")
-        return archive.read(info)
+        return read_member(archive, root + path)
 
     if root + "byteorder" in archive.namelist() and member("byteorder").strip() == b"big":
         raise UserError(f"{name}: written on a big-endian machine; save it again on another, or as .safetensors")
-    storages: dict[str, Storage] = {}
+    contents: dict[str, Content] = {}
 
     def persistent(pid: Any) -> Any:
         _, kind, key, _, count = pid
-        key = str(key)
-        if key not in storages:
-            storages[key] = _storage(kind, count, lambda: member(f"data/{key}"))
-        return _as(storages[key], kind, count)
+        content = contents.setdefault(str(key), Content(lambda: member(f"data/{key}")))
+        return _storage(content, kind, count)
 
     return unpickle(name, io.BytesIO(member("data.pkl")), _globals(name, depth), persistent)
 
@@ -168,7 +178,7 @@ def read_legacy(name: str, data: bytes, depth: int = 0) -> Any:
         KeyError, ValueError, TypeError: the same.
     """
     file = io.BytesIO(data)
-    known, storages = _globals(name, depth), {}
+    known, storages = _globals(name, depth), dict[str, Storage]()
     magic, _, system = (unpickle(name, file, known) for _ in range(3))
     if magic != MAGIC:
         raise ValueError("not what torch.save writes")
@@ -179,42 +189,36 @@ def read_legacy(name: str, data: bytes, depth: int = 0) -> Any:
         if pid[0] == "module":  # a class, with its source code
             return pid[1]
         _, kind, key, _, count, view = pid
-        root = storages.setdefault(str(key), _storage(kind, count, bytes))
+        root = storages.setdefault(str(key), _storage(Content(), kind, count))
         if view is None:
-            return _as(root, kind, count)
+            return _storage(root.content, kind, count)
         _, offset, size = view
-        return _view(root, offset, size)
+        return _storage(root.content, kind, size, offset)
 
     tree = unpickle(name, file, known, persistent)
     places = {}
     for key in unpickle(name, file, known):
         root = storages[str(key)]
         count = int.from_bytes(file.read(8), "little")
-        size = count * torch.tensor([], dtype=root.dtype).element_size()
+        size = count * root.dtype.itemsize
         if size > len(data) - file.tell():
             raise ValueError("it ends within its tensors")
         places[str(key)] = (file.tell(), size)
         file.seek(size, io.SEEK_CUR)
     for key, root in storages.items():
         start, size = places[key]
-        root.read = lambda start=start, size=size: data[start : start + size]
+        root.content.read = lambda start=start, size=size: data[start : start + size]
     return tree
 
 
-def _storage(kind: Any, count: Any, read: Callable[[], bytes]) -> Storage:
-    if not isinstance(kind, _Dtype) or type(count) is not int or count < 0:
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of a zip: as many bytes as its directory says, whatever more a compressed stream would give."""
+    info = archive.getinfo(name)
+    with archive.open(info) as file:
+        return file.read(info.file_size)
+
+
+def _storage(content: Content, kind: Any, count: Any, offset: Any = 0) -> Storage:
+    if not isinstance(kind, _Dtype) or not all(type(n) is int and 0 <= n < 1 << 48 for n in (count, offset)):
         raise ValueError("a storage of an unknown kind")
-    return Storage(kind.dtype, count, read)
-
-
-def _as(root: Storage, kind: Any, count: Any) -> Storage:
-    """A storage may be named again as of another kind."""
-    if (root.dtype, root.count) == (getattr(kind, "dtype", None), count):
-        return root
-    return _storage(kind, count, lambda: root.read())
-
-
-def _view(root: Storage, offset: Any, count: Any) -> Storage:
-    if type(offset) is not int or type(count) is not int or min(offset, count) < 0:
-        raise ValueError("no part of a storage")
-    return Storage(root.dtype, count, lambda: root.read(), offset)
+    return Storage(content, kind.dtype, count, offset)

@@ -1,7 +1,7 @@
 """Nets whose half is not zeros and ones, and artifacts of them, made once."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -22,15 +22,6 @@ CLASSES = ("ant", "bee", "cat", "dog", "elk")
 # No two channels alike, none of ImageNet's, so that a default or a swap cannot pass.
 INPUTS = InputConvention(size=64, crop_pct=0.8, mean=(0.31, 0.42, 0.55), std=(0.19, 0.23, 0.29))
 BGR = InputConvention(size=64, channel_order="BGR", mean=(0.31, 0.42, 0.55), std=(1 / 255, 1.1 / 255, 1.3 / 255))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small wait for threads longer than they compute, on a loaded machine by far."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

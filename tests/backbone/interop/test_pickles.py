@@ -162,7 +162,7 @@ def test_arrays_of_objects_and_texts_are_no_weights() -> None:
             weights.read("x.pkl", data)
     buffer = io.BytesIO()
     np.savez(buffer, a=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match=r"x\.npz: damaged: Object arrays"):
+    with pytest.raises(UserError, match=r"x\.npz: holds more than tensors: a$"):
         weights.read("x.npz", buffer.getvalue())
 
 

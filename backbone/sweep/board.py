@@ -21,7 +21,7 @@ from backbone.nets.count import macs, parameters
 from backbone.storage import filesystem, is_local, join
 from backbone.sweep.analysis import importance
 from backbone.sweep.options import OBJECTIVES, AllGoOn, Asha, Pbt, Sweep
-from backbone.sweep.record import FILE, Objective, Record, Trial, pareto, read
+from backbone.sweep.record import FILE, ROUNDING, Objective, Record, Trial, pareto, read
 from backbone.sweep.search import Search
 from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
 from backbone.training import schedule
@@ -56,9 +56,15 @@ class Board:
         recipes = check(sweep)
         for recipe in recipes:
             _check_batch(recipe)
+        kinds = sorted({recipe.schedule.kind for recipe in recipes})
+        if isinstance(sweep.scheduler, Asha) and len(kinds) > 1:
+            raise UserError(
+                f"space: schedules of kinds {' and '.join(kinds)}: asha compares trials midway, where the rate of one "
+                "is still high and another's is not; let all go on (--scheduler.kind none), or sweep each by itself"
+            )
         nets = {recipe.model.model_dump_json(): recipe for recipe in recipes}
         self.state_bytes = 4 * max(self._cost(recipe)["params"] for recipe in nets.values())
-        self.most_epochs = max(self._steps(recipe).epochs for recipe in recipes)
+        self.least_epochs = min(self._steps(recipe).epochs for recipe in recipes)
         self.record = self._open(url)
         self._began, self._before = time.monotonic(), self.record.seconds
         self.search = Search(sweep, self.record.trials)
@@ -130,8 +136,8 @@ class Board:
     def _rungs(self) -> list[float]:
         scheduler, rungs = self.sweep.scheduler, []
         if isinstance(scheduler, Asha):
-            rung = scheduler.grace
-            while rung < self.most_epochs:
+            rung = scheduler.grace / self.least_epochs
+            while rung < 1:
                 rungs.append(rung)
                 rung *= scheduler.reduction
         return rungs
@@ -161,8 +167,8 @@ class Board:
         most = budget.trials or size(self.sweep.space)
         self.say(f"{most:g} trials, {places} at a time, {' and '.join(['at most', *limits]) if limits else 'no limit'}")
         if isinstance(scheduler, Asha) and self.record.rungs:
-            rungs = ", ".join(f"{rung:g}" for rung in self.record.rungs)
-            self.say(f"asha: one of {scheduler.reduction} goes on after epoch {rungs}")
+            rungs = ", ".join(f"{rung:.3g}" for rung in (100 * rung for rung in self.record.rungs))
+            self.say(f"asha: one of {scheduler.reduction} goes on after {rungs} % of its schedule")
         self.say(f"at most {self.disk_bytes(places) / 2**30:.2f} GiB in {self.record.url}")
         self.say(f"watch it with: python jobs/dashboard.py {self.record.url}")
 
@@ -199,7 +205,7 @@ class Board:
         trial.values |= values
         if not trial.history or row["step"] > trial.history[-1]["step"]:
             trial.history.append(row)
-            trial.rung = sum(row["epoch"] >= rung for rung in self.record.rungs) - 1
+            trial.rung = sum(trial.share(row) >= rung * ROUNDING for rung in self.record.rungs) - 1
             self.say(f"[{trial.id}] epoch {row['epoch']:.2f} of {trial.epochs:g}  error {row['val_error']:.2f} %")
         self.write()
 

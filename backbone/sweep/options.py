@@ -75,7 +75,8 @@ class Asha(_Scheduler):
     """asha: at every rung, all but the best of those that got there are stopped."""
 
     grace: float = Field(1, gt=0)
-    """Epochs of the first rung. The next are times `reduction` each."""
+    """Epochs of the first rung, for a trial of the shortest schedule; the next are times `reduction` each. Longer
+    trials get there at the same shares of their own schedules."""
 
     reduction: int = Field(3, ge=2)
     """One of so many goes on."""

@@ -19,6 +19,9 @@ FILE = "sweep.json"
 QUIET_SECONDS = 60
 """A running sweep writes oftener than this; one that has not is interrupted."""
 
+ROUNDING = 1 - 1e-9
+"""A share of a schedule comes from a division, of steps or of epochs."""
+
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 """stopped: by the scheduler or the budget before its end. Only finished trials can be compared."""
 
@@ -89,6 +92,10 @@ class Trial:
         """How far it has come, in epochs."""
         return self.history[-1]["epoch"] if self.history else 0.0
 
+    def share(self, row: dict[str, Any]) -> float:
+        """How much of its schedule is done at an evaluation, 0 to 1."""
+        return row["epoch"] / self.epochs
+
     @property
     def best_error(self) -> float:
         """Lowest validation error so far, percent; NaN before the first evaluation."""
@@ -112,7 +119,8 @@ class Record:
     """The first decides `best`, and the scheduler goes by validation error."""
 
     rungs: list[float] = field(default_factory=list)
-    """Epochs at which the scheduler stops the worse trials; empty without one."""
+    """Shares of a trial's own schedule, above 0 and below 1, at which the scheduler stops the worse ones; empty without
+    one. Equal epochs would compare rates that are still high with rates near their end."""
 
     state: Literal["running", "finished", "interrupted"] = "running"
     why: str = ""

@@ -117,7 +117,11 @@ def evaluations(url: str) -> list[dict[str, Any]]:
 def _row(record: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
     """What Tune is told of an evaluation."""
     row = {name: value for name, value in record.items() if name not in ("kind", "total", "val_seconds")}
-    return {**row, "device_hours": record["train_seconds"] * scaling.num_workers / 3600}
+    return {
+        **row,
+        "share": record["step"] / record["total"],
+        "device_hours": record["train_seconds"] * scaling.num_workers / 3600,
+    }
 
 
 def latency_ms(artifact: str, scaling: Scaling) -> float:

@@ -22,7 +22,7 @@ from backbone.errors import last_line
 from backbone.storage import join
 from backbone.sweep.board import Board
 from backbone.sweep.options import Asha, Pbt
-from backbone.sweep.record import Trial
+from backbone.sweep.record import ROUNDING, Trial
 from backbone.sweep.trial import Common, DetectionAP, run_trial
 
 TRIAL_MEMORY = 256 * 2**20
@@ -88,9 +88,9 @@ def _scheduler(board: Board) -> Any:
     if not isinstance(options, Asha):
         return FIFOScheduler()
     scheduler = ASHAScheduler(
-        time_attr="epoch",
-        grace_period=options.grace,  # ty: ignore[invalid-argument-type] # works with parts of an epoch
-        max_t=max(board.most_epochs, options.grace),  # ty: ignore[invalid-argument-type]
+        time_attr="share",
+        grace_period=min(options.grace / board.least_epochs * ROUNDING, 1),  # ty: ignore[invalid-argument-type]
+        max_t=1,
         reduction_factor=options.reduction,
         metric="val_error",
         mode="min",
@@ -135,7 +135,7 @@ def _tell_again(scheduler: Any, trial: Trial, tune_id: str) -> None:
         stand_in: Any = SimpleNamespace(trial_id=tune_id)
         scheduler.on_trial_add(None, stand_in)
         for row in trial.history:
-            scheduler.on_trial_result(None, stand_in, row)
+            scheduler.on_trial_result(None, stand_in, {**row, "share": trial.share(row)})
 
 
 class _Points(Searcher):
@@ -213,7 +213,9 @@ class _Recorder(tune.Callback):
             self.board.failed(mine, last["failed"], final=True)
         else:
             over = self.board.over_budget()
-            self.board.stopped(mine, over or f"behind at the rung of epoch {self.board.record.rungs[mine.rung]:g}")
+            self.board.stopped(
+                mine, over or f"behind at {100 * self.board.record.rungs[mine.rung]:.3g} % of its schedule"
+            )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()

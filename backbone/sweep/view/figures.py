@@ -324,7 +324,8 @@ def _figure(x: str, y: str) -> go.Figure:
 
 
 def _rungs(figure: go.Figure, record: Record) -> None:
-    for i, epoch in enumerate(record.rungs):
+    length = one_length(record)
+    for i, epoch in enumerate(length * rung for rung in record.rungs if length):
         figure.add_shape(
             type="line", x0=epoch, x1=epoch, y0=0, y1=1, yref="paper", line={"color": GREY, "width": 1, "dash": "dot"}
         )
@@ -354,6 +355,12 @@ def _spot(trial: Trial, record: Record, cost: str) -> str:
 
 def scored(record: Record, objective: Objective) -> list[Trial]:
     return [t for t in record.of_state("finished") if analysis.score(t, objective) is not None]
+
+
+def one_length(record: Record) -> float:
+    """The epochs of all trials' schedules; 0 where they differ."""
+    lengths = {t.epochs for t in record.trials}
+    return lengths.pop() if len(lengths) == 1 else 0
 
 
 def has(record: Record, trial: Trial, cost: str) -> bool:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
 from backbone.sweep.view import figures
-from backbone.sweep.view.figures import has, scored, trials
+from backbone.sweep.view.figures import has, one_length, scored, trials
 from backbone.sweep.view.wording import STATES, duration
 
 
@@ -64,8 +64,9 @@ def said_of_curves(record: Record) -> str:
     if failed:
         parts.append(f"{failed} failed: dotted, with a star.")
     if record.rungs:
-        at = ", ".join(f"{rung:g}" for rung in record.rungs)
-        parts.append(f"Vertical lines: the rungs, at epochs {at}, where only the better ones go on.")
+        at = ", ".join(f"{100 * rung:.3g}" for rung in record.rungs)
+        lines = "Vertical lines: the rungs" if one_length(record) else "Rungs"
+        parts.append(f"{lines}, at {at} % of a trial's own schedule, where only the better ones go on.")
     return " ".join(parts)
 
 

@@ -85,7 +85,7 @@ def make_record(url: str | Path) -> Record:
         },
         base={"model": {"net": "cifar_resnet", "depth": 20, "shortcut": "A"}, "schedule": {"total": 8}},
         objectives=[Objective("val_error", "min", "validation error (%)")],
-        rungs=[2.0, 4.0],
+        rungs=[2 / EPOCHS, 4 / EPOCHS],
         places=2,
         devices="1 worker of 1 CPU",
         dashboard="http://127.0.0.1:8265",

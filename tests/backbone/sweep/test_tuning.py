@@ -1,5 +1,6 @@
 """Tune's part: a scheduler that is told again decides the same, and a population's winner is one run in pieces."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from backbone.artifact import load
 from backbone.cli import load as load_recipe
+from backbone.errors import UserError
 from backbone.sweep.board import Board
 from backbone.sweep.run import run
 from backbone.sweep.tuning import _scheduler, _tell_again
@@ -22,8 +24,9 @@ class Named:
         self.trial_id = name
 
 
-def decisions(scheduler: Any, rows: list[tuple[str, float, float]]) -> list[str]:
-    return [scheduler.on_trial_result(None, Named(n), {"epoch": e, "val_error": v}) for n, e, v in rows]
+def decisions(scheduler: Any, rows: list[tuple[str, float, float]], epochs: float = 8) -> list[str]:
+    told = [(name, {"epoch": epoch, "share": epoch / epochs, "val_error": error}) for name, epoch, error in rows]
+    return [scheduler.on_trial_result(None, Named(name), row) for name, row in told]
 
 
 def test_asha_told_again_decides_as_if_it_had_never_ended(tmp_path: Path) -> None:
@@ -41,7 +44,7 @@ def test_asha_told_again_decides_as_if_it_had_never_ended(tmp_path: Path) -> Non
     space = {"optim.lr": {"uniform": [0.1, 0.2]}}
     on_ray = {"scaling": {"num_workers": 1}, "schedule": {"total": 80}}
     board = Board(make(tmp_path, space, base_with=on_ray, scheduler={"reduction": 2}), lambda text: None)
-    assert board.record.rungs == [1, 2, 4]
+    assert board.record.rungs == [1 / 8, 2 / 8, 4 / 8]
     for _ in range(4):
         board.next()
     for name, epoch, error in before:
@@ -53,6 +56,35 @@ def test_asha_told_again_decides_as_if_it_had_never_ended(tmp_path: Path) -> Non
     for name in ("0003", "0004", "0005"):
         again.on_trial_add(None, Named(name))
     assert decisions(again, after) == expected
+
+
+def test_a_longer_schedule_wins_where_it_is_better_in_the_end(tmp_path: Path) -> None:
+    """Errors fall as cosines do: after equally many epochs the longer trial is the worse one, until it ends."""
+    space = {"schedule.total": {"choice": [20, 60]}}
+    on_ray = {"scaling": {"num_workers": 1}, "schedule": {"kind": "cosine"}}
+    board = Board(make(tmp_path, space, search="grid", base_with=on_ray, scheduler={"reduction": 2}), lambda text: None)
+    trials = {round(trial.epochs): trial for trial in iter(board.next, None)}
+    scheduler, told = _scheduler(board), {}
+    for trial in trials.values():
+        scheduler.on_trial_add(None, Named(trial.id))
+
+    def error(length: int, epoch: int) -> float:
+        return 80 - (50 + length) * (1 - math.cos(math.pi * epoch / length)) / 2
+
+    assert error(2, 1) < error(6, 1)
+    assert error(2, 2) > error(6, 6)
+    for length, epoch in [(2, 1), (6, 1), (2, 2), (6, 2), (6, 3), (6, 4), (6, 5)]:
+        row = {"epoch": epoch, "val_error": error(length, epoch)}
+        share = trials[length].share(row)
+        told[length, epoch] = scheduler.on_trial_result(None, Named(trials[length].id), {**row, "share": share})
+    assert {told[6, epoch] for epoch in range(1, 6)} == {TrialScheduler.CONTINUE}
+
+
+def test_kinds_of_schedule_are_not_compared_midway(tmp_path: Path) -> None:
+    space = {"schedule": {"choice": [{"kind": "cosine"}, {"kind": "constant"}]}}
+    with pytest.raises(UserError, match=r"space: schedules of kinds constant and cosine: .*--scheduler.kind none"):
+        Board(make(tmp_path, space), lambda text: None)
+    Board(make(tmp_path, space, scheduler={"kind": "none"}), lambda text: None)
 
 
 @pytest.mark.ray

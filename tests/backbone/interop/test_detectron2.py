@@ -8,6 +8,7 @@ import yaml
 
 from backbone.interop import detectron2 as ours
 from backbone.interop.common import Source
+from backbone.interop.export import export
 from backbone.options import NetOptions
 from tests.backbone.interop.conftest import BGR, INPUTS, assert_equal, maps_of, photos, source_of
 from tests.backbone.interop.published import Detectron2
@@ -67,6 +68,14 @@ def test_another_config_gives_other_maps(wrong: str) -> None:
         model["PIXEL_STD"] = [v / 255 for v in model["PIXEL_STD"]]
     with pytest.raises(AssertionError):
         assert_equal(net(pixels), maps_of(source, images))
+
+
+@pytest.mark.parametrize(("depth", "said"), [(18, True), (34, True), (50, False)])
+def test_nets_of_basic_blocks_go_into_fpn_alone(depth: int, said: bool, artifact_of, tmp_path) -> None:
+    artifact = artifact_of(NetOptions(depth=depth) if depth < 50 else NetOptions(depth=50, width=0.25))
+    done = export(str(artifact), "detectron2", str(tmp_path / "exported"))
+    assert any(note.startswith("FPN alone") for note in done.notes) == said
+    assert ("FPN alone" in (tmp_path / "exported" / "README.md").read_text()) == said
 
 
 def test_the_advice_on_norms() -> None:

@@ -107,7 +107,7 @@ def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     if steps.warmup:
         parts.append(f"{steps.warmup:,} steps of warm-up")
     if s.hold_lr:
-        parts.append(f"{s.hold_lr:g} until training error is below {s.hold_until_error:g} %")
+        parts.append(f"{s.hold_lr:g} until training error is below {s.hold_until_error:g} % or step {steps.hold:,}")
     marks = [f"{mark:,}" for mark in steps.milestones]
     match s:
         case PiecesSchedule():

@@ -81,7 +81,7 @@ class _Schedule(Strict):
     kind: str
 
     unit: Literal["epochs", "iterations"] = "epochs"
-    """Unit of total, milestones and warmup."""
+    """Unit of total, milestones, warmup and hold_at_most."""
 
     total: float = Field(90, gt=0)
 
@@ -94,12 +94,17 @@ class _Schedule(Strict):
     hold_until_error: float = Field(80.0, gt=0, le=100)
     """Percent, over the last `run.log_every` steps."""
 
+    hold_at_most: float = Field(0.0, ge=0)
+    """So much of the schedule is held at most. The first milestone ends it in any case. 0: nothing else does."""
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.warmup >= self.total:
             raise ValueError(f"warmup {self.warmup:g} leaves nothing of total {self.total:g}")
         if not self.hold_lr and self.hold_until_error != 80:
             raise ValueError("hold_until_error is read with hold_lr only")
+        if not self.hold_lr and self.hold_at_most:
+            raise ValueError("hold_at_most is read with hold_lr only")
         if self.warmup and self.hold_lr:
             raise ValueError("warmup and hold_lr are two ways to begin; give one")
         return self

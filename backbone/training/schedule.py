@@ -38,6 +38,8 @@ class Steps:
     total: int
     milestones: tuple[int, ...]
     warmup: int
+    hold: int
+    """Step from which `hold_lr` no longer applies, whatever the training error."""
     batch: int
     num_samples: int
 
@@ -60,9 +62,11 @@ def in_steps(schedule: Schedule, batch: int, num_samples: int) -> Steps:
     # Multiplied before divided: 30 epochs of 50 samples by 3 are 500 steps, not 501.
     samples, each = (num_samples, batch) if schedule.unit == "epochs" else (1, 1)
     milestones = schedule.milestones if isinstance(schedule, StepsSchedule | PiecesSchedule) else ()
+    held = min(schedule.hold_at_most or schedule.total, *milestones[:1], schedule.total)
     return Steps(
         total=math.ceil(schedule.total * samples / each),
         milestones=tuple(round(milestone * samples / each) for milestone in milestones),
+        hold=round(held * samples / each),
         warmup=round(schedule.warmup * samples / each),
         batch=batch,
         num_samples=num_samples,
@@ -71,7 +75,7 @@ def in_steps(schedule: Schedule, batch: int, num_samples: int) -> Steps:
 
 def learning_rate(schedule: Schedule, optim: Optim, steps: Steps, step: int, events: Events) -> float:
     """The learning rate of the step numbered `step`, counted from 0."""
-    if schedule.hold_lr and (events.hold_end < 0 or step < events.hold_end):
+    if schedule.hold_lr and step < steps.hold and (events.hold_end < 0 or step < events.hold_end):
         return schedule.hold_lr
     if step < steps.warmup:
         return optim.peak_lr * (step + 1) / steps.warmup

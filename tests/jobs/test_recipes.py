@@ -110,7 +110,7 @@ def test_cifar_is_trained_as_in_section_4_2(name: str, found: Recipe):
     assert (optim.label_smoothing, optim.clip, optim.ema) == (0, 0, 0)
     assert (steps.kind, steps.unit, steps.total, steps.gamma) == ("steps", "iterations", 64_000, 0.1)
     assert steps.milestones == (32_000, 48_000)
-    assert (steps.hold_lr, steps.hold_until_error) == (0.01 if found.model.depth >= 110 else 0, 80)
+    assert (steps.hold_lr, steps.hold_until_error) == (0.01 if name == "resnet110" else 0, 80)
     assert (data.size, data.crop_pct, data.augment.kind, data.normalize) == (32, 1, "cifar", "pixel")
     assert found.model.shortcut == ("none" if "plain" in name else "A")
     assert found.model.bn_group == 64

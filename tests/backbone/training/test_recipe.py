@@ -42,6 +42,7 @@ UNREAD = [
     *(({"schedule.kind": kind}, "schedule.patience", 2) for kind in ("cosine", "constant")),
     ({"schedule.kind": "steps", "schedule.milestones": [30]}, "schedule.patience", 2),
     ({}, "schedule.hold_until_error", 50),
+    ({}, "schedule.hold_at_most", 5),
     ({"optim.momentum": 0}, "optim.nesterov", True),
     ({"scaling.num_workers": 0}, "scaling.min_workers", 1),
 ]

@@ -66,7 +66,7 @@ def test_constant():
 def test_hold_lasts_until_training_error_is_below_the_mark():
     """Section 4.2: 0.01 until training error is below 80 %, then 0.1; milestones stay where they are."""
     schedule = iterations(kind="steps", total=1000, milestones=(500,), hold_lr=0.01)
-    assert rates(schedule, (0, 400, 600)) == [0.01] * 3
+    assert rates(schedule, (0, 400, 499)) == [0.01] * 3
     events = after_log(schedule, NONE, 100, 90.0)
     assert events == NONE
     assert after_log(schedule, events, 200, 80.0) == NONE
@@ -76,6 +76,16 @@ def test_hold_lasts_until_training_error_is_below_the_mark():
     assert after_log(schedule, events, 450, 10.0) == events
     assert after_log(schedule, events, 450, 99.0) == events
     assert after_log(iterations(kind="constant"), NONE, 100, 1.0) == NONE
+
+
+def test_a_net_that_never_learns_is_not_held_for_ever():
+    """At the first milestone at the latest, and all milestones count."""
+    schedule = iterations(kind="steps", total=1000, milestones=(500, 750), hold_lr=0.02)
+    assert rates(schedule, (499, 500, 750)) == pytest.approx([0.02, 0.01, 0.001])
+    limited = iterations(kind="steps", total=1000, milestones=(500, 750), hold_lr=0.02, hold_at_most=200)
+    assert rates(limited, (199, 200, 500)) == pytest.approx([0.02, 0.1, 0.01])
+    assert rates(limited, (99, 100, 199), Events(hold_end=100)) == pytest.approx([0.02, 0.1, 0.1])
+    assert rates(iterations(kind="constant", total=50, hold_lr=0.02), (49,)) == [0.02]
 
 
 def test_plateau_falls_after_patience_evaluations_without_improvement():
@@ -130,7 +140,7 @@ def test_whole_numbers_of_steps_stay_whole():
 @pytest.mark.parametrize(("batch", "samples"), [(10, 10), (7, 20), (20, 20), (3, 9), (20, 7), (64, 1000)])
 def test_epoch_ends_with_the_batch_that_holds_its_last_sample(batch: int, samples: int):
     """The step's positions are written out and the last sample of an epoch is looked for among them."""
-    steps = Steps(total=100, milestones=(), warmup=0, batch=batch, num_samples=samples)
+    steps = Steps(total=100, milestones=(), warmup=0, hold=0, batch=batch, num_samples=samples)
     for step in range(1, 101):
         consumed = range((step - 1) * batch, step * batch)
         assert steps.ends_epoch(step) == any(position % samples == samples - 1 for position in consumed)

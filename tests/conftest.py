@@ -51,7 +51,7 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
 def run_job() -> Callable[..., subprocess.CompletedProcess]:
     """`run_job("pretrain", "--config", ...)`: run a job as a user would, in the repository's root; output as text."""
 
-    def run(job: str, *words: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+    def run(job: str, *words: str, timeout: float = 550, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, f"jobs/{job}.py", *map(str, words)],
             cwd=ROOT,

@@ -75,7 +75,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     under_way = [t for t in killed.of_state("running") if t.history]
 
     process = start(tmp_path)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     record = read(tmp_path / "s")
     assert record.state == "finished"

@@ -72,6 +72,19 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
         raise
 
 
+def rates_of(words: list[str]) -> tuple[list[str], str]:
+    """The command line without `--rates FILE`, which is no part of a recipe, and the file."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--rates=") else [word])]
+    if "--rates" not in words:
+        return words, ""
+    at = words.index("--rates")
+    if at + 1 == len(words) or words[at + 1].startswith("--"):
+        fail("--rates: name the file of measured rates")
+    if "--dry-run" not in words:
+        fail("--rates is read with --dry-run only")
+    return words[:at] + words[at + 2 :], words[at + 1]
+
+
 def load(model: type[T], path: str | Path) -> T:
     """Read one YAML file into a `model`.
 

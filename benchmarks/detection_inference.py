@@ -106,7 +106,7 @@ def measure(payload: Turns, world: World, report: Report) -> dict[str, Any]:
     """Seconds of an evaluation both ways and of scoring in it, turn by turn, and how many detections."""
     recipe = payload.recipe
     folder, context = Path(payload.url), engine.autocast(recipe.compute, world.device)
-    net, inputs, _ = load_backbone(recipe.backbone, False, recipe.seed)
+    net, inputs, _ = load_backbone(recipe)
     train, source = open_sources(recipe.data)
     ours = build_detector(recipe, net, train).eval()
     loader = eval_loader(EvalSet(source, recipe.data), range(len(source)), recipe.eval_batch)

@@ -148,29 +148,30 @@ def ap_cases(ratio: float, trials: int, resamples: int, rng: np.random.Generator
     by_skill = np.mean([4 * n.trainings.sum() for n in noises]) - own  # variance of the gain at a deviation of 0.2
     deviation = 0.2 * ratio * np.sqrt(images / by_skill)
 
-    cases = {"3": (3, 1), "5": (5, 1), "10": (10, 1), "3 x 2": (3, 2)}
+    cases = {"3": (3, 1, 3), "5": (5, 1, 2), "10": (10, 1, 1), "3 x 2": (3, 2, 1)}  # of a scene's 10, in turns
     spans: dict[str, list[dict[str, tuple[float, float]]]] = {case: [] for case in cases}
     gains: list[float] = []
     for _ in range(trials):
         flat = trained(deviation, 10, 1, resamples, rng)
         nested = trained(deviation, 3, 2, resamples, rng)
-        for case, (pretrainings, finetunings) in cases.items():
+        for case, (count, finetunings, turns) in cases.items():
             source = nested if finetunings > 1 else flat
-            units = [source[row][:pretrainings].mean(1) for row in ("row", "baseline")]
-            spans[case].append(judged(units, rng))
+            for start in range(0, turns * count, count):
+                units = [source[row][start : start + count].mean(1) for row in ("row", "baseline")]
+                spans[case].append(judged(units, rng))
         gains += [float((s["row"][..., 0] - s["baseline"][..., 0]).mean()) for s in (flat, nested)]
     truth = float(np.mean(gains))
     rows = []
     for case, told in spans.items():
         covered = {way: percent(np.array([one[way][0] <= truth <= one[way][1] for one in told])) for way in told[0]}
-        rows.append({"trainings": case, "ratio": round(ratio, 2), **covered, "gain": 100 * truth, "scenes": trials})
+        rows.append({"trainings": case, "ratio": round(ratio, 2), **covered, "gain": 100 * truth, "trials": len(told)})
     return rows
 
 
 def main() -> None:
     words = parser(__doc__)
-    words.add_argument("--trials", type=int, default=20_000, help="in the normal model, of each case")
-    words.add_argument("--scenes", type=int, default=700, help="with AP, of each ratio")
+    words.add_argument("--trials", type=int, default=10_000, help="in the normal model, of each case")
+    words.add_argument("--scenes", type=int, default=400, help="with AP, of each ratio")
     words.add_argument("--resamples", type=int, default=100, help="bootstrap resamples of a scene's images")
     given = words.parse_args()
     rng = np.random.default_rng(0)

@@ -49,17 +49,27 @@ CURVES = (
 )
 
 
-def load_backbone(url: str, from_scratch: bool, seed: int) -> tuple[Backbone, InputConvention, dict[str, Any]]:
-    """A verified backbone; from scratch: the same net with new weights drawn from `seed`.
+def load_backbone(recipe: Finetune) -> tuple[Backbone, InputConvention, dict[str, Any]]:
+    """The recipe's verified backbone, its input convention and what its artifact says; from scratch: `scratch_net` with
+    new weights drawn from the seed, and the net that it is in place of the artifact's.
 
     Raises:
         UserError: it is not a backbone artifact, or not an intact one.
     """
-    net, inputs, block = backbones.load(url)
-    if from_scratch:
-        torch.manual_seed(mix(seed, 1) >> 1)
-        net = build_backbone(NetOptions.model_validate(block["net"]), net.num_classes)
+    net, inputs, block = backbones.load(recipe.backbone)
+    if recipe.from_scratch:
+        options = scratch_net(NetOptions.model_validate(block["net"]), recipe.detector.norm)
+        torch.manual_seed(mix(recipe.seed, 1) >> 1)
+        net = build_backbone(options, net.num_classes)
+        block = {**block, "net": options.model_dump(mode="json")}
     return net, inputs, block
+
+
+def scratch_net(options: NetOptions, norm: str) -> NetOptions:
+    """The net that trains from scratch under `detector.norm`: every option of the given one, but for the norms."""
+    if norm == "group":
+        return options.model_copy(update={"norm": "group", "bn_group": 0})
+    return options if options.norm == "batch" else options.model_copy(update={"norm": "batch"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         UserError: a backbone that does not verify, bad data, an impossible detector or split, storage that cannot be
             used, another run under this name.
     """
-    net, inputs, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+    net, inputs, block = load_backbone(recipe)
     train, val = open_sources(recipe.data)
     detector = build_detector(recipe, net, train)
     check_ground_truth(val)
@@ -190,7 +200,7 @@ class Detection:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        net, self.inputs, self.backbone = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+        net, self.inputs, self.backbone = load_backbone(recipe)
         self.model = build_detector(recipe, net, self.train_source)
         self.categories = self.train_source.categories
         optim = recipe.optim

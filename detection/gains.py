@@ -4,30 +4,29 @@ Every run is an ordinary one of jobs/pretrain.py or jobs/finetune.py under its o
 never done again, and what was interrupted goes on.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
+from backbone.data.stream import mix
 from backbone.errors import Lost, UserError
 from backbone.lease import lease
-from backbone.options import NetOptions, Seed, Strict
+from backbone.options import Seed, Strict
 from backbone.parallel import Task, run_all
-from backbone.storage import filesystem, join
+from backbone.storage import join
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import recorded_precision, run_place, run_url
-from detection.data.options import ScenesData
 from detection.recipe import Finetune
+
+if TYPE_CHECKING:
+    from backbone.nets import Backbone
 
 K = TypeVar("K")
 R = TypeVar("R", bound=TrainingRecipe)
-
-OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
-"""Fields of the fine-tuning recipe that differ between the rows."""
 
 
 class Row(Strict):
@@ -42,11 +41,16 @@ class Row(Strict):
     scratch: str = ""
     """Another row: its net with new weights, never pretrained. Its norms train, whatever the detector's recipe says."""
 
+    seeds: tuple[Seed, ...] = ()
+    """Fine-tuned once with each of these; none: with the comparison's `seeds`."""
+
     @model_validator(mode="after")
     def _one(self) -> "Row":
         given = [field for field in ("pretrain", "artifact", "scratch") if getattr(self, field)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of pretrain, artifact, scratch, not {len(given)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: give each once")
         return self
 
 
@@ -76,7 +80,12 @@ class Gains(Strict):
     """Fields that replace those of the fine-tuning recipe: --finetune_with.data.train /data/coco/train2017."""
 
     seeds: tuple[Seed, ...] = (0,)
-    """Each row is fine-tuned once with each. Their spread is reported."""
+    """Each backbone is fine-tuned once with each."""
+
+    pretrain_seeds: tuple[Seed, ...] = ()
+    """Each row with `pretrain` is pretrained once with each, and each of these backbones fine-tuned with `seeds`; none:
+    once, with its recipe's seed. Fine-tunings are nested: a backbone of another seed than the recipe's is fine-tuned
+    with seeds derived from its own and each of `seeds`, so that no two fine-tunings of a row have a seed in common."""
 
     storage: str = "runs"
     """Folder or URL of all runs and of the report, seen by every node."""
@@ -105,14 +114,39 @@ class Gains(Strict):
             raise ValueError("pretrain_with is read by rows with pretrain, and there is none")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
+        if len(set(self.pretrain_seeds)) != len(self.pretrain_seeds):
+            raise ValueError(f"pretrain_seeds {list(self.pretrain_seeds)}: give each once")
+        if self.pretrain_seeds and not any(row.pretrain for row in self.rows.values()):
+            raise ValueError("pretrain_seeds is read by rows with pretrain, and there is none")
+        if self.pretrain_seeds and "seed" in self.pretrain_with:
+            raise ValueError("pretrain_with.seed and pretrain_seeds: give one of them")
         return self
+
+    def short(self, name: str) -> str:
+        """A run's name within the comparison, which its lines and messages begin with."""
+        return name.removeprefix(f"{self.name}-")
+
+
+class Pretraining(NamedTuple):
+    """Which backbone of a comparison: the row, and the seed it is pretrained with."""
+
+    label: str
+    seed: int
+
+
+class Training(NamedTuple):
+    """Which detector of a comparison: the row, the pretraining where it has one here, and one of the row's `seeds`."""
+
+    label: str
+    pretraining: Pretraining | None
+    seed: int
 
 
 class Plan(NamedTuple):
     """All recipes of a comparison, checked."""
 
-    pretrainings: dict[str, Recipe]  # by label
-    finetunings: dict[tuple[str, int], Finetune]  # by label and seed
+    pretrainings: dict[Pretraining, Recipe]
+    finetunings: dict[Training, Finetune]
 
     @property
     def scaling(self) -> list[Scaling]:
@@ -120,34 +154,64 @@ class Plan(NamedTuple):
         recipes: list[TrainingRecipe] = [*self.pretrainings.values(), *self.finetunings.values()]
         return [recipe.scaling for recipe in recipes]
 
+    def made(self, label: str) -> dict[Pretraining, Recipe]:
+        """The pretrainings of a row."""
+        return {key: recipe for key, recipe in self.pretrainings.items() if key.label == label}
+
+    def tuned(self, label: str) -> dict[Training, Finetune]:
+        """The fine-tunings of a row."""
+        return {key: recipe for key, recipe in self.finetunings.items() if key.label == label}
+
 
 def plan(gains: Gains) -> Plan:
     """The recipes of all runs; UserError for every mistake that can be seen before anything is trained."""
-    pretrainings: dict[str, Recipe] = {}
+    todo = Plan(_pretrainings(gains), {})
+    tree = laid_over(read_yaml(gains.finetune), gains.finetune_with)
+    for label, row in gains.rows.items():
+        made = todo.made(row.scratch or label)
+        for pretraining in made if row.pretrain else [None]:
+            backbone = gains.rows[row.scratch or label].artifact
+            backbone = backbone or join(run_url(made[pretraining or _first(made)]), "artifact")
+            begins = made[pretraining].run_name if pretraining else f"{gains.name}-{label}"
+            for seed in row.seeds or gains.seeds:
+                own = not pretraining or begins == f"{gains.name}-{label}"
+                overrides: dict[str, Any] = {
+                    "backbone": backbone,
+                    "name": f"{begins}-seed{seed}",
+                    "seed": seed if own else mix(pretraining.seed, seed) >> 1,
+                    "run.storage": gains.storage,
+                }
+                if row.scratch:
+                    overrides |= {"from_scratch": True, "detector.freeze_at": 0}
+                    if tree.get("detector", {}).get("norm") == "frozen":
+                        # Statistics that were never taken cannot be frozen.
+                        overrides["detector.norm"] = "trainable"
+                recipe = validate(Finetune, tree, gains.finetune, overrides)
+                todo.finetunings[Training(label, pretraining, seed)] = recipe
+    names = [recipe.run_name for recipe in (*todo.pretrainings.values(), *todo.finetunings.values())]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"rows: two runs would be called {', '.join(twice)}; give one of the rows another label")
+    return todo
+
+
+def _first(made: dict[Pretraining, Recipe]) -> Pretraining:
+    """Whose net a row from scratch has: any would do, but it must stay the same where others are added."""
+    return min(made, key=lambda key: made[key].run_name.endswith(f"-pretrain{key.seed}"))
+
+
+def _pretrainings(gains: Gains) -> dict[Pretraining, Recipe]:
+    recipes = {}
     for label, row in gains.rows.items():
         if row.pretrain:
-            overrides: dict[str, Any] = {"run.storage": gains.storage, "name": f"{gains.name}-{label}"}
             tree = laid_over(read_yaml(row.pretrain), gains.pretrain_with)
-            pretrainings[label] = validate(Recipe, tree, row.pretrain, overrides)
-    artifacts = {label: join(run_url(recipe), "artifact") for label, recipe in pretrainings.items()}
-    artifacts |= {label: row.artifact for label, row in gains.rows.items() if row.artifact}
-    tree = laid_over(read_yaml(gains.finetune), gains.finetune_with)
-    finetunings = {}
-    for label, row in gains.rows.items():
-        for seed in gains.seeds:
-            overrides = {
-                "backbone": artifacts[row.scratch or label],
-                "name": f"{gains.name}-{label}-seed{seed}",
-                "seed": seed,
-                "run.storage": gains.storage,
-            }
-            if row.scratch:
-                overrides |= {"from_scratch": True, "detector.freeze_at": 0}
-                if tree.get("detector", {}).get("norm") == "frozen":
-                    # Statistics that were never taken cannot be frozen.
-                    overrides["detector.norm"] = "trainable"
-            finetunings[label, seed] = validate(Finetune, tree, gains.finetune, overrides)
-    return Plan(pretrainings, finetunings)
+            own: dict[str, Any] = {"run.storage": gains.storage, "name": f"{gains.name}-{label}"}
+            recipe = validate(Recipe, tree, row.pretrain, own)
+            for seed in gains.pretrain_seeds or (recipe.seed,):
+                # With the recipe's own seed it is the run that it would be without pretrain_seeds.
+                other = {} if seed == recipe.seed else {"seed": seed, "name": f"{own['name']}-pretrain{seed}"}
+                recipes[Pretraining(label, seed)] = validate(Recipe, tree, row.pretrain, own | other)
+    return recipes
 
 
 def check(todo: Plan) -> None:
@@ -161,27 +225,41 @@ def check(todo: Plan) -> None:
 
     train, val = open_sources(next(iter(todo.finetunings.values())).data)
     finetune.check_ground_truth(val)
-    made = {join(run_url(recipe), "artifact") for recipe in todo.pretrainings.values()}
     looked_at = {(recipe.backbone, recipe.from_scratch): recipe for recipe in todo.finetunings.values()}
-    for (backbone, from_scratch), recipe in looked_at.items():
-        if backbone not in made:
-            finetune.build_detector(recipe, finetune.load_backbone(backbone, from_scratch, recipe.seed)[0], train)
+    for recipe in looked_at.values():
+        finetune.build_detector(recipe, backbone_of(todo, recipe), train)
 
 
-def run(gains: Gains, say: Callable[[str], None] = print) -> Plan:
+def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
+    """The net of a fine-tuning; of one that is to be pretrained here shapes alone, on the meta device."""
+    import torch
+
+    from backbone.nets import build
+    from detection.finetune import load_backbone, scratch_net
+
+    for made in todo.pretrainings.values():
+        if recipe.backbone == join(run_url(made), "artifact"):
+            options = scratch_net(made.model, recipe.detector.norm) if recipe.from_scratch else made.model
+            with torch.device("meta"):
+                return build(options, 1000)  # no detector has its classifier
+    return load_backbone(recipe)[0]
+
+
+def run(gains: Gains, say: Callable[[str], None] = print) -> tuple[Plan, dict[str, str]]:
     """Train and judge what is not there yet, as much at a time as the cluster holds.
 
-    A row is fine-tuned as soon as its own backbone is there.
+    A row is fine-tuned as soon as its own backbone is there. A run that fails stops none but those it is needed for.
+
+    Returns:
+        The plan, and by run name why those that failed or were not begun have no results.
 
     Raises:
-        UserError: a mistake in a recipe, data or an artifact, or another process at it; or a run that failed for one,
-            the others being finished first.
+        UserError: a mistake in a recipe, data or an artifact, or another process at it.
     """
     todo = plan(gains)
     check(todo)
     with lease(run_place(gains.storage, gains.name, "storage"), say=say):
-        _train(gains, Plan(_alike(todo.pretrainings), _alike(todo.finetunings)), say)
-    return todo
+        return todo, _train(gains, Plan(_alike(todo.pretrainings), _alike(todo.finetunings)), say)
 
 
 def _alike(recipes: dict[K, R]) -> dict[K, R]:
@@ -195,7 +273,7 @@ def _alike(recipes: dict[K, R]) -> dict[K, R]:
     return recipes | {key: recipes[key].with_precision(first) for key in new}
 
 
-def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> None:
+def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, str]:
     from backbone.cluster import connect, room
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
@@ -221,25 +299,31 @@ def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> None:
     for error in failed.values():
         if not isinstance(error, UserError | FloatingPointError):
             raise error
-    if failed:
-        lines = [f"{label}: {error}" for label, error in failed.items()]
-        kind = Lost if all(isinstance(error, Lost) for error in failed.values()) else UserError
-        raise kind("\n".join([*lines, *(f"{label}: not begun, its backbone is missing" for label in left_out)]))
+    if failed and all(isinstance(error, Lost) for error in failed.values()):
+        raise Lost("\n".join(f"{label}: {error}" for label, error in failed.items()))
+    return {name: str(error) for name, error in failed.items()} | dict.fromkeys(
+        left_out, "not begun, its backbone is missing"
+    )
 
 
 def _in_order(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, Task]:
-    """The runs row by row: each backbone, and after it its detectors."""
+    """The runs by name, row by row: each backbone, and after it its detectors."""
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
 
     tasks: dict[str, Task] = {}
+
+    def add(job: Any, recipe: TrainingRecipe, after: list[str]) -> None:
+        name = gains.short(recipe.run_name)
+        tasks[name] = Task(partial(_submit, job, recipe, name, say), after)
+
     for label, row in gains.rows.items():
-        if row.pretrain:
-            tasks[label] = Task(partial(_submit, PRETRAIN, todo.pretrainings[label], label, say))
-        made_by = [one for one in (row.scratch or label,) if one in todo.pretrainings]
-        for seed in gains.seeds:
-            name = f"{label}/{seed}"
-            tasks[name] = Task(partial(_submit, FINETUNE, todo.finetunings[label, seed], name, say), made_by)
+        made = todo.made(row.scratch or label)
+        for recipe in made.values() if row.pretrain else ():
+            add(PRETRAIN, recipe, [])
+        for key, recipe in todo.tuned(label).items():
+            needed = [made[key.pretraining or _first(made)]] if made else []
+            add(FINETUNE, recipe, [gains.short(one.run_name) for one in needed])
     return tasks
 
 
@@ -253,105 +337,3 @@ def _submit(job: Any, recipe: TrainingRecipe, label: str, say: Callable[[str], N
         raise
     if outcome.seconds is None:
         say(f"[{label}] {outcome.url} is finished")
-
-
-def write_report(gains: Gains, todo: Plan, command: str) -> tuple[str, str]:
-    """Write the report of finished runs into `<storage>/<name>`; returns its folder and its text as Markdown.
-
-    Everything in it comes from the runs' own files. `command` is what makes it again.
-
-    Raises:
-        UserError: a run's results are missing or do not fit together.
-    """
-    from detection.data.sources import open_val
-    from detection.report import summary as report
-
-    rows = []
-    for label in gains.rows:
-        runs = {seed: run_url(todo.finetunings[label, seed]) for seed in gains.seeds}
-        pretrain_seed = todo.pretrainings[label].seed if label in todo.pretrainings else None
-        trainings = tuple(report.Training.read(join(url, "results"), seed, pretrain_seed) for seed, url in runs.items())
-        provenance = trainings[0].metrics["provenance"]
-        backbone, scratch = provenance["backbone"], bool(gains.rows[label].scratch)
-        recipe = todo.finetunings[label, gains.seeds[0]]
-        seconds = [_training_seconds(url, recipe.optim.batch) for url in runs.values()]
-        net = NetOptions.model_validate(backbone["net"])
-        trained = backbone["provenance"]
-        rows.append(
-            report.Row(
-                label=label,
-                net=net.name + (f", width {net.width:g}" if net.width != 1 else ""),
-                pretrained=None if scratch else _pretrained_on(trained),
-                params=provenance["cost"]["parameters"],
-                macs=provenance["cost"]["backbone_macs"],
-                train_seconds=sum(seconds) / len(seconds),
-                pretrain={} if scratch else _accuracy(trained.get("metrics", {})),
-                trainings=trainings,
-            )
-        )
-    first = todo.finetunings[gains.baseline, gains.seeds[0]]
-    place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
-    source = open_val(first.data)
-    metrics = rows[0].trainings[0].metrics
-    made_by = metrics["provenance"]
-    index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
-    folder = join(gains.storage, gains.name)
-    told = report.write(
-        folder,
-        report.Report(
-            title=f"What is a backbone worth? {gains.name}",
-            baseline=gains.baseline,
-            rows=tuple(rows),
-            recipe={field: value for field, value in made_by["recipe"].items() if field not in OF_A_RUN},
-            data={
-                "validation": first.data.source + place,
-                "images": metrics["images"],
-                "training images": made_by["train_images"],
-                "fingerprint": made_by["data"]["val"],
-            },
-            environment={
-                "precision": _precision(rows),
-                **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
-            },
-            command=command,
-            half_width=gains.half_width / 100,
-        ),
-        lambda image_id: source.image(index[image_id]),
-        gains.resamples,
-    )
-    return folder, report.to_markdown(told)
-
-
-def _precision(rows: list[Any]) -> str:
-    """What the detectors were trained in, and whose differ where not all are alike."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        for one in row.trainings:
-            found.setdefault(one.metrics["provenance"]["recipe"]["compute"]["precision"], []).append(row.label)
-    if len(found) == 1:
-        return next(iter(found))
-    return "; ".join(f"{precision}: {', '.join(dict.fromkeys(labels))}" for precision, labels in found.items())
-
-
-def _pretrained_on(provenance: dict[str, Any]) -> str:
-    """What a report says of a backbone's origin: data and images where trained here, the file where imported."""
-    told = []
-    data = provenance.get("recipe", {}).get("data", {})
-    if data:
-        place = f" {data['train']}" if data.get("train") else ""
-        told.append(f"{data.get('source', 'unknown')}{place}, {provenance.get('train_images', 0):,} images")
-    imported = provenance.get("imported")
-    if imported:  # of one that was exported here once, the recipe is known as well
-        told.append(f"imported from {imported['source']}: {imported['file']}")
-    return "; ".join(told) or "unknown"
-
-
-def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
-    return {"top-1": 1 - metrics["val_error"] / 100} if "val_error" in metrics else {}
-
-
-def _training_seconds(url: str, batch: int) -> float:
-    from backbone.training.state import training_seconds  # imports torch
-
-    fs, path = filesystem(url)
-    return training_seconds(json.loads(fs.cat_file(join(path, "history.json"))), batch)

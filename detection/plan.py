@@ -17,7 +17,7 @@ def describe(recipe: Finetune) -> str:
     Raises:
         UserError: as `detection.finetune.prepare`, but for the storage.
     """
-    net, inputs, block = load_backbone(recipe.backbone, recipe.from_scratch, recipe.seed)
+    net, inputs, block = load_backbone(recipe)
     train, val = open_sources(recipe.data)
     check_ground_truth(val)
     micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)

@@ -7,18 +7,34 @@ ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /s
 import sys
 import time
 
-from backbone.cli import parse, run_main
-from detection.gains import Gains, run, write_report
+from backbone.cli import parse, rates_of, run_main
+from backbone.errors import UserError
+from detection.gains import Gains, plan, run
 
 
 def main() -> None:
-    gains, _ = parse(Gains, sys.argv[1:])
+    words, rates_file = rates_of(sys.argv[1:])
+    gains, flags = parse(
+        Gains,
+        words,
+        {"dry_run": "print runs, steps, disk and what will stay unknown, then stop; --rates FILE adds hours"},
+    )
     began = time.monotonic()
-    todo = run(gains)
-    folder, markdown = write_report(gains, todo, f"python jobs/gains.py {' '.join(sys.argv[1:])}")
+    if flags["dry_run"]:
+        from backbone.training.cost import read_rates
+        from detection.forecast import describe
+
+        print(describe(gains, plan(gains), read_rates(rates_file) if rates_file else None))
+        return
+    todo, failed = run(gains)
+    from detection.report.collect import write_report
+
+    folder, markdown = write_report(gains, todo, f"python jobs/gains.py {' '.join(sys.argv[1:])}", failed)
     print(markdown)
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {folder}/report.html")
+    if failed:
+        raise UserError("\n".join(["the report lacks:", *(f"{name}: {why}" for name, why in failed.items())]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.sto
 
 import sys
 
-from backbone.cli import fail, parse, run_main
+from backbone.cli import parse, rates_of, run_main
 from backbone.training.recipe import Recipe
 
 
@@ -27,25 +27,12 @@ def main() -> None:
         rates = read_rates(rates_file) if rates_file else None
         print(describe(recipe, len(train), len(val), len(train.classes), rates))
         return
-    if rates_file:
-        fail("--rates is read with --dry-run only")
     outcome = submit(PRETRAIN, recipe)
     print(outcome.headline)
     metrics = outcome.results
     print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
     print(f"curves    {outcome.url}/curves.png")
     print(f"artifact  {outcome.url}/artifact")
-
-
-def rates_of(words: list[str]) -> tuple[list[str], str]:
-    """The command line without `--rates FILE`, which is no part of a recipe, and the file."""
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--rates=") else [word])]
-    if "--rates" not in words:
-        return words, ""
-    at = words.index("--rates")
-    if at + 1 == len(words) or words[at + 1].startswith("--"):
-        fail("--rates: name the file of measured rates")
-    return words[:at] + words[at + 2 :], words[at + 1]
 
 
 if __name__ == "__main__":

@@ -74,23 +74,42 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
             ("elastic", f"{scaling.min_workers} to {scaling.num_workers} workers share the same micro-batches")
         )
     if rates:
-        epochs = steps.total * optim.batch / num_train
-        shape = cost.Shape(
-            workers=workers,
-            batch=optim.batch,
-            micro_batch=micro_batch,
-            multiply_adds=multiply_adds,
-            gradient_bytes=4 * parameters(net),
-            train_images=num_train,
-            val_images=num_val,
-            steps=steps.total,
-            evaluations=math.ceil(epochs / recipe.run.eval_every) + 1,  # the last is of the artifact
-            loader_cores=recipe.data.workers,
-        )
+        sizes = recipe.data.workers, num_train, num_val
+        shape = shape_of(recipe, multiply_adds, parameters(net), *sizes)
         lines += cost.lines(cost.predict(shape, rates), shape, rates)
     else:
         lines.append(("time", HOW_TO_MEASURE))
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def shape_of(
+    recipe: TrainingRecipe, multiply_adds: int, num_parameters: int, loader_cores: int, num_train: int, num_val: int
+) -> cost.Shape:
+    """What a run asks of a cluster, of a net of so many multiply-adds an image; UserError as `first_micro_batch`.
+
+    `num_train` 0: not known, with a schedule in iterations; evaluations are left out.
+    """
+    batch = recipe.optim.batch
+    steps = schedule.in_steps(recipe.schedule, batch, num_train).total
+    return cost.Shape(
+        workers=max(1, recipe.scaling.num_workers),
+        batch=batch,
+        micro_batch=recipe.optim.micro_batch or first_micro_batch(recipe),
+        multiply_adds=multiply_adds,
+        gradient_bytes=4 * num_parameters,
+        train_images=num_train,
+        val_images=num_val,
+        steps=steps,
+        # the last is of the artifact
+        evaluations=math.ceil(steps * batch / num_train / recipe.run.eval_every) + 1 if num_train else 0,
+        loader_cores=loader_cores,
+    )
+
+
+def stored_bytes(recipe: TrainingRecipe, num_parameters: int) -> int:
+    """What a finished run takes on disk: its artifact, and the checkpoints it keeps, the newest and the best."""
+    copies = 2 + (recipe.optim.ema > 0)  # weights, momentum, average
+    return 4 * num_parameters * (1 + copies * (recipe.run.keep + 1))
 
 
 def _rates(recipe: TrainingRecipe, steps: schedule.Steps, at: list[int]) -> list[float]:

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
 from backbone.nets import Backbone
+from backbone.options import NetOptions
 from backbone.training import engine
 from backbone.training.meter import Meter
 from backbone.training.state import Store
@@ -30,7 +32,7 @@ from backbone.training.world import World, local_world
 from detection import artifact, scoring
 from detection.data.sources import open_sources
 from detection.data.synthetic import SyntheticScenes
-from detection.finetune import Detection, finetune, finished, load_backbone, prepare
+from detection.finetune import Detection, build_detector, finetune, finished, load_backbone, prepare
 from detection.recipe import Finetune
 from tests.detection.conftest import ALONE, Make, coco, write_backbone, write_scenes
 
@@ -151,9 +153,10 @@ def test_backbone_weights_are_taken_and_frozen_ones_stay(small: Make, backbone: 
     assert moved == {name for name in body if name not in fixed}
 
 
-def test_from_scratch_takes_the_net_but_not_the_weights(backbone: str) -> None:
-    taken, inputs, _ = load_backbone(backbone, False, 0)
-    scratch = [load_backbone(backbone, True, seed) for seed in (0, 0, 1)]
+def test_from_scratch_takes_the_net_but_not_the_weights(small: Make) -> None:
+    taken, inputs, _ = load_backbone(small())
+    new = {"from_scratch": True, "detector.norm": "trainable"}
+    scratch = [load_backbone(small({**new, "seed": seed})) for seed in (0, 0, 1)]
 
     def first(net: Backbone) -> torch.Tensor:
         return net.state_dict()["conv1.weight"]
@@ -162,6 +165,23 @@ def test_from_scratch_takes_the_net_but_not_the_weights(backbone: str) -> None:
     assert not torch.equal(first(scratch[0][0]), first(scratch[2][0]))
     assert not torch.equal(first(scratch[0][0]), first(taken))
     assert (inputs.channel_order, inputs.mean) == (scratch[0][1].channel_order, scratch[0][1].mean)
+
+
+@pytest.mark.parametrize(("asked", "built"), [("trainable", "batch"), ("sync", "batch"), ("group", "group")])
+@pytest.mark.parametrize("given", ["batch", "frozen", "group"])
+def test_from_scratch_has_the_norms_asked_for_and_every_other_option(
+    small: Make, tmp_path: Path, given: str, asked: str, built: str
+) -> None:
+    own = {"net": "resnet", "depth": 18, "width": 0.125, "shortcut": "C", "residual_scale": 0.5, "norm": given}
+    url = write_backbone(tmp_path / "given", **own)
+    recipe = small({"backbone": url, "from_scratch": True, "detector.norm": asked})
+    net, _, block = load_backbone(recipe)
+    assert net.options == NetOptions.model_validate({**own, "norm": built})
+    assert block["net"] == net.options.model_dump(mode="json")
+    kinds = {type(module) for module in net.modules() if "Norm" in type(module).__name__}
+    assert kinds == {nn.GroupNorm if asked == "group" else nn.BatchNorm2d}
+    detector = build_detector(recipe, net, SyntheticScenes(0, 4, 64, (1, 2), "train"))
+    assert sum(p.requires_grad for p in detector.parameters()) == len(list(detector.parameters()))
 
 
 def test_another_backbone_under_the_name_is_refused(small: Make, tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from backbone.errors import UserError
 from backbone.interop.importing import run as bring
 from backbone.interop.options import Import
 from backbone.training.run import open_run
-from detection.gains import Gains, _alike, _in_order, _pretrained_on, check, plan, run, write_report
+from detection.gains import Gains, Pretraining, Training, _alike, _in_order, check, plan, run
+from detection.report.collect import _pretrained_on, write_report
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL, write_backbone
 
 MakeGains = Callable[..., Gains]
+WIDER = {"net": "resnet", "depth": 18, "width": 0.125, "shortcut": "B"}
+"""A net with all the stages that the detector wants, in place of the recipe's own."""
 
 
 @pytest.fixture
@@ -53,13 +56,15 @@ def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: st
     scratch = {"made-scratch": {"scratch": "made"}, "given-scratch": {"scratch": "given"}}
     changes = {"pretrain_with": {"optim": {"lr": 0.3}}, "finetune_with.optim.lr": "0.07", "seeds": [3, 5]}
     todo = plan(gains({"rows": {**rows, **scratch}, "baseline": "made", **changes}))
-    assert list(todo.pretrainings) == ["made"]
-    pretraining = todo.pretrainings["made"]
+    assert list(todo.pretrainings) == [("made", 0)]
+    pretraining = todo.pretrainings[Pretraining("made", 0)]
     assert (pretraining.name, pretraining.optim.lr, pretraining.optim.batch) == ("compare-made", 0.3, 16)
     assert pretraining.run.storage == str(tmp_path / "runs")
-    assert list(todo.finetunings) == [(label, seed) for label in {**rows, **scratch} for seed in (3, 5)]
+    assert list(todo.finetunings) == [
+        (label, ("made", 0) if label == "made" else None, seed) for label in {**rows, **scratch} for seed in (3, 5)
+    ]
     made = str(tmp_path / "runs" / "compare-made" / "artifact")
-    for (label, seed), one in todo.finetunings.items():
+    for (label, _, seed), one in todo.finetunings.items():
         assert (one.name, one.seed, one.run.storage) == (f"compare-{label}-seed{seed}", seed, str(tmp_path / "runs"))
         assert one.backbone == (made if label.startswith("made") else backbone)
         assert one.from_scratch == ("scratch" in label)
@@ -68,42 +73,93 @@ def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: st
     assert len(todo.scaling) == 1 + 8
 
 
+def test_pretrainings_are_repeated_and_fine_tunings_nested(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
+    """Each of its own seeds; what would be trained without pretrain_seeds keeps its name, and is not trained again."""
+    rows = {"made": {"pretrain": str(tmp_path / "tiny.yaml")}, "given": {"artifact": backbone, "seeds": [7, 8, 9]}}
+    rows |= {"none": {"scratch": "made"}}
+    asked = gains({"rows": rows, "baseline": "made", "seeds": [3, 5], "pretrain_seeds": [4, 0]})
+    todo, once = plan(asked), plan(gains({"rows": rows, "baseline": "made", "seeds": [3, 5]}))
+    names = {key: (recipe.name, recipe.seed) for key, recipe in todo.pretrainings.items()}
+    assert names == {("made", 4): ("compare-made-pretrain4", 4), ("made", 0): ("compare-made", 0)}
+    assert [(key.label, key.seed) for key in todo.finetunings] == [
+        *[("made", 3), ("made", 5)] * 2,
+        *[("given", 7), ("given", 8), ("given", 9)],
+        *[("none", 3), ("none", 5)],
+    ]
+    for key in once.finetunings:
+        assert todo.finetunings[key] == once.finetunings[key]
+    seeds = []
+    for key, recipe in todo.tuned("made").items():
+        assert key.pretraining
+        assert recipe.backbone == str(tmp_path / "runs" / names[key.pretraining][0] / "artifact")
+        assert recipe.name == f"{names[key.pretraining][0]}-seed{key.seed}"
+        seeds.append(recipe.seed)
+    assert len(set(seeds)) == 4
+    assert seeds[2:] == [3, 5]
+    tasks = _in_order(asked, todo, print)
+    assert tasks["made-pretrain4-seed3"].after == ["made-pretrain4"]
+    assert tasks["made-seed3"].after == ["made"]
+    assert tasks["none-seed3"].after == ["made"]  # any of them has its net
+    assert tasks["given-seed7"].after == []
+
+
 def test_a_detector_waits_for_its_own_backbone_alone(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
     made = {"pretrain": str(tmp_path / "tiny.yaml")}
     rows = {"slow": made, "given": {"artifact": backbone}, "scratch": {"scratch": "slow"}, "quick": made}
     asked = gains({"rows": rows, "baseline": "slow", "seeds": [0, 1]})
     tasks = _in_order(asked, plan(asked), print)
     assert {name: task.after for name, task in tasks.items()} == {
-        **{"slow": (), "slow/0": ["slow"], "slow/1": ["slow"]},
-        **{"given/0": [], "given/1": [], "scratch/0": ["slow"], "scratch/1": ["slow"]},
-        **{"quick": (), "quick/0": ["quick"], "quick/1": ["quick"]},
+        **{"slow": [], "slow-seed0": ["slow"], "slow-seed1": ["slow"]},
+        **{"given-seed0": [], "given-seed1": [], "scratch-seed0": ["slow"], "scratch-seed1": ["slow"]},
+        **{"quick": [], "quick-seed0": ["quick"], "quick-seed1": ["quick"]},
     }
 
 
 def test_a_backbone_that_fails_leaves_the_other_rows_to_finish(gains: MakeGains, tmp_path: Path, backbone: str) -> None:
     made = {"pretrain": str(tmp_path / "tiny.yaml")}
-    diverges = {"pretrain_with": {"optim": {"lr": 1e30}, "schedule": {"total": 4}}}
+    diverges = {"pretrain_with": {"model": WIDER, "optim": {"lr": 1e30}, "schedule": {"total": 4}}}
     rows = {"made": made, "none": {"scratch": "made"}, "given": {"artifact": backbone}}
     asked = gains({"rows": rows, "baseline": "made", "finetune_with.schedule.total": 3, **diverges})
     said: list[str] = []
-    with pytest.raises(UserError) as failed:
-        run(asked, said.append)
-    lines = str(failed.value).splitlines()
-    assert "made: loss is not finite" in lines[0]
-    assert lines[-2:] == [f"{name}: not begun, its backbone is missing" for name in ("made/0", "none/0")]
+    todo, failed = run(asked, said.append)
+    assert list(failed) == ["made", "made-seed0", "none-seed0"]
+    assert "loss is not finite" in failed["made"]
+    assert failed["made-seed0"] == failed["none-seed0"] == "not begun, its backbone is missing"
     assert "[made] failed" in said
     assert [folder.parent.name for folder in (tmp_path / "runs").glob("*/artifact")] == ["compare-given-seed0"]
+    with pytest.raises(
+        UserError, match=r"(?s)made: loss is not finite.*results of given alone, the baseline being made"
+    ):
+        write_report(asked, todo, "", failed)
+
+
+def test_a_report_of_what_there_is(gains: MakeGains, tmp_path: Path) -> None:
+    """A training that failed is named, and nothing of it is read, though an older run's results lie there."""
+    asked = gains({"seeds": [0, 1], "finetune_with.schedule.total": 2, "rows.none.seeds": [0]})
+    todo, failed = run(asked, lambda text: None)
+    assert failed == {}
+    _, markdown = write_report(asked, todo, "", {"two-seed1": "out of memory"})
+    assert "compare-two-seed1 is missing: out of memory" in markdown
+    report = json.loads((tmp_path / "runs/compare/report.json").read_text())
+    assert [len(row["trainings"]) for row in report["rows"]] == [2, 1, 1]
+    assert report["rows"][1]["gain"]["AP"]["verdict"] is None
+    lost = {"two-seed0": "out of memory", "two-seed1": "out of memory"}
+    write_report(asked, todo, "", lost)
+    report = json.loads((tmp_path / "runs/compare/report.json").read_text())
+    assert [row["label"] for row in report["rows"]] == ["one", "none"]
+    assert [one["run"] for one in report["missing"]] == ["compare-two-seed0", "compare-two-seed1"]
 
 
 def test_rows_begun_on_other_hardware_take_the_precision_of_the_first(gains: MakeGains) -> None:
     """Where the recipe leaves it to the hardware; a name stands as it is."""
     todo = plan(gains({"finetune_with.compute.precision": "auto", "seeds": [0, 1]}))
     assert _alike(todo.finetunings) == todo.finetunings
-    begun = todo.finetunings["two", 1]
+    two = Training("two", None, 1)
+    begun = todo.finetunings[two]
     open_run(begun.with_precision("bf16"), {}, 1)
     found = _alike(todo.finetunings)
-    assert found["two", 1] == begun, "goes on by its own record"
-    assert {one.compute.precision for key, one in found.items() if key != ("two", 1)} == {"bf16"}
+    assert found[two] == begun, "goes on by its own record"
+    assert {one.compute.precision for key, one in found.items() if key != two} == {"bf16"}
     assert [one.name for one in found.values()] == [one.name for one in todo.finetunings.values()]
     named = plan(gains({"finetune_with.compute.precision": "fp32", "seeds": [0, 1]})).finetunings
     assert _alike(named) == named
@@ -111,7 +167,7 @@ def test_rows_begun_on_other_hardware_take_the_precision_of_the_first(gains: Mak
 
 def test_scratch_rows_train_what_others_keep_fixed(gains: MakeGains) -> None:
     todo = plan(gains({"finetune_with.detector": {"norm": "trainable", "freeze_at": 2}}))
-    assert (todo.finetunings["one", 0].detector.freeze_at, todo.finetunings["none", 0].detector.freeze_at) == (2, 0)
+    assert [todo.finetunings[Training(one, None, 0)].detector.freeze_at for one in ("one", "none")] == [2, 0]
 
 
 MISTAKES = [
@@ -124,6 +180,14 @@ MISTAKES = [
     pytest.param({"seeds": [1, 1]}, "at least one, each once", id="seeds"),
     pytest.param({"seeds": [0, 2**64]}, r"seeds\.1: .*less than 9223372036854775808", id="large seed"),
     pytest.param({"seeds": []}, "at least one, each once", id="no seed"),
+    pytest.param({"rows.two.seeds": [1, 1]}, r"seeds \[1, 1\]: give each once", id="a row's seeds"),
+    pytest.param({"pretrain_seeds": [0, 1]}, "pretrain_seeds is read by rows with pretrain", id="nothing to pretrain"),
+    pytest.param(
+        {"rows.two": {"pretrain": "x"}, "pretrain_seeds": [1, 1]}, r"pretrain_seeds \[1, 1\]: give each", id="twice"
+    ),
+    pytest.param(
+        {"rows.two": {"pretrain": "x"}, "pretrain_seeds": [1], "pretrain_with.seed": 2}, "give one of them", id="both"
+    ),
     pytest.param({"rows": {"one": {"artifact": "x"}}}, "comparing takes at least two", id="one row"),
     pytest.param({"pretrain_with": {"seed": 1}}, "pretrain_with is read by rows with pretrain", id="unread"),
     pytest.param({"finetune_with.optim.rl": 0.1}, r"detector\.yaml: optim\.rl: unknown key; perhaps", id="typo"),
@@ -131,6 +195,16 @@ MISTAKES = [
     pytest.param({"rows.two.artifact": "/nowhere"}, "/nowhere: no backbone artifact here", id="no artifact"),
     pytest.param({"finetune_with.detector.anchor_sizes": [8]}, "anchor_sizes has 1 sizes", id="detector"),
     pytest.param({"resamples": 10}, "resamples", id="resamples"),
+    pytest.param({"rows.two": {"pretrain": "TINY"}}, "anchor_sizes has 5 sizes; .* needs 4", id="a net to be made"),
+    pytest.param(
+        {
+            "rows.one-seed0": {"artifact": "x"},
+            "rows.made": {"pretrain": "TINY"},
+            "rows.made-seed0": {"pretrain": "TINY"},
+        },
+        "two runs would be called compare-made-seed0; give one of the rows another label",
+        id="names",
+    ),
 ]
 
 
@@ -138,8 +212,9 @@ MISTAKES = [
 def test_mistakes_are_named_before_anything_is_trained(
     gains: MakeGains, tmp_path: Path, change: dict, complaint: str
 ) -> None:
+    own = json.loads(json.dumps(change).replace("TINY", str(tmp_path / "tiny.yaml")))
     with pytest.raises(UserError, match=complaint):
-        check(plan(gains(change)))
+        check(plan(gains(own)))
     assert not (tmp_path / "runs").exists()
 
 
@@ -182,7 +257,8 @@ def test_from_backbones_to_the_report_and_again(gains: MakeGains, tmp_path: Path
     """Three rows, two seeds. Called again nothing is trained; a row more trains that one alone."""
     asked = gains({"seeds": [0, 1]})
     said: list[str] = []
-    todo = run(asked, said.append)
+    todo, failed = run(asked, said.append)
+    assert failed == {}
     folder, markdown = write_report(asked, todo, "the command")
     assert folder == str(tmp_path / "runs" / "compare")
     assert "the command" in (Path(folder) / "report.html").read_text()
@@ -193,31 +269,32 @@ def test_from_backbones_to_the_report_and_again(gains: MakeGains, tmp_path: Path
     assert len(before) == 12
 
     said.clear()
-    write_report(asked, run(asked, said.append), "again")
+    write_report(asked, run(asked, said.append)[0], "again")
     assert state_of(tmp_path / "runs") == before
     assert sum("is finished" in line for line in said) == 6
     assert_reported(tmp_path / "runs", ["one", "two", "none"], [0, 1])
 
     more = gains({"seeds": [0], "rows.three": {"scratch": "two"}})
-    write_report(more, run(more, said.append), "more")
+    write_report(more, run(more, said.append)[0], "more")
     after = state_of(tmp_path / "runs")
     assert {file: after[file] for file in before} == before
     assert len(after) == len(before) + 2
     assert_reported(tmp_path / "runs", ["one", "two", "none", "three"], [0])
 
-    with pytest.raises(UserError, match=r"(?s)one/0: .*optim\.lr: the run has 0\.02, this recipe 0\.5") as error:
-        run(gains({"finetune_with.optim": {"lr": 0.5}}), said.append)
-    assert "two/0:" in str(error.value)
+    todo, failed = run(gains({"finetune_with.optim": {"lr": 0.5}}), said.append)
+    assert list(failed) == ["one-seed0", "two-seed0", "none-seed0"]
+    assert "optim.lr: the run has 0.02, this recipe 0.5" in failed["one-seed0"]
+    with pytest.raises(UserError, match="results of no row"):
+        write_report(gains(), todo, "", failed)
     with pytest.raises(UserError, match="one-seed9/results"):
         write_report(gains({"seeds": [0, 9]}), plan(gains({"seeds": [0, 9]})), "")
 
 
 def test_what_is_not_pretrained_yet_is_pretrained_first(gains: MakeGains, tmp_path: Path) -> None:
     rows = {"made": {"pretrain": str(tmp_path / "tiny.yaml")}, "none": {"scratch": "made"}}
-    changes = {"pretrain_with": {"model": {"net": "resnet", "depth": 18, "width": 0.125}, "schedule": {"total": 4}}}
-    changes["pretrain_with"]["model"]["shortcut"] = "B"
+    changes = {"pretrain_with": {"model": WIDER, "schedule": {"total": 4}}}
     asked = gains({"rows": rows, "baseline": "none", "finetune_with.schedule.total": 3, **changes})
-    write_report(asked, run(asked, lambda text: None), "")
+    write_report(asked, run(asked, lambda text: None)[0], "")
     report = assert_reported(tmp_path / "runs", ["made", "none"], [0])
     config = json.loads((tmp_path / "runs" / "compare-made" / "artifact" / "config.json").read_text())
     metrics = config["raybone"]["provenance"]["metrics"]
@@ -246,7 +323,7 @@ def test_runs_side_by_side_on_a_cluster(gains: MakeGains, tmp_path: Path, ray_cl
     asked = gains({"finetune_with.scaling": {"num_workers": 1}, "finetune_with.schedule.total": 3, "parallel": 2})
     asked = asked.model_copy(update={"rows": {k: asked.rows[k] for k in ("one", "two")}})
     said: list[str] = []
-    todo = run(asked, said.append)
+    todo, _ = run(asked, said.append)
     assert "0 pretraining and 2 fine-tuning run(s), 2 at a time" in said
     write_report(asked, todo, "")
     assert_reported(tmp_path / "runs", ["one", "two"], [0])

@@ -24,7 +24,7 @@ def test_the_plan_says_what_will_be_done(small: Make, backbone: str, tmp_path: P
     assert told["backbone"] == f"resnet18 of {backbone}: weights {config['raybone']['weights_sha256'][:12]}"
     assert told["inputs"].startswith("BGR, mean 0.500 0.400 0.300")
     scenes = SyntheticScenes(0, 32, 64, (1, 2), "train")
-    detector = build_detector(chosen, load_backbone(backbone, False, 0)[0], scenes)
+    detector = build_detector(chosen, load_backbone(chosen)[0], scenes)
     total = sum(p.numel() for p in detector.parameters())
     trains = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     assert told["detector"] == f"faster-rcnn-fpn, 12 classes: {total:,} parameters"

@@ -1,0 +1,211 @@
+"""What a comparison will take, before it takes it: `jobs/gains.py --dry-run`.
+
+The recipes suffice: what data and artifacts that are not there would have to say is left out, and named.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from backbone.errors import UserError
+from backbone.nets import Backbone
+from backbone.nets import build as build_backbone
+from backbone.nets.count import macs, parameters
+from backbone.training import cost, schedule
+from backbone.training.plan import HOW_TO_MEASURE, shape_of, stored_bytes
+from backbone.training.pretrain import PRETRAIN, open_data
+from backbone.training.recipe import TrainingRecipe
+from backbone.training.run import run_place, run_url
+from detection.data.contract import DetectionSource
+from detection.data.loader import DIVISOR
+from detection.data.sources import open_sources
+from detection.finetune import FINETUNE, build_detector
+from detection.gains import Gains, Plan, backbone_of
+from detection.nets import build, count
+from detection.recipe import Finetune
+
+CLASSES = 1000
+"""Of pretraining data that are not there: ImageNet's, for a net's last layer."""
+OBJECTS, ASPECT = 80, 4 / 3
+"""Of detection data that are not there: COCO's classes, and width over height."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run will take."""
+
+    label: str
+    pretrains: bool
+    recipe: TrainingRecipe
+    steps: int | None
+    """None where the schedule is in epochs of data that are not there."""
+
+    shape: cost.Shape | None
+    """None likewise, and where the backbone is not there. Without data its evaluations are not in it."""
+
+    num_bytes: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is not there, and what is therefore not counted."""
+
+    why: str
+    uncounted: str
+
+
+def describe(gains: Gains, todo: Plan, rates: cost.Rates | None = None) -> str:
+    """Runs, steps, disk, with `rates` hours, and what the intervals will not hold; as text.
+
+    A detector's time is foretold by its multiply-adds like a net's: without what is computed beside its layers
+    (anchors, suppression, matching), and as if none of its parts were fixed.
+
+    Raises:
+        UserError: a detector does not fit its backbone.
+    """
+    runs, missing = list[Run](), list[Missing]()
+    for one in (*_pretrainings(todo), *_finetunings(todo)):
+        if isinstance(one, Run):
+            runs.append(one)
+        elif one not in missing:
+            missing.append(one)
+    lines = [("report", f"{run_place(gains.storage, gains.name, 'storage')}/report.html")]
+    lines += [("row", f"{label}: {_told(label, runs, rates)}") for label in gains.rows]
+    done = sum(run.finished for run in runs)
+    kinds = [
+        f"{len(kind)} {what}, {_steps(kind)}"
+        for pretrains, what in ((True, "pretraining"), (False, "fine-tuning"))
+        for kind in [[run for run in runs if run.pretrains == pretrains]]
+    ]
+    lines.append(("runs", "; ".join(kinds) + (f", {done} of them finished" if done else "")))
+    if rates:
+        left = [run for run in runs if not run.finished]
+        costs = [cost.predict(run.shape, rates) for run in left if run.shape]
+        without = f"; without {len(left) - len(costs)} run(s), see missing" if len(costs) < len(left) else ""
+        lines.append(("rates", f"{rates.measured}; scaled by multiply-adds"))
+        lines.append(
+            (
+                "time",
+                f"{_hours(sum(c.total for c in costs))} one run after another, "
+                f"{sum(c.device_hours for c in costs):.3g} device-hours{without}",
+            )
+        )
+    else:
+        lines.append(("time", HOW_TO_MEASURE))
+    lines.append(("disk", f"{sum(run.num_bytes for run in runs) / 2**30:.2f} GiB of checkpoints and artifacts"))
+    lines += [("missing", f"{' '.join(one.why.split())}; so {one.uncounted}") for one in missing]
+    lines += [("unknown", text) for text in _unknown(gains, todo)]
+    return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for key, recipe in todo.pretrainings.items():
+        data = recipe.data.model_dump_json()
+        if data not in sizes:
+            try:
+                train, val = open_data(recipe.data, recipe.seed)
+                sizes[data] = len(train), len(val), len(train.classes)
+            except UserError as error:
+                sizes[data] = 0, 0, CLASSES
+                yield Missing(
+                    str(error), "steps of schedules in epochs, and evaluations, of pretraining are not counted"
+                )
+        num_train, num_val, classes = sizes[data]
+        with torch.device("meta"):
+            net = build_backbone(recipe.model, classes)
+        steps = _num_steps(recipe, num_train)
+        work = macs(net, recipe.data.size), parameters(net), recipe.data.workers
+        shape = shape_of(recipe, *work, num_train, num_val) if steps else None
+        done = PRETRAIN.finished(run_url(recipe)) is not None
+        yield Run(key.label, True, recipe, steps, shape, stored_bytes(recipe, parameters(net)), done)
+
+
+def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
+    source, num_train, num_val = None, 0, 0
+    try:
+        source, val = open_sources(next(iter(todo.finetunings.values())).data)
+        num_train, num_val = len(source), len(val)
+    except UserError as error:
+        yield Missing(
+            str(error),
+            "steps of schedules in epochs, and evaluations, of fine-tuning are not counted, and multiply-adds are of "
+            f"images of 4:3 and {OBJECTS} classes",
+        )
+    known: dict[tuple[str, bool], tuple[int, int]] = {}
+    for key, recipe in todo.finetunings.items():
+        of = recipe.backbone, recipe.from_scratch
+        if of not in known:
+            try:
+                net = backbone_of(todo, recipe)
+            except UserError as error:
+                known[of] = 0, 0
+                yield Missing(f"{key.label}: {error}", "hours and disk of its fine-tunings are not counted")
+            else:
+                known[of] = _detector_cost(recipe, net.to("meta"), source)
+        multiply_adds, weights = known[of]
+        steps = _num_steps(recipe, num_train)
+        work = multiply_adds, weights, recipe.data.workers
+        shape = shape_of(recipe, *work, num_train, num_val) if steps and weights else None
+        done = FINETUNE.finished(run_url(recipe)) is not None
+        yield Run(key.label, False, recipe, steps, shape, stored_bytes(recipe, weights), done)
+
+
+def _num_steps(recipe: TrainingRecipe, num_train: int) -> int | None:
+    if not num_train and recipe.schedule.unit == "epochs":
+        return None
+    return schedule.in_steps(recipe.schedule, recipe.optim.batch, num_train).total
+
+
+def _detector_cost(recipe: Finetune, net: Backbone, train: DetectionSource | None) -> tuple[int, int]:
+    """Multiply-adds on a mean image, and parameters; of a net on the meta device."""
+    with torch.device("meta"):
+        detector = build_detector(recipe, net, train) if train else build(recipe.detector, net, OBJECTS)
+    sides = train.sizes.astype(float) if train else np.array([[1.0, ASPECT]])
+    scale = np.mean(recipe.data.shorter_side) / sides.min(1)
+    scale = np.minimum(scale, recipe.data.longer_side / sides.max(1))
+    side = np.sqrt((sides.prod(1) * scale**2).mean())
+    padded = int(np.ceil(side / DIVISOR)) * DIVISOR
+    return count.macs(detector, padded, padded), parameters(detector)
+
+
+def _told(label: str, runs: Sequence[Run], rates: cost.Rates | None) -> str:
+    parts = []
+    for pretrains, what in ((True, "pretraining"), (False, "fine-tuning")):
+        kind = [run for run in runs if run.label == label and run.pretrains == pretrains]
+        if kind:
+            first = kind[0]
+            each = f" of {first.steps:,} steps" if first.steps else f" of {first.recipe.schedule.total:g} epochs"
+            took = f", {_hours(cost.predict(first.shape, rates).total)} each" if rates and first.shape else ""
+            parts.append(f"{len(kind)} {what}{'s' if len(kind) > 1 else ''}{each}{took}")
+    return "; ".join(parts)
+
+
+def _unknown(gains: Gains, todo: Plan) -> list[str]:
+    """What the report will not be able to say, and what it takes."""
+    lines = []
+    for label, row in gains.rows.items():
+        pretrainings, finetunings = len(todo.made(label)), len(todo.tuned(label))
+        if finetunings == 1:
+            more = f"--pretrain_seeds or --rows.{label}.seeds" if row.pretrain else f"--rows.{label}.seeds"
+            lines.append(
+                f"{label}: one training, so nothing of what another would change, and no verdict; {more} 0 1 2"
+            )
+        elif row.pretrain and pretrainings == 1:
+            lines.append(f"{label}: one pretraining, so nothing of what another would change; --pretrain_seeds 0 1 2")
+        elif row.artifact:
+            lines.append(f"{label}: an artifact is one pretraining, so nothing of what another would change")
+    return lines
+
+
+def _steps(runs: Sequence[Run]) -> str:
+    counted = [run.steps for run in runs if run.steps]
+    told = f"{sum(counted):,} steps"
+    return told if len(counted) == len(runs) else f"{told} and those of {len(runs) - len(counted)} in epochs"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} h"

@@ -1,0 +1,138 @@
+"""From the runs of a comparison to its report. Everything in it comes from the runs' own files."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from backbone.errors import UserError
+from backbone.options import NetOptions
+from backbone.storage import filesystem, join
+from backbone.training.run import run_url
+from backbone.training.state import training_seconds
+from detection.data.options import ScenesData
+from detection.data.sources import open_val
+from detection.gains import Gains, Plan
+from detection.report import summary
+
+OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
+"""Fields of the fine-tuning recipe that differ between the rows."""
+
+
+def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Write the report of finished runs into `<storage>/<name>`; returns its folder and its text as Markdown.
+
+    Args:
+        command: what makes it again.
+        failed: as `gains.run` returns it. These runs are left out and named, whatever lies in their folders.
+
+    Raises:
+        UserError: another run's results are missing or do not fit together, or too few are left to compare.
+    """
+    failed = failed or {}
+    rows = [row for label in gains.rows if (row := _row(gains, todo, label, failed))]
+    every = {**todo.pretrainings, **todo.finetunings}
+    missing = [
+        summary.Missing(key.label, recipe.run_name, failed[short])
+        for key, recipe in every.items()
+        if (short := gains.short(recipe.run_name)) in failed
+    ]
+    labels = [row.label for row in rows]
+    if gains.baseline not in labels or len(labels) < 2:
+        left = f"{', '.join(labels)} alone" if labels else "no row"
+        why = "\n".join(f"{name}: {text}" for name, text in failed.items())
+        raise UserError(f"{why}\nno report: there are results of {left}, the baseline being {gains.baseline}")
+    first = next(iter(todo.tuned(gains.baseline).values()))
+    place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
+    source = open_val(first.data)
+    metrics = next(row for row in rows if row.label == gains.baseline).trainings[0].metrics
+    made_by = metrics["provenance"]
+    index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
+    folder = join(gains.storage, gains.name)
+    told = summary.write(
+        folder,
+        summary.Report(
+            title=f"What is a backbone worth? {gains.name}",
+            baseline=gains.baseline,
+            rows=tuple(rows),
+            recipe={field: value for field, value in made_by["recipe"].items() if field not in OF_A_RUN},
+            data={
+                "validation": first.data.source + place,
+                "images": metrics["images"],
+                "training images": made_by["train_images"],
+                "fingerprint": made_by["data"]["val"],
+            },
+            environment={
+                "precision": _precision(rows),
+                **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
+            },
+            command=command,
+            half_width=gains.half_width / 100,
+            missing=tuple(missing),
+        ),
+        lambda image_id: source.image(index[image_id]),
+        gains.resamples,
+    )
+    return folder, summary.to_markdown(told)
+
+
+def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> summary.Row | None:
+    """A row of what has not failed; None where nothing is left."""
+    runs = {key: recipe for key, recipe in todo.tuned(label).items() if gains.short(recipe.run_name) not in failed}
+    if not runs:
+        return None
+    trainings = tuple(
+        summary.Training.read(
+            join(run_url(recipe), "results"), recipe.seed, key.pretraining.seed if key.pretraining else None
+        )
+        for key, recipe in runs.items()
+    )
+    seconds = [_training_seconds(run_url(recipe), recipe.optim.batch) for recipe in runs.values()]
+    made_by = [one.metrics["provenance"] for one in trainings]
+    backbone, scratch = made_by[0]["backbone"], bool(gains.rows[label].scratch)
+    net = NetOptions.model_validate(backbone["net"])
+    return summary.Row(
+        label=label,
+        net=net.name + (f", width {net.width:g}" if net.width != 1 else ""),
+        pretrained=None if scratch else _pretrained_on(backbone["provenance"]),
+        params=made_by[0]["cost"]["parameters"],
+        macs=made_by[0]["cost"]["backbone_macs"],
+        train_seconds=sum(seconds) / len(seconds),
+        pretrain={} if scratch else _accuracy([one["backbone"] for one in made_by]),
+        trainings=trainings,
+    )
+
+
+def _precision(rows: list[summary.Row]) -> str:
+    """What the detectors were trained in, and whose differ where not all are alike."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for one in row.trainings:
+            found.setdefault(one.metrics["provenance"]["recipe"]["compute"]["precision"], []).append(row.label)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{precision}: {', '.join(dict.fromkeys(labels))}" for precision, labels in found.items())
+
+
+def _pretrained_on(provenance: dict[str, Any]) -> str:
+    """What a report says of a backbone's origin: data and images where trained here, the file where imported."""
+    told = []
+    data = provenance.get("recipe", {}).get("data", {})
+    if data:
+        place = f" {data['train']}" if data.get("train") else ""
+        told.append(f"{data.get('source', 'unknown')}{place}, {provenance.get('train_images', 0):,} images")
+    imported = provenance.get("imported")
+    if imported:  # of one that was exported here once, the recipe is known as well
+        told.append(f"imported from {imported['source']}: {imported['file']}")
+    return "; ".join(told) or "unknown"
+
+
+def _accuracy(backbones: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean over the backbones, each counted once."""
+    once = {one["weights_sha256"]: one["provenance"].get("metrics", {}) for one in backbones}
+    errors = [metrics["val_error"] for metrics in once.values() if "val_error" in metrics]
+    return {"top-1": 1 - sum(errors) / len(errors) / 100} if errors else {}
+
+
+def _training_seconds(url: str, batch: int) -> float:
+    fs, path = filesystem(url)
+    return training_seconds(json.loads(fs.cat_file(join(path, "history.json"))), batch)

@@ -12,14 +12,13 @@ from pydantic import Field, model_validator
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
-from backbone.data.stream import mix
 from backbone.errors import Lost, UserError
 from backbone.lease import lease
 from backbone.options import Seed, Strict
 from backbone.parallel import Task, run_all
 from backbone.storage import join
 from backbone.training.recipe import Recipe, TrainingRecipe
-from backbone.training.run import recorded_precision, run_place, run_url
+from backbone.training.run import first_micro_batch, recorded_precision, run_place, run_url
 from detection.recipe import Finetune
 
 if TYPE_CHECKING:
@@ -39,7 +38,8 @@ class Row(Strict):
     """Folder or URL of a backbone artifact."""
 
     scratch: str = ""
-    """Another row: its net with new weights, never pretrained. Its norms train, whatever the detector's recipe says."""
+    """Another row: its net with new weights, never pretrained. Nothing of it is fixed; where the detector's recipe
+    freezes norms, it is built with group norm."""
 
     seeds: tuple[Seed, ...] = ()
     """Fine-tuned once with each of these; none: with the comparison's `seeds`."""
@@ -79,6 +79,10 @@ class Gains(Strict):
     finetune_with: dict[str, Any] = Field(default_factory=dict)
     """Fields that replace those of the fine-tuning recipe: --finetune_with.data.train /data/coco/train2017."""
 
+    scratch_with: dict[str, Any] = Field(default_factory=dict)
+    """Fields that replace those of the fine-tuning recipe in rows from scratch, which want about three times the steps
+    of a fine-tuning (arXiv:1811.08883): --scratch_with.schedule.total 270000."""
+
     seeds: tuple[Seed, ...] = (0,)
     """Each backbone is fine-tuned once with each."""
 
@@ -112,6 +116,8 @@ class Gains(Strict):
             raise ValueError("rows: comparing takes at least two")
         if self.pretrain_with and not any(row.pretrain for row in self.rows.values()):
             raise ValueError("pretrain_with is read by rows with pretrain, and there is none")
+        if self.scratch_with and not any(row.scratch for row in self.rows.values()):
+            raise ValueError("scratch_with is read by rows with scratch, and there is none")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
         if len(set(self.pretrain_seeds)) != len(self.pretrain_seeds):
@@ -165,8 +171,11 @@ class Plan(NamedTuple):
 
 def plan(gains: Gains) -> Plan:
     """The recipes of all runs; UserError for every mistake that can be seen before anything is trained."""
+    from backbone.data.stream import mix  # imports numpy
+
     todo = Plan(_pretrainings(gains), {})
-    tree = laid_over(read_yaml(gains.finetune), gains.finetune_with)
+    pretrained = laid_over(read_yaml(gains.finetune), gains.finetune_with)
+    scratch = laid_over(pretrained, laid_over(_from_scratch(pretrained), gains.scratch_with))
     for label, row in gains.rows.items():
         made = todo.made(row.scratch or label)
         for pretraining in made if row.pretrain else [None]:
@@ -181,18 +190,30 @@ def plan(gains: Gains) -> Plan:
                     "seed": seed if own else mix(pretraining.seed, seed) >> 1,
                     "run.storage": gains.storage,
                 }
-                if row.scratch:
-                    overrides |= {"from_scratch": True, "detector.freeze_at": 0}
-                    if tree.get("detector", {}).get("norm") == "frozen":
-                        # Statistics that were never taken cannot be frozen.
-                        overrides["detector.norm"] = "trainable"
-                recipe = validate(Finetune, tree, gains.finetune, overrides)
+                recipe = validate(Finetune, scratch if row.scratch else pretrained, gains.finetune, overrides)
+                _check_norms(recipe, label)
                 todo.finetunings[Training(label, pretraining, seed)] = recipe
     names = [recipe.run_name for recipe in (*todo.pretrainings.values(), *todo.finetunings.values())]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"rows: two runs would be called {', '.join(twice)}; give one of the rows another label")
     return todo
+
+
+def _from_scratch(tree: dict[str, Any]) -> dict[str, Any]:
+    """What must be otherwise in a fine-tuning recipe for weights that are random: all of them train, and there are no
+    statistics to freeze. Group norm does not care how few images a micro-batch has."""
+    norm = {"norm": "group"} if tree.get("detector", {}).get("norm") == "frozen" else {}
+    return {"from_scratch": True, "detector": {"freeze_at": 0, **norm}}
+
+
+def _check_norms(recipe: Finetune, label: str) -> None:
+    """UserError where a row would be judged by batch norm over too few images."""
+    fix = "--scratch_with.detector.norm group" if recipe.from_scratch else "--finetune_with.detector.norm frozen"
+    try:
+        recipe.check_norm_images(recipe.optim.micro_batch or first_micro_batch(recipe), fix)
+    except ValueError as error:
+        raise UserError(f"row {label}: {error}") from error
 
 
 def _first(made: dict[Pretraining, Recipe]) -> Pretraining:

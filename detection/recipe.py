@@ -10,6 +10,9 @@ from backbone.training.recipe import Optim, TrainingRecipe
 from detection.data.options import DetectionData, ScenesData, VocData
 from detection.options import DetectorOptions
 
+FEWEST_IMAGES = 8
+"""That batch norm may take statistics over, from scratch and in comparisons: see arXiv:1803.08494, figure 5."""
+
 
 class Finetune(TrainingRecipe):
     """Put a backbone into a detector and train it. A YAML file gives the fields (--config FILE), the command line
@@ -46,12 +49,23 @@ class Finetune(TrainingRecipe):
 
     def check_micro_batch(self, unit: int) -> None:
         """See `TrainingRecipe.check_micro_batch`."""
+        if self.from_scratch:
+            self.check_norm_images(unit, "--detector.norm group, in a comparison --scratch_with.detector.norm group")
         shortest = min(self.data.shorter_side)
         if unit == 1 and self.detector.norm == "trainable" and shortest <= 32:
             raise ValueError(
                 f"detector.norm trainable: images of data.shorter_side {shortest} may leave the backbone a last map of "
                 "1x1 pixels, where optim.micro_batch 1 gives batch norm one value a channel; set optim.micro_batch to "
                 "2 or more, data.shorter_side above 32, or detector.norm frozen"
+            )
+
+    def check_norm_images(self, unit: int, fix: str) -> None:
+        """ValueError, which ends with `fix`, where batch norm would train on micro-batches too small for it."""
+        images = {"trainable": unit, "sync": unit * max(1, self.scaling.num_workers)}
+        if images.get(self.detector.norm, FEWEST_IMAGES) < FEWEST_IMAGES:
+            raise ValueError(
+                f"detector.norm {self.detector.norm}: batch norm would take its statistics over "
+                f"{images[self.detector.norm]} image(s) at a time, and wants {FEWEST_IMAGES}; {fix}"
             )
 
     @model_validator(mode="after")
@@ -64,7 +78,7 @@ class Finetune(TrainingRecipe):
             raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
         if self.from_scratch and (self.detector.norm == "frozen" or self.detector.freeze_at):
             raise ValueError(
-                "from_scratch: what is random must train; set detector.norm trainable (or sync, group) and freeze_at 0"
+                "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"
             )
         if self.detector.masks and isinstance(self.data, VocData):
             raise ValueError("detector.masks: Pascal VOC's boxes come without masks; use source coco or synthetic")

@@ -93,7 +93,7 @@ def test_its_yaml_blocks_are_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     comparison, sweep = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(comparison)
     todo = plan(load_recipe(Gains, tmp_path / "mine.yaml"))
-    assert len(todo.finetunings) == 9
+    assert len(todo.finetunings) == 15  # 3 pretrainings by 3 seeds, and 3 seeds of each other row
     (tmp_path / "sweep.yaml").write_text(sweep)
     assert len(check_space(load_recipe(Sweep, tmp_path / "sweep.yaml"))) > 10
 

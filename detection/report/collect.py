@@ -7,15 +7,30 @@ from typing import Any
 from backbone.errors import UserError
 from backbone.options import NetOptions
 from backbone.storage import filesystem, join
+from backbone.training.recipe import identity
 from backbone.training.run import run_url
 from backbone.training.state import training_seconds
 from detection.data.options import ScenesData
 from detection.data.sources import open_val
 from detection.gains import Gains, Plan
+from detection.recipe import Finetune
 from detection.report import summary
+from detection.report.markdown import to_markdown
 
 OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
 """Fields of the fine-tuning recipe that differ between the rows."""
+IN_COLUMNS = (
+    "backbone",
+    "seed",
+    "from_scratch",
+    "detector.norm",
+    "detector.freeze_at",
+    "schedule.total",
+    "optim.micro_batch",
+)
+"""Fields that the report's tables tell by columns of their own."""
+NORMS = {"trainable": "batch"}
+"""What `detector.norm` is called where it does not say what the norms are."""
 
 
 def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, str] | None = None) -> tuple[str, str]:
@@ -72,7 +87,7 @@ def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, st
         lambda image_id: source.image(index[image_id]),
         gains.resamples,
     )
-    return folder, summary.to_markdown(told)
+    return folder, to_markdown(told)
 
 
 def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> summary.Row | None:
@@ -99,6 +114,19 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
         train_seconds=sum(seconds) / len(seconds),
         pretrain={} if scratch else _accuracy([one["backbone"] for one in made_by]),
         trainings=trainings,
+        regime=_regime(made_by[0], next(iter(runs.values())), next(iter(todo.tuned(gains.baseline).values()))),
+    )
+
+
+def _regime(made_by: dict[str, Any], recipe: Finetune, base: Finetune) -> summary.Regime:
+    detector, norm = recipe.detector, made_by["backbone"]["net"]["norm"]
+    own, other = identity(recipe), identity(base)
+    return summary.Regime(
+        norms="none" if norm == "none" else NORMS.get(detector.norm, detector.norm),
+        fixed_parts=detector.freeze_at,
+        steps=made_by["steps"],
+        micro_batch=made_by["recipe"]["optim"]["micro_batch"],
+        otherwise={field: own[field] for field in own if own[field] != other.get(field) and field not in IN_COLUMNS},
     )
 
 

@@ -12,6 +12,7 @@ from detection.report import charts, paper
 from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
 from detection.report.wording import (
     NONE,
+    REGIME,
     between,
     headlines,
     interval,
@@ -20,6 +21,7 @@ from detection.report.wording import (
     needed,
     percent,
     quantity,
+    regime,
     relative,
     signed,
     trained,
@@ -55,7 +57,7 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
         varies=_varies(summary),
         masks=_masks(summary),
         charts=_charts(summary),
-        costs=_costs(summary),
+        costs=_costs(summary) + _regimes(summary),
         classes=_classes(summary),
         comparable=escape(paper.COMPARABLE),
         paper=_paper(summary),
@@ -150,6 +152,13 @@ def _costs(summary: dict[str, Any]) -> str:
     return _table(
         "Parameters of the whole detector; multiply-adds of its backbone on one image.", head, body, _base(summary)
     )
+
+
+def _regimes(summary: dict[str, Any]) -> str:
+    body = [
+        [_name(summary, row), *((escape(cell), "text") for cell in regime(row["regime"]))] for row in summary["rows"]
+    ]
+    return _table("How each was trained.", ["Backbone", *REGIME], body, _base(summary))
 
 
 def _classes(summary: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The gains report: what each backbone is worth under one detector recipe, as JSON, Markdown and one HTML page.
 
-The JSON holds every number; Markdown and HTML are made from it and from nothing else.
+The JSON holds every number; Markdown (`markdown`) and HTML (`page`) are made from it and from nothing else.
 """
 
 import json
@@ -12,27 +12,11 @@ import numpy as np
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
-from detection.report import intervals, page, paper
+from detection.report import intervals, markdown, page, paper
 from detection.report.bootstrap import METRICS, Matches, average_precision, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
 from detection.report.pictures import Detected, gallery
-from detection.report.wording import (
-    NONE,
-    between,
-    covers,
-    headlines,
-    interval,
-    minutes,
-    missing,
-    needed,
-    percent,
-    quantity,
-    relative,
-    signed,
-    trained,
-)
-
-SIZES = ("APs", "APm", "APl")
+from detection.report.wording import SIZES, covers
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,24 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class Regime:
+    """What rows may differ in beside their backbone."""
+
+    norms: str
+    """What its norms are while the detector trains: frozen, batch, sync, group, none."""
+
+    fixed_parts: int
+    """From the image up: 1 the stem, 2 also C2."""
+
+    steps: int
+    micro_batch: int
+    """Images that go through the net at once."""
+
+    otherwise: dict[str, Any]
+    """Other fields of the recipe that the baseline's has not so."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One backbone under the detector recipe, one or more trainings."""
 
@@ -89,6 +91,7 @@ class Row:
     """Metrics of the pretraining, fractions, such as {"top1": 0.93}, means over pretrainings; empty from scratch."""
 
     trainings: tuple[Training, ...]
+    regime: Regime
 
 
 @dataclass(frozen=True)
@@ -157,81 +160,6 @@ def to_json(report: Report, resamples: int = 1000, seed: int = 0) -> dict[str, A
     )
 
 
-def to_markdown(summary: dict[str, Any]) -> str:
-    """`to_json`'s dict as Markdown: tables for a README or a pull request."""
-    rows, base = summary["rows"], summary["baseline"]
-    lines = [f"# {_cell(summary['title'])}", ""]
-    lines += [f"- {_cell(line)}" for line in headlines(summary)]
-    lines += [f"- {_cell(line)}" for line in missing(summary)]
-    lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
-    head = ["Backbone", "AP", "AP50", "AP75", *SIZES, "Gain in AP", "Relative"]
-    body = []
-    for row in rows:
-        gain = row["gain"].get("AP")
-        body.append(
-            [
-                row["label"] + (" (baseline)" if row["label"] == base else ""),
-                interval(row["AP"]),
-                *(percent(row[m]["value"]) for m in METRICS[1:]),
-                *(percent(row["sizes"][m]) for m in SIZES),
-                interval(gain["absolute"], signed) if gain else NONE,
-                relative(gain["relative"]) if gain else NONE,
-            ]
-        )
-    lines += [*_table(head, body), "", "What varies, and 95 % intervals of the gain in AP by each noise and both:", ""]
-    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "Gain, other images"]
-    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
-    body = []
-    for row in rows:
-        gain, spread = row["gain"].get("AP"), row["spread"].get("AP", {})
-        parts = [between(gain["absolute"], of) for of in ("images", "trainings", "joint")] if gain else [NONE] * 3
-        body.append(
-            [
-                row["label"],
-                trained(row),
-                percent(spread.get("pretraining")),
-                percent(spread.get("finetuning")),
-                *parts,
-                needed(gain) if gain else NONE,
-            ]
-        )
-    lines += [*_table(head, body), ""]
-    if any(row["segm"] for row in rows):
-        body = [[row["label"], *(percent((row["segm"] or {}).get(m)) for m in METRICS)] for row in rows]
-        lines += ["Masks, mean over trainings:", "", *_table(["Backbone", *METRICS], body), ""]
-    head = ["Backbone", "Net", "Pretrained on", "Pretraining", "Parameters", "Multiply-adds", "Fine-tuning"]
-    body = [
-        [
-            row["label"],
-            row["net"],
-            row["pretrained"] or "from scratch",
-            ", ".join(f"{name} {percent(value)}" for name, value in row["pretrain"].items()) or "–",
-            quantity(row["params"]),
-            quantity(row["macs"]),
-            minutes(row["train_seconds"]),
-        ]
-        for row in rows
-    ]
-    lines += [*_table(head, body), "", "## The paper", ""]
-    head = ["Table", "Data", "Metric", "VGG-16", "ResNet-101", "Gain", "Relative"]
-    body = [
-        [
-            str(g["table"]),
-            g["data"],
-            g["metric"],
-            f"{g['vgg16']:.1f}",
-            f"{g['resnet101']:.1f}",
-            f"{g['absolute']:+.1f}",
-            f"{g['relative']:+.0f}\u00a0%",
-        ]
-        for g in summary["paper"]
-    ]
-    lines += [*_table(head, body), "", paper.COMPARABLE, "", "## Provenance", ""]
-    facts = summary["data"] | summary["environment"] | {"command": summary["command"]}
-    lines += [f"- {_cell(name)}: {_cell(value)}" for name, value in facts.items()]
-    return "\n".join(lines) + "\n"
-
-
 def write(
     url: str,
     report: Report,
@@ -259,7 +187,7 @@ def write(
         pictures = gallery(_read_json(join(shown[0].trainings[0].results, "ground_truth.json")), judged, image)
     files = {
         "report.json": json.dumps(summary, indent=1, allow_nan=False),
-        "report.md": to_markdown(summary),
+        "report.md": markdown.to_markdown(summary),
         "report.html": page.to_html(summary, pictures),
     }
     fs, folder = filesystem(url)
@@ -300,6 +228,7 @@ def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
         "params": row.params,
         "macs": row.macs,
         "train_seconds": row.train_seconds,
+        "regime": asdict(row.regime),
         **{metric: asdict(statistics.mean[metric]) for metric in METRICS},
         "sizes": {size: mean(boxes, size) for size in SIZES},
         "segm": {metric: mean(masks, metric) for metric in (*METRICS, *SIZES)} if any(masks) else None,
@@ -363,14 +292,3 @@ def _read_json(url: str) -> Any:
             return json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {url} ({error}); evaluate the detector again") from error
-
-
-def _cell(value: Any) -> str:
-    """Text that neither ends a table cell nor becomes a tag."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *body]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]

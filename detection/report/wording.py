@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 NONE = "–"
+SIZES = ("APs", "APm", "APl")
+REGIME = ("Norms", "Parts fixed", "Steps", "Images a micro-batch", "Recipe otherwise")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -53,6 +55,12 @@ def trained(row: dict[str, Any]) -> str:
         return f"{count} from scratch"
     of = "pretraining" if row["pretrainings"] == 1 else "pretrainings"
     return f"{row['pretrainings']} {of}, {count} fine-tuning{'s' if count > 1 else ''}"
+
+
+def regime(told: dict[str, Any]) -> list[str]:
+    """How a row was trained, a cell for each of `REGIME`."""
+    otherwise = ", ".join(f"{field} {value}" for field, value in told["otherwise"].items())
+    return [told["norms"], str(told["fixed_parts"]), f"{told['steps']:,}", str(told["micro_batch"]), otherwise or NONE]
 
 
 def training(one: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ def test_backbone_weights_are_taken_and_frozen_ones_stay(small: Make, backbone: 
 
 def test_from_scratch_takes_the_net_but_not_the_weights(small: Make) -> None:
     taken, inputs, _ = load_backbone(small())
-    new = {"from_scratch": True, "detector.norm": "trainable"}
+    new = {"from_scratch": True, "detector.norm": "group"}
     scratch = [load_backbone(small({**new, "seed": seed})) for seed in (0, 0, 1)]
 
     def first(net: Backbone) -> torch.Tensor:
@@ -174,7 +174,7 @@ def test_from_scratch_has_the_norms_asked_for_and_every_other_option(
 ) -> None:
     own = {"net": "resnet", "depth": 18, "width": 0.125, "shortcut": "C", "residual_scale": 0.5, "norm": given}
     url = write_backbone(tmp_path / "given", **own)
-    recipe = small({"backbone": url, "from_scratch": True, "detector.norm": asked})
+    recipe = small({"backbone": url, "from_scratch": True, "detector.norm": asked, "optim.micro_batch": 8})
     net, _, block = load_backbone(recipe)
     assert net.options == NetOptions.model_validate({**own, "norm": built})
     assert block["net"] == net.options.model_dump(mode="json")

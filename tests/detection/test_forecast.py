@@ -61,10 +61,11 @@ def test_runs_steps_and_hours(gains: Gains, tmp_path: Path) -> None:
     costs = []
     for recipe in todo.pretrainings.values():
         net = build_backbone(recipe.model, 12)
-        costs.append(predict(shape_of(recipe, macs(net, recipe.data.size), parameters(net), 0, 160, 48), RATES))
+        costs.append(predict(shape_of(recipe, macs(net, recipe.data.size), parameters(net), 0, 160, 50), RATES))
+    given = next(iter(todo.tuned("given").values()))
     for recipe in todo.finetunings.values():
         train, val = open_sources(recipe.data)
-        net, _, _ = load_backbone(next(iter(todo.tuned("given").values())))
+        net, _, _ = load_backbone(recipe if recipe.from_scratch else given)
         detector = build_detector(recipe, net, train)
         weights, cost = parameters(detector), count.macs(detector, 64, 64)
         costs.append(predict(shape_of(recipe, cost, weights, recipe.data.workers, len(train), len(val)), RATES))

@@ -68,7 +68,7 @@ def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: st
         assert (one.name, one.seed, one.run.storage) == (f"compare-{label}-seed{seed}", seed, str(tmp_path / "runs"))
         assert one.backbone == (made if label.startswith("made") else backbone)
         assert one.from_scratch == ("scratch" in label)
-        assert one.detector.norm == ("trainable" if "scratch" in label else "frozen")
+        assert one.detector.norm == ("group" if "scratch" in label else "frozen")
         assert (one.optim.lr, one.optim.batch, one.schedule.total, one.data.val_images) == (0.07, 8, 10, 12)
     assert len(todo.scaling) == 1 + 8
 
@@ -166,8 +166,16 @@ def test_rows_begun_on_other_hardware_take_the_precision_of_the_first(gains: Mak
 
 
 def test_scratch_rows_train_what_others_keep_fixed(gains: MakeGains) -> None:
-    todo = plan(gains({"finetune_with.detector": {"norm": "trainable", "freeze_at": 2}}))
-    assert [todo.finetunings[Training(one, None, 0)].detector.freeze_at for one in ("one", "none")] == [2, 0]
+    asked = {"norm": "trainable", "freeze_at": 2}
+    todo = plan(gains({"finetune_with.detector": asked, "finetune_with.optim": {"micro_batch": 8}}))
+    detectors = [todo.finetunings[Training(one, None, 0)].detector for one in ("one", "none")]
+    assert [(one.freeze_at, one.norm) for one in detectors] == [(2, "trainable"), (0, "trainable")]
+
+
+def test_scratch_rows_have_a_schedule_of_their_own(gains: MakeGains) -> None:
+    todo = plan(gains({"scratch_with": {"schedule": {"total": 30}, "optim": {"micro_batch": 8}}}))
+    recipes = [todo.finetunings[Training(one, None, 0)] for one in ("one", "none")]
+    assert [(one.schedule.total, one.optim.micro_batch) for one in recipes] == [(10, 4), (30, 8)]
 
 
 MISTAKES = [
@@ -189,6 +197,19 @@ MISTAKES = [
         {"rows.two": {"pretrain": "x"}, "pretrain_seeds": [1], "pretrain_with.seed": 2}, "give one of them", id="both"
     ),
     pytest.param({"rows": {"one": {"artifact": "x"}}}, "comparing takes at least two", id="one row"),
+    pytest.param(
+        {"finetune_with.detector": {"norm": "trainable"}, "rows.none": {"artifact": "x"}},
+        "row one: detector.norm trainable: .* over 4 image.*--finetune_with.detector.norm frozen",
+        id="batch norm over few",
+    ),
+    pytest.param(
+        {"scratch_with.detector": {"norm": "trainable"}},
+        "trainable: .* over 4 image.*--scratch_with.detector.norm group",
+        id="batch norm from scratch over few",
+    ),
+    pytest.param(
+        {"rows.none": {"artifact": "x"}, "scratch_with": {"seed": 1}}, "scratch_with is read by rows with", id="none"
+    ),
     pytest.param({"pretrain_with": {"seed": 1}}, "pretrain_with is read by rows with pretrain", id="unread"),
     pytest.param({"finetune_with.optim.rl": 0.1}, r"detector\.yaml: optim\.rl: unknown key; perhaps", id="typo"),
     pytest.param({"finetune": "nowhere.yaml"}, r"nowhere\.yaml: no such recipe", id="no recipe"),

@@ -39,7 +39,7 @@ def test_the_plan_says_what_will_be_done(small: Make, backbone: str, tmp_path: P
 
 
 def test_a_plan_from_scratch(small: Make) -> None:
-    told = lines(describe(small({"from_scratch": True, "detector.norm": "trainable"})))
+    told = lines(describe(small({"from_scratch": True, "detector.norm": "trainable", "optim.micro_batch": 8})))
     assert told["backbone"].endswith("new weights")
     assert told["policy"].startswith("0 norms frozen, 20 trained; 0 of 5 parts fixed; ")
 

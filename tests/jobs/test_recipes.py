@@ -10,6 +10,7 @@ from backbone.sweep.options import Sweep
 from backbone.sweep.space import check as check_space
 from backbone.training.plan import describe
 from backbone.training.recipe import Recipe
+from backbone.training.run import first_micro_batch
 from detection.gains import Gains
 from detection.gains import plan as plan_gains
 from detection.recipe import Finetune
@@ -210,9 +211,26 @@ def test_comparisons_plan(path: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RECIPES.parents[1])  # they name recipes as one does in the repository's root
     found = load(Gains, RECIPES / path)
     todo = plan_gains(found)
-    assert set(todo.pretrainings) == {label for label, row in found.rows.items() if row.pretrain}
-    assert len(todo.finetunings) == len(found.rows) * len(found.seeds)
+    assert {key.label for key in todo.pretrainings} == {label for label, row in found.rows.items() if row.pretrain}
+    assert {key.label for key in todo.finetunings} == set(found.rows)
     assert any(recipe.from_scratch for recipe in todo.finetunings.values())
+
+
+@pytest.mark.parametrize("path", COMPARISONS)
+def test_from_scratch_has_its_chance(path: str, monkeypatch: pytest.MonkeyPatch):
+    """Nothing fixed, three times the steps where others are trained long, and nowhere batch norm over few images."""
+    monkeypatch.chdir(RECIPES.parents[1])
+    found = load(Gains, RECIPES / path)
+    todo = plan_gains(found)
+    base = next(iter(todo.tuned(found.baseline).values()))
+    for recipe in todo.finetunings.values():
+        unit = recipe.optim.micro_batch or first_micro_batch(recipe)
+        images = {"trainable": unit, "sync": unit * max(1, recipe.scaling.num_workers)}.get(recipe.detector.norm)
+        assert images is None or images >= 8
+        if recipe.from_scratch:
+            assert recipe.detector.norm != "frozen"
+            assert recipe.detector.freeze_at == 0
+            assert recipe.schedule.total >= base.schedule.total * (3 if path.startswith("gains/") else 1)
 
 
 @pytest.mark.parametrize("name", ["coco", "voc"])

@@ -15,8 +15,9 @@ from PIL import Image
 
 from backbone.errors import UserError
 from detection.report import charts, page
+from detection.report.markdown import to_markdown
 from detection.report.pictures import BUDGET, Detected, gallery
-from detection.report.summary import Missing, Report, Row, Training, to_json, to_markdown, write
+from detection.report.summary import Missing, Regime, Report, Row, Training, to_json, write
 from detection.report.wording import headlines, minutes, quantity, signed
 from tests.detection.report import simulated
 
@@ -65,6 +66,11 @@ def report(tmp_path_factory) -> Report:
     folder = tmp_path_factory.mktemp("results")
     truth = simulated.ground_truth(50, NAMES)
 
+    def regime(label: str) -> Regime:
+        if label == "from scratch":
+            return Regime("group", 0, 4500, 2, {"schedule.milestones": [3500]})
+        return Regime("frozen", 2, 1500, 2, {})
+
     def row(label: str, pretrained: str | None, skill: float, pretrainings: list[int | None], macs: float) -> Row:
         results = []
         for seed, pretraining in enumerate(pretrainings):
@@ -72,7 +78,7 @@ def report(tmp_path_factory) -> Report:
             simulated.write_results(place, truth, simulated.detections(truth, skill, seed=int(1000 * skill) + seed))
             results.append(Training.read(str(place), seed, pretraining))
         pretrain = {"top-1": 0.871} if pretrained else {}
-        return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results))
+        return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results), regime(label))
 
     return Report(
         title="Gains <on> scenes",

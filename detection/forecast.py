@@ -208,4 +208,5 @@ def _steps(runs: Sequence[Run]) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.3g} h"
+    hours = seconds / 3600
+    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h"

@@ -65,3 +65,10 @@ def test_mistakes_are_named_before_anything_is_trained(
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert not (file.parent / "runs").exists()
+
+
+def test_what_a_shipped_comparison_will_take_is_told_by_its_recipe_alone(run_job: Run) -> None:
+    done = run_job("gains", "--config", "jobs/recipes/gains/coco-paper.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "runs       2 pretraining, 970,000 steps; 3 fine-tuning, 1,600,000 steps" in done.stdout
+    assert "benchmarks/cost_model.py measures them" in done.stdout

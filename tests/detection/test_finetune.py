@@ -193,7 +193,7 @@ def test_another_backbone_under_the_name_is_refused(small: Make, tmp_path: Path)
     says = rf"backbone: another one \(fingerprint {hashes[0]}, now {hashes[1]}\)"
     with pytest.raises(UserError, match=says):
         prepare(small({**chosen, "backbone": other}), lambda text: None)
-    scratch = {"from_scratch": True, "detector.norm": "trainable", "name": "scratch"}
+    scratch = {"from_scratch": True, "detector.norm": "group", "name": "scratch"}
     prepare(small(scratch), lambda text: None)
     prepare(small({**scratch, "backbone": other}), lambda text: None)  # other weights, which are not taken
     narrow = write_backbone(tmp_path / "narrow", width=0.25)

@@ -16,6 +16,9 @@ VOC = {"source": "voc", "train": "VOC2007:trainval", "val": "VOC2007:test"}
 
 MISTAKES = [
     pytest.param({"from_scratch": True}, "from_scratch: what is random must train", id="random norms frozen"),
+    pytest.param(
+        {"from_scratch": True, "detector.norm": "trainable"}, r"over 4 image.*; --detector\.norm group", id="few images"
+    ),
     pytest.param({"from_scratch": True, "detector.norm": "group", "detector.freeze_at": 1}, "freeze_at 0", id="stem"),
     pytest.param({"data": VOC, "detector.masks": True}, "detector.masks: Pascal VOC", id="masks of VOC"),
     pytest.param({"data": {**VOC, "train": ""}}, "data.train is empty", id="nothing to train on"),

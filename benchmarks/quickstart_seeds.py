@@ -1,0 +1,121 @@
+"""Whether the quickstart shows the same tomorrow: again with three trainings a row, other seeds and other scenes.
+
+Base seed b pretrains with 3b, 3b+1 and 3b+2, and is judged on scenes of seed b. The runs are the quickstart's own, each
+a process of one thread, `--parallel` of them at a time. Finished ones are not done again.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from processes import Processes
+from results import parser, write
+
+from backbone.cli import read_yaml
+from backbone.parallel import Task, run_all
+from backbone.training.recipe import TrainingRecipe
+from backbone.training.run import run_url
+from detection.gains import Gains, Plan, plan, run
+from detection.report.collect import write_report
+
+RECIPE = "jobs/recipes/quickstart/gains.yaml"
+TRAININGS = 3  # a row
+WITHOUT_RAY = {"scaling": {"num_workers": 0}}
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+
+
+def main() -> None:
+    words = parser(__doc__)
+    words.add_argument("--bases", type=int, default=5, help="how many base seeds")
+    words.add_argument("--parallel", type=int, default=2, help="processes at a time")
+    words.add_argument("--storage", default="runs", help="folder of all runs")
+    args = words.parse_args()
+
+    every = [comparison(base, args.storage) for base in range(args.bases)]
+    plans = [plan(one) for one in every]
+    costs = [Processes(Path(args.storage) / one.name) for one in every]
+    tasks = {}
+    for todo, cost in zip(plans, costs, strict=True):
+        tasks |= tasks_of(todo, cost)
+    failed, left_out = run_all(tasks, args.parallel)
+    for name, error in failed.items():
+        print(f"{name}: {error}")
+    rows, found = [], []
+    for base, (gains, todo, cost) in enumerate(zip(every, plans, costs, strict=True)):
+        if {recipe.run_name for recipe in recipes(todo)} & {*failed, *left_out}:
+            continue
+        told = summary(gains)
+        rows.append(line(base, told, cost.seconds))
+        found.append({"base seed": base, "processor seconds": cost.seconds, "rows": told["rows"]})
+    if not rows:
+        raise SystemExit("no base seed has all its runs")
+    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+    write(
+        args.output,
+        rows,
+        capability=torch.backends.cpu.get_cpu_capability(),
+        limits=limits,
+        parallel=args.parallel,
+        comparisons=found,
+    )
+
+
+def comparison(base: int, storage: str) -> Gains:
+    """The quickstart with the seeds and scenes of a base seed."""
+    tree = read_yaml(RECIPE)
+    others = [3 * base + i for i in range(TRAININGS)]
+    for row in tree["rows"].values():
+        if "scratch" in row:
+            row["seeds"] = others
+    changed = {
+        "name": f"quickstart-base{base}",
+        "storage": storage,
+        "pretrain_seeds": others,
+        "pretrain_with": WITHOUT_RAY,
+        "finetune_with": {**WITHOUT_RAY, "data": {"seed": base}},
+    }
+    return Gains.model_validate({**tree, **changed})
+
+
+def recipes(todo: Plan) -> list[TrainingRecipe]:
+    """All of a comparison."""
+    return [*todo.pretrainings.values(), *todo.finetunings.values()]
+
+
+def tasks_of(todo: Plan, cost: Processes) -> dict[str, Task]:
+    """The runs of a comparison by name, each fine-tuning after the backbone it starts from."""
+    made = {f"{run_url(recipe)}/artifact": recipe.run_name for recipe in todo.pretrainings.values()}
+    tasks = {}
+    for recipe in recipes(todo):
+        name, job = recipe.run_name, "finetune" if recipe in todo.finetunings.values() else "pretrain"
+        file = cost.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        after = [made[recipe.backbone]] if job == "finetune" else []
+        tasks[name] = Task(partial(cost.run, job, name, ["--config", str(file)]), after)
+    return tasks
+
+
+def summary(gains: Gains) -> dict[str, Any]:
+    """What the comparison's own report says."""
+    todo, failed = run(gains)  # finds everything finished
+    folder, _ = write_report(gains, todo, f"python benchmarks/quickstart_seeds.py --storage {gains.storage}", failed)
+    return json.loads((Path(folder) / "report.json").read_text())
+
+
+def line(base: int, told: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """A row of the table."""
+    shown: dict[str, Any] = {"base seed": base, "processor seconds": round(seconds)}
+    for row in told["rows"]:
+        shown[row["label"]] = f"{100 * row['AP']['value']:.1f}"
+        joint = row["gain"]["AP"]["absolute"]["joint"] if row["gain"] else None
+        if joint:
+            shown[f"{row['label']}, gain"] = f"{100 * joint['low']:+.1f} to {100 * joint['high']:+.1f}"
+    return shown
+
+
+if __name__ == "__main__":
+    main()

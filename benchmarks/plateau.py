@@ -6,7 +6,7 @@ to 4 px and flipped, or (`old`) 8,192 of them, cropped to half of their area or 
 
 import math
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Case:
 
 def old(**more: Any) -> Case:
     """What the quickstart trained with at first, but for `more`."""
-    return Case(**{"net": USUAL, "images": 8192, "epochs": 7, "batch": 64, "crops": True, **more})
+    return replace(Case(USUAL, images=8192, epochs=7, batch=64, crops=True), **more)
 
 
 CASES = {
@@ -113,7 +113,7 @@ def train(case: Case, epochs: int, seed: int, pool: ProcessPoolExecutor) -> tupl
     INPUTS.prepare(device)
     images, labels = (one.to(device) for one in scenes(seed, case.images, "train", pool))
     torch.manual_seed(seed)
-    net = build(case.net, 12).to(device, memory_format=torch.channels_last)
+    net = build(case.net, 12).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=case.lr, momentum=0.9, weight_decay=case.weight_decay)
     steps, warmup = math.ceil(epochs * case.images / case.batch), round(case.warmup * case.images / case.batch)
     draws = torch.Generator().manual_seed(seed + 1)

@@ -20,6 +20,7 @@ from backbone.parallel import Task, run_all
 from backbone.training.recipe import TrainingRecipe
 from backbone.training.run import run_url
 from detection.gains import Gains, Plan, plan, run
+from detection.recipe import Finetune
 from detection.report.collect import write_report
 
 RECIPE = "jobs/recipes/quickstart/gains.yaml"
@@ -91,10 +92,10 @@ def tasks_of(todo: Plan, cost: Processes) -> dict[str, Task]:
     made = {f"{run_url(recipe)}/artifact": recipe.run_name for recipe in todo.pretrainings.values()}
     tasks = {}
     for recipe in recipes(todo):
-        name, job = recipe.run_name, "finetune" if recipe in todo.finetunings.values() else "pretrain"
+        name, job = recipe.run_name, "finetune" if isinstance(recipe, Finetune) else "pretrain"
         file = cost.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-        after = [made[recipe.backbone]] if job == "finetune" else []
+        after = [made[recipe.backbone]] if isinstance(recipe, Finetune) else []
         tasks[name] = Task(partial(cost.run, job, name, ["--config", str(file)]), after)
     return tasks
 

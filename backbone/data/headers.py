@@ -133,6 +133,8 @@ def is_plain_png(data: bytes) -> bool:
             return last == b"IDAT"
         first = kind == b"IHDR" and at == 8
         textual = kind == b"tEXt" and not data.startswith(b"Raw profile", at + 8)
+        if kind == b"iCCP" and data[at + 8 : end - 4].partition(b"\0")[2][:1] != b"\0":
+            return False  # a profile compressed in some other way is an error to PIL
         if not (first or textual or kind == b"IDAT" or kind in PNG_PLAIN) or (last == b"IDAT" and kind in b"PLTEtRNS"):
             return False
         at, last = end, kind

@@ -155,7 +155,7 @@ def test_cifar_plans_show_the_papers_costs(name: str):
     assert parameters(lines) / 1e6 == pytest.approx(TABLE_6[depth], abs=0.05 if depth >= 110 else 0.005)
     assert lines["steps"].startswith("64,000 of 128 images: 163.8 epochs")
     assert "x 0.1 at steps 32,000, 48,000" in lines["lr"]
-    assert ("0.01 until training error is below 80 %" in lines["lr"]) == (depth >= 110)
+    assert ("0.01 until training error is below 80 %" in lines["lr"]) == (name == "resnet110")
 
 
 def test_plain1202_is_resnet1202_without_shortcuts():

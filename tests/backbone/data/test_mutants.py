@@ -44,3 +44,10 @@ def test_a_fault_is_one(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("benchmarks.mutants.decode", fails)
     assert verdict("png", right) == "ZeroDivisionError: division by zero"
+
+
+def test_a_profile_that_is_compressed_in_some_other_way() -> None:
+    """PIL reads no such PNG; OpenCV would."""
+    name, data = mutant(FORMS, 0, 96_839)
+    assert name == "png profile"
+    assert verdict(name, data) == "bad"

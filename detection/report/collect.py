@@ -65,7 +65,7 @@ def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, st
     folder = join(gains.storage, gains.name)
     told = summary.write(
         folder,
-        summary.Report(
+        summary.GainsReport(
             title=f"What is a backbone worth? {gains.name}",
             baseline=gains.baseline,
             rows=tuple(rows),

@@ -95,7 +95,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class GainsReport:
     """All that a report tells. Dicts are shown as they are, keys in order; they must be JSON."""
 
     title: str
@@ -117,7 +117,7 @@ class Report:
     missing: tuple[Missing, ...] = ()
 
 
-def to_json(report: Report, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Every number of the report. AP and the like are fractions, the paper's numbers percent as printed; null: none.
 
     Raises:
@@ -162,7 +162,7 @@ def to_json(report: Report, resamples: int = 1000, seed: int = 0) -> dict[str, A
 
 def write(
     url: str,
-    report: Report,
+    report: GainsReport,
     image: Callable[[int], np.ndarray] | None = None,
     resamples: int = 1000,
     seed: int = 0,

@@ -17,7 +17,7 @@ from backbone.errors import UserError
 from detection.report import charts, page
 from detection.report.markdown import to_markdown
 from detection.report.pictures import BUDGET, Detected, gallery
-from detection.report.summary import Missing, Regime, Report, Row, Training, to_json, write
+from detection.report.summary import GainsReport, Missing, Regime, Row, Training, to_json, write
 from detection.report.wording import headlines, minutes, quantity, signed
 from tests.detection.report import simulated
 
@@ -62,7 +62,7 @@ def pixels(image_id: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Report:
+def report(tmp_path_factory) -> GainsReport:
     folder = tmp_path_factory.mktemp("results")
     truth = simulated.ground_truth(50, NAMES)
 
@@ -80,7 +80,7 @@ def report(tmp_path_factory) -> Report:
         pretrain = {"top-1": 0.871} if pretrained else {}
         return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results), regime(label))
 
-    return Report(
+    return GainsReport(
         title="Gains <on> scenes",
         baseline="plain-18",
         rows=(
@@ -96,7 +96,7 @@ def report(tmp_path_factory) -> Report:
 
 
 @pytest.fixture(scope="module")
-def summary(report: Report) -> dict[str, Any]:
+def summary(report: GainsReport) -> dict[str, Any]:
     return to_json(report, resamples=100)
 
 
@@ -119,7 +119,7 @@ def sayable(summary: dict[str, Any]) -> set[str]:
     return said
 
 
-def test_json_holds_pycocotools_numbers(report: Report, summary: dict[str, Any]) -> None:
+def test_json_holds_pycocotools_numbers(report: GainsReport, summary: dict[str, Any]) -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     for row, told in zip(report.rows, summary["rows"], strict=True):
         own = [s.metrics["bbox"] for s in row.trainings]
@@ -165,7 +165,7 @@ def test_headline_says_what_is_shown_and_what_is_not_known(summary: dict[str, An
     assert "another pretraining of plain-18 would change is unknown" in covers
 
 
-def test_verdicts_need_both_noises(report: Report) -> None:
+def test_verdicts_need_both_noises(report: GainsReport) -> None:
     """Of single trainings none is given anywhere, however far their intervals of images lie from zero."""
     rows = tuple(dataclasses.replace(row, trainings=row.trainings[:1]) for row in report.rows)
     told = to_json(dataclasses.replace(report, rows=rows), resamples=50)
@@ -188,7 +188,7 @@ def test_verdicts_need_both_noises(report: Report) -> None:
     assert 'class="given"' not in html
 
 
-def test_what_is_missing_is_named(report: Report) -> None:
+def test_what_is_missing_is_named(report: GainsReport) -> None:
     lost = Missing("plain-18", "gains-plain-18-seed7", "loss is not finite <at step 3>")
     told = to_json(dataclasses.replace(report, missing=(lost,)), resamples=10)
     line = "gains-plain-18-seed7 is missing: loss is not finite"
@@ -197,7 +197,7 @@ def test_what_is_missing_is_named(report: Report) -> None:
     assert "<at step 3>" not in page.to_html(told)
 
 
-def test_a_half_width_is_said_in_trainings_or_in_images(report: Report) -> None:
+def test_a_half_width_is_said_in_trainings_or_in_images(report: GainsReport) -> None:
     for wanted, answer in ((0.3, r"[2-9] trainings a row"), (0.0001, "more images: any number of trainings leaves ±")):
         told = to_json(dataclasses.replace(report, half_width=wanted), resamples=50)
         for said in (to_markdown(told), page.to_html(told)):
@@ -235,7 +235,7 @@ def test_page_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any])
     assert "77.8" in Page(page.to_html(changed)).table
 
 
-def test_page_loads_nothing_and_escapes_everything(report: Report, tmp_path: Path) -> None:
+def test_page_loads_nothing_and_escapes_everything(report: GainsReport, tmp_path: Path) -> None:
     write(str(tmp_path / "out"), report, pixels, resamples=20)
     html = (tmp_path / "out/report.html").read_text()
     assert len(html) < 3_000_000
@@ -359,7 +359,7 @@ def test_pictures_keep_to_their_budget(monkeypatch) -> None:
     assert sizes[1] <= 600_000 < sizes[0] <= BUDGET
 
 
-def test_one_row_and_no_detections(report: Report) -> None:
+def test_one_row_and_no_detections(report: GainsReport) -> None:
     (alone,) = [row for row in report.rows if row.label == report.baseline]
     told = to_json(dataclasses.replace(report, rows=(alone,)), resamples=10)
     assert headlines(told)[0].endswith("the baseline.")
@@ -376,7 +376,7 @@ def test_one_row_and_no_detections(report: Report) -> None:
     assert "no detections: AP is 0" in page.to_html(told)
 
 
-def test_what_does_not_belong_together_is_refused(report: Report, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(report: GainsReport, tmp_path: Path) -> None:
     row = report.rows[1]
     with pytest.raises(UserError, match="share a label"):
         to_json(dataclasses.replace(report, rows=(row, row)))

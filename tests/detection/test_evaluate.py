@@ -118,6 +118,7 @@ def test_options_of_compute_are_read(trained: Path, tmp_path: Path) -> None:
     assert plain["bbox"]["AP"] == pytest.approx(slow["bbox"]["AP"], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_same_numbers(
     trained: Path, tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch

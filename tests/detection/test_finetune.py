@@ -81,6 +81,7 @@ OPTIONS = [
             "data.augment": {"flip": 0.5, "crop": 0.5, "colour": 0.4},
         },
         id="trained c4 with masks, augmentation, average",
+        marks=pytest.mark.slow,
     ),
 ]
 
@@ -126,6 +127,7 @@ def run_ranks(recipe: Finetune, size: int, stop_at: int = -1) -> None:
     assert stop_at >= 0 or [process.exitcode for process in ranks] == [0] * size
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_may_change_on_the_way(small: Make) -> None:
     """1 -> 2 ranks: the same two micro-batches a step, so the same weights and the same judgement, bit for bit."""
     options = {"schedule.total": 8, "data.val_images": 9}

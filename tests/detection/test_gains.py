@@ -338,6 +338,7 @@ def test_imported_backbones_are_said_to_be(tmp_path: Path) -> None:
     assert _pretrained_on({}) == "unknown"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_runs_side_by_side_on_a_cluster(gains: MakeGains, tmp_path: Path, ray_cluster: Any) -> None:
     """Two at a time on four CPUs, each line under its run's name; a mistake in one leaves the other finished."""

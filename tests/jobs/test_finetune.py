@@ -28,6 +28,7 @@ def words(tmp_path: Path) -> list[str]:
     return ["--config", f"{tmp_path}/small.yaml", "--backbone", url, "--run.storage", f"{tmp_path}/runs"]
 
 
+@pytest.mark.slow
 def test_kill_resume_is_bit_exact_and_finished_is_finished(tmp_path: Path, words: list[str], run_job: Run) -> None:
     """kill -9 at no particular moment; the artifact's weights are those of a run left alone, byte for byte."""
     words = [*words, "--schedule.total", "40", "--run.checkpoint_every", "2", "--run.eval_every", "20"]

@@ -107,7 +107,7 @@ def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, f
     assert name in next(iter(bad))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers: int) -> None:
     """Whatever its workers still send, and whatever Ray has to say of them."""
     words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--name", "stopped", "--schedule.total", "100000"]
@@ -132,6 +132,7 @@ def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers:
     assert not (tmp_path / "stopped" / "lease.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_that_is_gone_or_a_strangers_does_not_hold_it_up(tmp_path: Path, run_job: Run) -> None:
     """Ray finds the last cluster of a machine by a file; what crashed leaves it behind."""

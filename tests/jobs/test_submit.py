@@ -87,6 +87,7 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     assert "Invalid authentication token" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_is_submitted_likewise(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, env = head

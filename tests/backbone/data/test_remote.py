@@ -181,6 +181,7 @@ def test_options_that_contradict_it(given: dict[str, Any], complaint: str):
         TypeAdapter(Data).validate_python({"remote_cpus": 1, **given})
 
 
+@pytest.mark.slow
 def test_training_learns_the_same(ray_cluster, tiny):
     """The weights of a run whose loader is in its one process."""
     short = {"schedule.total": 12, "run.precise_bn": 0}

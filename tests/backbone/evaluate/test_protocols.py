@@ -258,6 +258,7 @@ def _rank(rank: int, size: int, port: int, folder: str) -> None:
         Path(folder, f"{size}-{rank}.json").write_text(json.dumps([judged, source.read]))
 
 
+@pytest.mark.slow
 def test_50007_samples_are_counted_once_each_on_any_ranks(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["backbone.evaluate.protocols"])

@@ -14,6 +14,7 @@ from backbone.options import NetOptions
 from tests.backbone.interop.conftest import BGR, CLASSES, INPUTS, assert_equal, maps_of, source_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "inputs"),
     [

@@ -87,6 +87,7 @@ def test_kinds_of_schedule_are_not_compared_midway(tmp_path: Path) -> None:
     Board(make(tmp_path, space, scheduler={"kind": "none"}), lambda text: None)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_population_shares_weights_and_its_winner_is_one_run_in_pieces(tmp_path: Path, ray_cluster: Any) -> None:
     """The worse takes over the better's weights; `best.yaml`, trained at one go, gives the same weights to the bit."""

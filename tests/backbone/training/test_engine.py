@@ -78,7 +78,11 @@ def is_average(name: str) -> bool:
 OPTIONS = [
     pytest.param({}, id="plain"),
     pytest.param({"optim.ema": 0.9, "optim.clip": 1.0, "optim.nesterov": True, "optim.decay": "conv"}, id="ema-clip"),
-    pytest.param({"compute.precision": "bf16", "optim.micro_batch": 4, "schedule.hold_lr": 0.01}, id="bf16-accumulate"),
+    pytest.param(
+        {"compute.precision": "bf16", "optim.micro_batch": 4, "schedule.hold_lr": 0.01},
+        id="bf16-accumulate",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         {"model": {"net": "vgg", "depth": 11, "norm": "none", "width": 0.05}, "schedule.kind": "plateau"}, id="dropout"
     ),
@@ -158,10 +162,12 @@ def test_the_number_of_ranks_may_change_on_the_way(tiny: Make) -> None:
         torch.testing.assert_close(artifacts[0][name], artifacts[1][name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_ranks_with_unequal_shares_take_the_same_step(tiny: Make) -> None:
     """3 ranks, 4 micro-batches: dealt 1, 1, 2. Sums run in another order, so equal to rounding only."""
     options = {"optim.micro_batch": 4, "schedule.total": 3, "run.checkpoint_every": 0}
-    alone, three = tiny({**options, "name": "alone"}), tiny({**options, "name": "three"})
+    elastic = {"scaling.num_workers": 3, "scaling.min_workers": 1}  # else shares must be equal
+    alone, three = tiny({**options, "name": "alone"}), tiny({**options, **elastic, "name": "three"})
     run(alone)
     run_ranks(three, 3)
     a, b = weights(alone), weights(three)

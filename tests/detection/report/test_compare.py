@@ -38,6 +38,7 @@ def once(matches: Matches) -> list[Scored]:
     return [Scored(matches, None)]
 
 
+@pytest.mark.slow
 def test_intervals_of_images_cover_the_truth_about_as_often_as_they_say() -> None:
     # the truth: what sets of 150 images show on average
     sets = [

@@ -174,7 +174,7 @@ def reference(data: bytes) -> np.ndarray | None:
             if image.mode in ("I", "F"):
                 return None
             return np.asarray(upright.convert("RGB"))
-    except Exception:
+    except Exception:  # whatever PIL raises of a damaged image: it does not read it
         return None
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pickle
 import tarfile
 
 import numpy as np
@@ -13,7 +12,6 @@ from PIL import Image
 from backbone.data import index, tar
 from backbone.data.doctor import examine
 from backbone.data.findings import Finding
-from backbone.data.listing import expand_braces, list_files
 from backbone.data.sources import Source, open_source, remarks
 from backbone.errors import BadImage, UserError
 from tests.backbone.data.making import (
@@ -78,73 +76,6 @@ def test_shards_are_the_same_however_they_are_named(tmp_path, monkeypatch):
     assert len(open_source("webdataset", str(root))) == 15  # a directory is all its shards
     (root / "set-train-000002.tar").rename(root / "set-val-000000.tar")
     assert len(open_source("webdataset", f"{root}/set-val-000000.tar")) == 3
-
-
-def test_index_is_made_once_and_renewed_when_a_shard_changes(tmp_path, monkeypatch):
-    root = make_shards(tmp_path / "data")
-    first = open_source("webdataset", f"{root}/{TRAIN}")
-    open_source("webdataset", f"{root}/*val*.tar")  # its own index, in the same directory
-    indices = sorted(root.glob("*.index"))
-    assert len(indices) == 2
-    assert not list(root.glob("*.tmp"))
-    assert np.load(indices[0] / "labels.npy", allow_pickle=False).dtype == np.int64  # ordinary to everyone else
-    with monkeypatch.context() as patch:
-        patch.setattr(tar, "scan_shard", forget)
-        assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == first.fingerprint
-        assert open_source("webdataset", f"{root}/*val*.tar").classes == ("n0", "n1", "n2")
-    size = (root / "set-train-000001.tar").stat().st_size
-    relabelled = [(name, b"0" if name.endswith("cls") else data) for name, data in samples(range(7, 12), "n0/img_{i}")]
-    make_tar(root / "set-train-000001.tar", relabelled)
-    assert (root / "set-train-000001.tar").stat().st_size == size  # tars are padded: sizes alone do not tell
-    renewed = open_source("webdataset", f"{root}/{TRAIN}")
-    assert renewed.labels[7:].tolist() == [0] * 5
-    assert renewed.fingerprint != first.fingerprint
-    assert sorted(root.glob("*.index")) == indices  # replaced, not added
-    with pytest.raises(UserError, match="changed while it was in use"):
-        pickle.loads(pickle.dumps(first))
-
-
-def test_damaged_index_is_made_again(tmp_path):
-    root = make_shards(tmp_path / "data")
-    expected = values(open_source("webdataset", f"{root}/{TRAIN}"))
-    path = next(root.glob("*.index"))
-    for file in ("labels.npy", "state.npy"):
-        for data in (b"", b"rubbish", (path / file).read_bytes()[:-4]):
-            (path / file).write_bytes(data)
-            assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
-        (path / file).unlink()
-        assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
-
-
-def test_read_only_shards_are_indexed_in_the_cache(tmp_path, monkeypatch, cache):
-    root = make_shards(tmp_path / "data")
-    root.chmod(0o555)
-    source = open_source("webdataset", f"{root}/{TRAIN}")
-    monkeypatch.setattr(tar, "scan_shard", forget)
-    assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == source.fingerprint
-    monkeypatch.undo()
-    root.chmod(0o755)
-    assert not list(root.glob("*.index"))
-
-
-def test_read_only_mounts_are_indexed_in_the_cache(tmp_path, monkeypatch):
-    root, chosen = make_shards(tmp_path / "data"), tmp_path / "chosen"
-    write = index.write_arrays
-
-    def on_mount(path, arrays):
-        if path.is_relative_to(root):
-            raise OSError(30, "Read-only file system")
-        write(path, arrays)
-
-    monkeypatch.setattr(index, "write_arrays", on_mount)
-    source = open_source("webdataset", f"{root}/{TRAIN}", cache=str(chosen))
-    assert values(source) == list(range(12))
-    assert len(list(chosen.glob("*.index"))) == 1
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Read-only file system.*file.*XDG_CACHE_HOME"):
-        open_source("webdataset", f"{root}/*val*.tar", cache=str(tmp_path / "file"))
-    with pytest.raises(UserError, match="must be a local directory"):
-        open_source("webdataset", f"{root}/*val*.tar", cache="s3://bucket/cache")
 
 
 def test_class_names(tmp_path):
@@ -274,46 +205,6 @@ def test_shard_shortened_after_indexing_is_a_bad_image(tmp_path):
     assert source.image(2)[0, 0, 0] == 2
     with pytest.raises(BadImage, match=r"0\.tar:n0/img_3\.png: has 10 bytes"):
         source.image(3)
-
-
-def test_missing_shards_are_named(tmp_path):
-    root = make_shards(tmp_path / "data")
-    with pytest.raises(UserError, match=r"there is no .*set-train-000002\.tar"):
-        open_source("webdataset", f"{root}/set-train-{{000000..000003}}.tar")
-    with pytest.raises(UserError, match=r"there is no .*test-\*\.tar"):
-        open_source("webdataset", f"{root}/test-*.tar")
-    with pytest.raises(UserError, match="no such file or directory"):
-        open_source("webdataset", f"{root}/nothing.tar")
-    with pytest.raises(UserError, match=r"no \*\.parquet in this directory"):
-        open_source("parquet", str(root))
-
-
-def test_braces_expand_as_in_a_shell():
-    assert list(expand_braces("a{08..11}b")) == ["a08b", "a09b", "a10b", "a11b"]
-    assert list(expand_braces("{1..3}")) == ["1", "2", "3"]
-    assert list(expand_braces("{a,b}{0..1}.tar")) == ["a0.tar", "a1.tar", "b0.tar", "b1.tar"]
-    assert list(expand_braces("plain.tar")) == ["plain.tar"]
-
-
-def test_shards_in_several_directories(tmp_path):
-    make_tar(tmp_path / "data" / "a" / "0.tar", samples(range(3)))
-    make_tar(tmp_path / "data" / "b" / "0.tar", samples(range(3, 6)))
-    source = open_source("webdataset", f"{tmp_path}/data/*/0.tar")
-    assert values(source) == list(range(6))
-    assert source.name(3) == f"{tmp_path}/data/b/0.tar:n0/img_3.png"
-
-
-def test_query_of_an_object_store_goes_to_the_file_system(monkeypatch):
-    asked = []
-
-    def filesystem(url):
-        asked.append(url)
-        raise UserError("stop")
-
-    monkeypatch.setattr("backbone.data.listing.filesystem", filesystem)
-    with pytest.raises(UserError, match="stop"):
-        list_files("s3://bucket/dir/x-{0..9}.tar?endpoint_override=localhost:9000", ".tar")
-    assert asked == ["s3://bucket/dir?endpoint_override=localhost:9000"]
 
 
 def test_json_beside_cls_is_not_needed_and_said_where_it_contradicts(tmp_path):
@@ -498,13 +389,6 @@ def test_class_names_are_checked_line_by_line(tmp_path, text, message):
     (tmp_path / "classes.txt").write_bytes(text)
     with pytest.raises(UserError, match=message):
         open_source("webdataset", str(tmp_path))
-
-
-def test_braces_are_bounded(tmp_path):
-    with pytest.raises(UserError, match="stand for more than 1000000 files"):
-        open_source("webdataset", f"{tmp_path}/{{0..99999999999}}.tar")
-    with pytest.raises(UserError, match="stand for nothing; count upwards"):
-        open_source("webdataset", f"{tmp_path}/{{5..3}}.tar")
 
 
 def test_labels_without_names_may_have_gaps_within_reason(tmp_path):

@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and a test that wou
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone import artifact
 from backbone.inputs import InputConvention
@@ -22,6 +22,17 @@ CLASSES = ("ant", "bee", "cat", "dog", "elk")
 # No two channels alike, none of ImageNet's, so that a default or a swap cannot pass.
 INPUTS = InputConvention(size=64, crop_pct=0.8, mean=(0.31, 0.42, 0.55), std=(0.19, 0.23, 0.29))
 BGR = InputConvention(size=64, channel_order="BGR", mean=(0.31, 0.42, 0.55), std=(1 / 255, 1.1 / 255, 1.3 / 255))
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """A framework's own net, in eval mode, with statistics that are not 0 and 1."""
+    torch.manual_seed(1)
+    for name, value in model.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            value.uniform_(-0.2, 0.2)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    return model.eval()
 
 
 @cache

@@ -16,7 +16,7 @@ from backbone.interop.importing import run
 from backbone.interop.options import Import
 from backbone.nets import build
 from backbone.options import NetOptions
-from tests.backbone.interop.conftest import assert_equal, photos
+from tests.backbone.interop.conftest import assert_equal, photos, shaken
 from tests.backbone.interop.test_layouts import commands
 
 REAL = os.environ.get("RAYBONE_TEST_DATA")
@@ -62,16 +62,6 @@ class Net(nn.Module):
         for i in (1, 2, 3):
             x = getattr(self, f"layer{i}")(x)
         return getattr(self, self.head)(F.avg_pool2d(x, x.shape[-1]).flatten(1))
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    torch.manual_seed(1)
-    for name, value in model.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            value.uniform_(-0.2, 0.2)
-        elif name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-    return model.eval()
 
 
 CASES = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 import backbone
@@ -27,21 +27,20 @@ from backbone.interop.layouts import Layout
 from backbone.interop.options import Import
 from backbone.nets import build
 from backbone.options import NetOptions
-from tests.backbone.interop.conftest import BGR, CLASSES, INPUTS, assert_equal, maps_of, net_of, photos, source_of
+from tests.backbone.interop.conftest import (
+    BGR,
+    CLASSES,
+    INPUTS,
+    assert_equal,
+    maps_of,
+    net_of,
+    photos,
+    shaken,
+    source_of,
+)
 
 TAKEN = "as torchvision documents of its own weights, for nothing else says it: channel_order, mean, std"
 SAID = Facts(channel_order="RGB", mean=INPUTS.mean, std=INPUTS.std, stride_in_1x1=False)
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """A framework's own net, with statistics that are not 0 and 1."""
-    torch.manual_seed(1)
-    for name, value in model.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            value.uniform_(-0.2, 0.2)
-        elif name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-    return model.eval()
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,78 +261,6 @@ def test_ema_is_the_closed_form(tiny: Make) -> None:
         kept = [1 / 10, 2 / 11, 0.2, 0.2][step]
         expected = kept * expected + (1 - kept) * task.model.fc.weight.detach()
     torch.testing.assert_close(trainer.evaluated.fc.weight, expected)
-
-
-def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one whole graph. Traced only: generating code would take a minute here."""
-    modes, original = [], nn.Module.compile
-
-    def traced(module: nn.Module, mode: str) -> None:
-        modes.append(mode)
-        original(module, backend="eager", fullgraph=True)
-
-    monkeypatch.setattr(nn.Module, "compile", traced)
-    options = {"optim.micro_batch": 8, "schedule.total": 4, "model.bn_group": 4, "run.checkpoint_every": 2}
-    plain, compiled = tiny({**options, "name": "plain"}), tiny({**options, "compute.compile": "reduce-overhead"})
-    run(plain)
-    run(compiled, stop_at=4)
-    assert any("resuming at step 2" in r.get("text", "") for r in run(compiled))
-    assert modes == ["reduce-overhead"] * 2
-    a, b = weights(plain), weights(compiled)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
-
-
-def test_a_missing_compiler_is_named_before_training(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    recipe = tiny({"compute.compile": "default", "optim.micro_batch": 16})
-    task = Classification(recipe, CONVENTIONS["imagenet"], *SOURCES, ALONE)
-    with pytest.raises(UserError, match=r"apt-get install g\+\+.*CXX.*--compute.compile none"):
-        engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
-    monkeypatch.setenv("CXX", "/opt/bin/g++")
-    engine.check_compiler(ALONE)
-
-
-@pytest.mark.parametrize("normalize", ["imagenet", "pixel"])
-def test_a_compiled_step_reads_the_device_alone(tiny: Make, normalize: str) -> None:
-    """What is made on the host within a step keeps it from being a CUDA graph: constants are inputs, not copies."""
-    recipe = tiny({"data.normalize": normalize, "optim.micro_batch": 16})
-    task = Classification(recipe, CONVENTIONS[normalize], *SOURCES, ALONE)
-    trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
-    operations: list[Any] = []
-
-    def look(graph: torch.fx.GraphModule, _example: list) -> Callable:
-        operations.extend(node.target if node.op != "get_attr" else "constant" for node in graph.graph.nodes)
-        return graph.forward
-
-    trainer.module.compile(backend=look, fullgraph=True)
-    batch = next(iter(task.batches(MicroBatches(16, 16, 0, 1, 0, 1))))
-    trainer.module({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
-    assert len(operations) > 50
-    assert not {torch.tensor, torch.as_tensor, "to", "constant"} & set(operations)
-
-
-def test_gradients_in_memory_of_their_own_add_up_alike(tiny: Make) -> None:
-    """CUDA graphs overwrite theirs. What is done about it is tried without them, bit for bit."""
-    recipe = tiny({"optim.micro_batch": 4, "optim.clip": 1.0})
-    found = []
-    for keeps in (False, True):
-        task = Classification(recipe, CONVENTIONS["imagenet"], *SOURCES, ALONE)
-        trainer = engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
-        trainer.keeps_gradients = trainer.graphs = keeps
-        micro_batches = MicroBatches(16, 4, 0, 1, 0, 3)
-        batches, meter = iter(task.batches(micro_batches)), Meter(ALONE, 16)
-        for parameter in task.model.parameters() if keeps else ():
-            parameter.grad = torch.zeros_like(parameter)
-        for step in range(3):
-            trainer.step(batches, micro_batches, 0.1, step, meter)
-        found.append(dict(task.model.state_dict()))
-        assert all((p.grad is not None and not p.grad.any()) == keeps for p in task.model.parameters())
-    assert_equal(*found)
 
 
 def test_a_run_begun_on_a_gpu_goes_on_here(tiny: Make) -> None:

@@ -1,0 +1,85 @@
+"""Indices: made once, renewed, made again where damaged, kept where they can be written."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from backbone.data import index, tar
+from backbone.data.sources import open_source
+from backbone.errors import UserError
+from tests.backbone.data.making import (
+    TRAIN,
+    forget,
+    make_shards,
+    make_tar,
+    samples,
+    values,
+)
+
+
+def test_index_is_made_once_and_renewed_when_a_shard_changes(tmp_path, monkeypatch):
+    root = make_shards(tmp_path / "data")
+    first = open_source("webdataset", f"{root}/{TRAIN}")
+    open_source("webdataset", f"{root}/*val*.tar")  # its own index, in the same directory
+    indices = sorted(root.glob("*.index"))
+    assert len(indices) == 2
+    assert not list(root.glob("*.tmp"))
+    assert np.load(indices[0] / "labels.npy", allow_pickle=False).dtype == np.int64  # ordinary to everyone else
+    with monkeypatch.context() as patch:
+        patch.setattr(tar, "scan_shard", forget)
+        assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == first.fingerprint
+        assert open_source("webdataset", f"{root}/*val*.tar").classes == ("n0", "n1", "n2")
+    size = (root / "set-train-000001.tar").stat().st_size
+    relabelled = [(name, b"0" if name.endswith("cls") else data) for name, data in samples(range(7, 12), "n0/img_{i}")]
+    make_tar(root / "set-train-000001.tar", relabelled)
+    assert (root / "set-train-000001.tar").stat().st_size == size  # tars are padded: sizes alone do not tell
+    renewed = open_source("webdataset", f"{root}/{TRAIN}")
+    assert renewed.labels[7:].tolist() == [0] * 5
+    assert renewed.fingerprint != first.fingerprint
+    assert sorted(root.glob("*.index")) == indices  # replaced, not added
+    with pytest.raises(UserError, match="changed while it was in use"):
+        pickle.loads(pickle.dumps(first))
+
+
+def test_damaged_index_is_made_again(tmp_path):
+    root = make_shards(tmp_path / "data")
+    expected = values(open_source("webdataset", f"{root}/{TRAIN}"))
+    path = next(root.glob("*.index"))
+    for file in ("labels.npy", "state.npy"):
+        for data in (b"", b"rubbish", (path / file).read_bytes()[:-4]):
+            (path / file).write_bytes(data)
+            assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
+        (path / file).unlink()
+        assert values(open_source("webdataset", f"{root}/{TRAIN}")) == expected
+
+
+def test_read_only_shards_are_indexed_in_the_cache(tmp_path, monkeypatch, cache):
+    root = make_shards(tmp_path / "data")
+    root.chmod(0o555)
+    source = open_source("webdataset", f"{root}/{TRAIN}")
+    monkeypatch.setattr(tar, "scan_shard", forget)
+    assert open_source("webdataset", f"{root}/{TRAIN}").fingerprint == source.fingerprint
+    monkeypatch.undo()
+    root.chmod(0o755)
+    assert not list(root.glob("*.index"))
+
+
+def test_read_only_mounts_are_indexed_in_the_cache(tmp_path, monkeypatch):
+    root, chosen = make_shards(tmp_path / "data"), tmp_path / "chosen"
+    write = index.write_arrays
+
+    def on_mount(path, arrays):
+        if path.is_relative_to(root):
+            raise OSError(30, "Read-only file system")
+        write(path, arrays)
+
+    monkeypatch.setattr(index, "write_arrays", on_mount)
+    source = open_source("webdataset", f"{root}/{TRAIN}", cache=str(chosen))
+    assert values(source) == list(range(12))
+    assert len(list(chosen.glob("*.index"))) == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Read-only file system.*file.*XDG_CACHE_HOME"):
+        open_source("webdataset", f"{root}/*val*.tar", cache=str(tmp_path / "file"))
+    with pytest.raises(UserError, match="must be a local directory"):
+        open_source("webdataset", f"{root}/*val*.tar", cache="s3://bucket/cache")

@@ -1,8 +1,11 @@
 """Shared by all tests: one thread, one small Ray cluster, a recipe that trains in seconds."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from backbone.cli import validate
 from backbone.training.recipe import Recipe
 
+Run = Callable[..., subprocess.CompletedProcess]
 ROOT = Path(__file__).parents[1]
 
 TINY: dict[str, Any] = {
@@ -47,19 +51,38 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
     return make
 
 
+@pytest.fixture(scope="session")
+def job_server() -> Iterator[subprocess.Popen]:
+    """See `job_server.py`."""
+    words = [sys.executable, str(ROOT / "tests" / "job_server.py")]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server
+        server.kill()
+
+
 @pytest.fixture
-def run_job() -> Callable[..., subprocess.CompletedProcess]:
+def run_job(job_server: subprocess.Popen, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`run_job("pretrain", "--config", ...)`: run a job as a user would, in the repository's root; output as text."""
 
     def run(job: str, *words: str, timeout: float = 550, **env: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, f"jobs/{job}.py", *map(str, words)],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": "local", **env},  # a cluster of its own, not one that happens to run here
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        folder = tmp_path_factory.mktemp("job")
+        asked = {
+            "path": f"jobs/{job}.py",
+            "words": [str(word) for word in words],
+            "env": {**os.environ, "RAY_ADDRESS": "local", **env},  # a cluster of its own, not one that runs here
+            "cwd": str(ROOT),
+            "out": str(folder / "out"),
+            "err": str(folder / "err"),
+        }
+        assert job_server.stdin
+        assert job_server.stdout
+        print(json.dumps(asked), file=job_server.stdin, flush=True)
+        killer = threading.Timer(timeout, os.kill, (int(job_server.stdout.readline()), signal.SIGKILL))
+        killer.start()
+        code = int(job_server.stdout.readline())
+        killer.cancel()
+        out, err = ((folder / name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(["python", asked["path"], *asked["words"]], code, out, err)
 
     return run
 

@@ -7,7 +7,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
-from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.errors import UserError
 from backbone.options import NetOptions, norm_groups
@@ -65,6 +64,8 @@ def make_norm(options: NetOptions) -> Callable[[int], nn.Module]:
         case "sync":
             return nn.SyncBatchNorm
         case "frozen":
+            from torchvision.ops import FrozenBatchNorm2d  # takes seconds, so nobody else pays for it
+
             return FrozenBatchNorm2d
         case "group":
             return lambda channels: nn.GroupNorm(norm_groups(channels), channels)

@@ -1,5 +1,7 @@
 """File and command line become one checked tree; every fault is named, at once, without torch."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from backbone.cli import fields, load, parse, read_yaml, validate
 from backbone.errors import UserError
 from backbone.training.recipe import ConstantSchedule, Recipe, StepsSchedule
+from tests.conftest import ROOT
 
 FLAGS = {"dry_run": "print the plan and stop"}
 
@@ -254,8 +257,9 @@ def test_help_shows_the_fields_of_all_kinds_and_who_reads_them(recipe_file, caps
 
 
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--optim.btach", "3"], 2)])
-def test_job_answers_before_anything_slow_is_imported(run_job, words: list[str], code: int):
-    ended = run_job("pretrain", *words, PYTHONPROFILEIMPORTTIME="1")
+def test_job_answers_before_anything_slow_is_imported(words: list[str], code: int):
+    command = [sys.executable, "-X", "importtime", "jobs/pretrain.py", *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == code, ended.stderr
     imported = {line.rsplit("|")[-1].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
     assert "backbone.training.recipe" in imported

@@ -214,6 +214,10 @@ class TrainingRecipe(Strict, ABC):
     PLACES: ClassVar[tuple[str, ...]] = ()
     """Fields that say where something lies or how it is read, which its fingerprint stands for."""
 
+    LATER: ClassVar[dict[str, Any]] = {}
+    """Fields that recipes once did not have -> what was done then, their default. With it they are no part of the
+    identity, so that runs of earlier versions go on under their names."""
+
     name: str = Field("", pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?$")
     """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
 
@@ -311,7 +315,8 @@ class Recipe(TrainingRecipe):
 def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     """The part of a recipe that decides what is learned, as flat `section.field: value`.
 
-    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights) and `PLACES`.
+    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights), `PLACES`, and what
+    `LATER` says.
     """
     sections = recipe.model_dump(mode="json", exclude={"name", "scaling", "run"})
     run = recipe.run.model_dump(mode="json")
@@ -325,7 +330,8 @@ def identity(recipe: TrainingRecipe) -> dict[str, Any]:
             sections["run"][field] = run[field]
     elif recipe.run.export == "best":  # of the weights that were evaluated
         sections["run"]["eval_every"] = run["eval_every"]
-    return {field: value for field, value in _flatten(sections) if field not in recipe.PLACES}
+    said = dict(_flatten(sections)).items()
+    return {f: v for f, v in said if f not in recipe.PLACES and (f not in recipe.LATER or v != recipe.LATER[f])}
 
 
 def recipe_hash(recipe: TrainingRecipe) -> str:

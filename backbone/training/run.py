@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Container
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +65,7 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
         recipe = recipe.with_precision(old["identity"]["compute.precision"])
     check_split(recipe)
     if old:
-        _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, fields(type(recipe)))
+        _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, recipe)
     _check_writable(url, num_bytes * (recipe.run.keep + 2))
     if not old:
         _write(url, recipe, fingerprints)
@@ -133,11 +132,11 @@ def _processes(recipe: TrainingRecipe) -> str:
     return f"scaling.num_workers {scaling.num_workers}" if scaling.num_workers else f"{scaling.processes} processes"
 
 
-def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], known: Container[str]) -> None:
-    now = new["identity"]
+def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], recipe: TrainingRecipe) -> None:
+    was, now, known = recipe.LATER | old["identity"], recipe.LATER | new["identity"], fields(type(recipe))
     lines = [
         f"  {field}: the run has {before!r}, this recipe {now.get(field)!r}"
-        for field, before in old["identity"].items()
+        for field, before in was.items()
         # A field of another kind of section is told by that kind, and says nothing where the kind is the same.
         if before != now.get(field)
         and (field in now or field not in known)

@@ -120,7 +120,7 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
 
 def _regime(made_by: dict[str, Any], recipe: Finetune, base: Finetune) -> summary.Regime:
     detector, norm = recipe.detector, made_by["backbone"]["net"]["norm"]
-    own, other = identity(recipe), identity(base)
+    own, other = ({**one.LATER, **identity(one)} for one in (recipe, base))
     return summary.Regime(
         norms="none" if norm == "none" else NORMS.get(detector.norm, detector.norm),
         fixed_parts=detector.freeze_at,

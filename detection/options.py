@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from backbone.options import Strict
 
+TORCHVISION_BETA = 1 / 9
+
 
 class Rpn(Strict):
     """The region proposal network (arXiv:1506.01497). Boxes are compared in pixels of the net's input."""
@@ -33,6 +35,18 @@ class Rpn(Strict):
     post_nms_test: int = Field(1000, ge=1)
     nms: float = Field(0.7, gt=0, le=1)
 
+    channels: int = Field(0, ge=0)
+    """Of the 3x3 convolution before the predictors. 0: as many as the maps have, torchvision's."""
+
+    beta: float = Field(TORCHVISION_BETA, ge=0)
+    """Where the smooth L1 loss of boxes turns from square to line. 1/9: py-faster-rcnn's (sigma 3), torchvision's."""
+
+    min_size: float = Field(0.001, ge=0)
+    """Proposals with a shorter side below are dropped, pixels."""
+
+    inside_only: bool = False
+    """Leave anchors that cross the image's border out of training (arXiv:1506.01497, section 3.3)."""
+
 
 class Roi(Strict):
     """What is done for each region (arXiv:1504.08083)."""
@@ -55,6 +69,13 @@ class Roi(Strict):
 
     score: float = Field(0.05, ge=0, lt=1)
     """Detections below are dropped."""
+
+    beta: float = Field(TORCHVISION_BETA, ge=0)
+    """Where the smooth L1 loss of boxes turns from square to line. 1: Fast R-CNN's (eq. 3). 1/9: torchvision's."""
+
+    init: Literal["uniform", "normal"] = "uniform"
+    """First weights of the predictors. uniform: torch's of any linear layer. normal: Fast R-CNN's, deviation 0.01 of
+    classes and 0.001 of boxes, biases 0."""
 
     nms: float = Field(0.5, gt=0, le=1)
     detections: int = Field(100, ge=1)

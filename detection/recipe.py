@@ -1,6 +1,6 @@
 """The recipe of a detector: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -8,7 +8,7 @@ from backbone.compute import Compute, Scaling
 from backbone.options import Strict
 from backbone.training.recipe import Optim, TrainingRecipe
 from detection.data.options import DetectionData, ScenesData, VocData
-from detection.options import DetectorOptions
+from detection.options import TORCHVISION_BETA, DetectorOptions
 
 FEWEST_IMAGES = 8
 """That batch norm may take statistics over, from scratch and in comparisons: see arXiv:1803.08494, figure 5."""
@@ -23,6 +23,15 @@ class Finetune(TrainingRecipe):
         "eval_batch",
         *(f"data.{field}" for field in ("train", "val", "train_annotations", "val_annotations", "cache", "workers")),
     )
+
+    LATER: ClassVar[dict[str, Any]] = {
+        "detector.rpn.channels": 0,
+        "detector.rpn.beta": TORCHVISION_BETA,
+        "detector.rpn.min_size": 0.001,
+        "detector.rpn.inside_only": False,
+        "detector.roi.beta": TORCHVISION_BETA,
+        "detector.roi.init": "uniform",
+    }
 
     backbone: str
     """Backbone artifact: a folder or URL. It is verified, and gives the net, its weights and its input convention."""

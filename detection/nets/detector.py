@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
@@ -17,6 +16,8 @@ from torchvision.ops.poolers import LevelMapper
 from backbone.errors import UserError
 from backbone.nets import Backbone
 from detection.nets import policy
+from detection.nets.heads import Heads, box_predictor
+from detection.nets.proposals import ProposalHead, Proposals
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 from detection.options import DetectorOptions
 
@@ -39,9 +40,7 @@ class Features(nn.Module):
 class Detector(nn.Module):
     """A Faster R-CNN, or with `options.masks` a Mask R-CNN."""
 
-    def __init__(
-        self, options: DetectorOptions, features: Features, rpn: RegionProposalNetwork, roi_heads: RoIHeads
-    ) -> None:
+    def __init__(self, options: DetectorOptions, features: Features, rpn: Proposals, roi_heads: Heads) -> None:
         super().__init__()
         self.options = options
         self.backbone, self.rpn, self.roi_heads = features, rpn, roi_heads
@@ -80,7 +79,7 @@ class Detector(nn.Module):
 def build(options: DetectorOptions, net: Backbone, num_classes: int) -> Detector:
     """Build a detector of `num_classes` classes, background not counted, on a copy of what it needs of `net`.
 
-    Heads get torchvision's random weights, from torch's current generator, on its default device. In training mode.
+    Heads get random weights from torch's current generator, on its default device. In training mode.
 
     Raises:
         UserError: the options do not fit the net.
@@ -123,10 +122,10 @@ def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         masks["mask_roi_pool"] = _pyramid_pool(options, net, 14)
         masks["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
         masks["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes)
-    heads = RoIHeads(
+    heads = Heads(
         _pyramid_pool(options, net, size),
         TwoMLPHead(channels * size**2, options.hidden),
-        FastRCNNPredictor(options.hidden, classes),
+        box_predictor(options.hidden, classes, options.roi.init),
         **_roi_settings(options),
         **masks,
     )
@@ -152,31 +151,21 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
     stage = net.stages["C4"]
     # The mask branch is the C5 maps of the box branch, then a deconvolution and a 1x1 convolution.
     masks = {"mask_predictor": MaskRCNNPredictor(net.stages["C5"].channels, MASK_CHANNELS, classes)}
-    heads = (SharedMaskHeads if options.masks else RoIHeads)(
+    heads = (SharedMaskHeads if options.masks else Heads)(
         RegionPool(size, options.roi.pooling, stage.stride),
         RegionHead(net),
-        FastRCNNPredictor(head.features, classes),
+        box_predictor(head.features, classes, options.roi.init),
         **_roi_settings(options),
         **(masks if options.masks else {}),
     )
     return Detector(options, Features(net, None), _rpn(options, stage.channels, [options.anchor_sizes]), heads)
 
 
-def _rpn(options: DetectorOptions, channels: int, sizes: list[tuple[float, ...]]) -> RegionProposalNetwork:
+def _rpn(options: DetectorOptions, channels: int, sizes: list[tuple[float, ...]]) -> Proposals:
     """`sizes`: those of each level."""
-    rpn = options.rpn
     anchors = AnchorGenerator(tuple(sizes), (options.anchor_ratios,) * len(sizes))
-    return RegionProposalNetwork(
-        anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
-        rpn.fg_iou,
-        rpn.bg_iou,
-        rpn.batch,
-        rpn.fg_fraction,
-        {"training": rpn.pre_nms_train, "testing": rpn.pre_nms_test},
-        {"training": rpn.post_nms_train, "testing": rpn.post_nms_test},
-        rpn.nms,
-    )
+    head = ProposalHead(channels, anchors.num_anchors_per_location()[0], options.rpn.channels)
+    return Proposals(options.rpn, anchors, head)
 
 
 def _roi_settings(options: DetectorOptions) -> dict[str, Any]:
@@ -190,6 +179,7 @@ def _roi_settings(options: DetectorOptions) -> dict[str, Any]:
         "score_thresh": roi.score,
         "nms_thresh": roi.nms,
         "detections_per_img": roi.detections,
+        "beta": roi.beta,
     }
 
 

@@ -2,11 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import RoIAlign, RoIPool
 
 from backbone.nets import Backbone
 from backbone.nets.contract import run
+from detection.nets.heads import Heads
 
 
 class RegionPool(nn.Module):
@@ -41,14 +42,12 @@ class RegionHead(nn.Module):
         return run(self._net[0].region_layers().to_vector, maps)
 
 
-class SharedMaskHeads(RoIHeads):
-    """RoIHeads whose mask predictor reads the C5 maps of the box branch (arXiv:1703.06870, figure 4 left).
+class SharedMaskHeads(Heads):
+    """Heads whose mask predictor reads the C5 maps of the box branch (arXiv:1703.06870, figure 4 left).
 
     RoIHeads would pool the positive regions again and run C5 on them a second time. With norms that train this would
     count them twice in the statistics, and a batch without positive regions would make those NaN.
     """
-
-    mask_predictor: nn.Module
 
     def forward(
         self,
@@ -58,10 +57,10 @@ class SharedMaskHeads(RoIHeads):
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """See torchvision's RoIHeads; masks are [D, 1, S, S], with S twice the side of a region's C5 map."""
-        if self.training and targets is not None:
-            return [], self._losses(features, proposals, image_shapes, targets)
         # Without a mask_roi_pool of its own RoIHeads does the boxes only, and refuses training without targets.
-        found, _ = super().forward(features, proposals, image_shapes)
+        found, losses = super().forward(features, proposals, image_shapes, targets)
+        if losses:
+            return found, losses
         maps = self.box_head.to_map(self.box_roi_pool(features, [f["boxes"] for f in found], image_shapes))
         masks = maskrcnn_inference(self.mask_predictor(maps), [f["labels"] for f in found])
         return [{**f, "masks": m} for f, m in zip(found, masks, strict=True)], {}
@@ -75,14 +74,7 @@ class SharedMaskHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
         maps = self.box_head.to_map(self.box_roi_pool(features, proposals, image_shapes))
-        scores, regression = self.box_predictor(self.box_head.to_vector(maps))
-        loss_classifier, loss_box_reg = fastrcnn_loss(scores, regression, labels, deltas)
+        losses = self._box_losses(*self.box_predictor(self.box_head.to_vector(maps)), labels, deltas)
         positive = [row > 0 for row in labels]
-        loss_mask = maskrcnn_loss(
-            self.mask_predictor(maps[torch.cat(positive)]),
-            [p[keep] for p, keep in zip(proposals, positive, strict=True)],
-            [t["masks"] for t in targets],
-            [t["labels"] for t in targets],
-            [m[keep] for m, keep in zip(matched, positive, strict=True)],
-        )
-        return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
+        boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
+        return losses | {"loss_mask": self._mask_loss(maps[torch.cat(positive)], boxes, matched, positive, targets)}

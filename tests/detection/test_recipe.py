@@ -8,6 +8,7 @@ import pytest
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.training.recipe import identity, recipe_hash
+from backbone.training.run import open_run
 from detection.recipe import DetectorEvaluation, Finetune
 from tests.conftest import ROOT
 from tests.detection.conftest import Make
@@ -60,6 +61,32 @@ def test_places_are_no_part_of_a_runs_identity(small: Make) -> None:
     hashes = {recipe_hash(small({field: value})) for field, value in learns.items()}
     assert len(hashes | {recipe_hash(small())}) == 1 + len(learns)
     assert not {"backbone", "data.workers", "eval_batch"} & identity(small()).keys()
+
+
+def test_fields_that_came_later_leave_the_identity_of_older_runs_alone(small: Make) -> None:
+    """At what was done before; anything else is another run, and says so."""
+    assert not Finetune.LATER.keys() & identity(small()).keys()
+    tree = small().model_dump(mode="json")
+    for field, before in Finetune.LATER.items():
+        section, _, name = field.rpartition(".")
+        place = tree
+        for part in section.split("."):
+            place = place[part]
+        assert place[name] == before, field
+        other = "normal" if before == "uniform" else not before if before is False else 7
+        assert identity(small({field: other}))[field] == other
+        assert recipe_hash(small({field: other})) != recipe_hash(small())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_field_that_came_later_tells_runs_apart_all_the_same(before: bool, small: Make) -> None:
+    recipes = [small(), small({"detector.roi.beta": 1.0})]
+    one, other = recipes if before else reversed(recipes)
+    open_run(one, {}, 1)
+    open_run(one, {}, 1)
+    was, now = (r"0.111\d+", "1.0") if before else ("1.0", r"0.111\d+")
+    with pytest.raises(UserError, match=f"detector.roi.beta: the run has {was}, this recipe {now}"):
+        open_run(other, {}, 1)
 
 
 def test_titles(small: Make) -> None:

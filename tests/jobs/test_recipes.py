@@ -243,14 +243,20 @@ def test_the_papers_detectors_are_trained_as_in_appendix_a(name: str):
     assert (options.rpn.post_nms_test, options.rpn.nms) == (300, 0.7)  # "300 proposals"
     assert (options.rpn.batch, options.rpn.fg_fraction, options.rpn.fg_iou, options.rpn.bg_iou) == (256, 0.5, 0.7, 0.3)
     assert (options.rpn.pre_nms_train, options.rpn.pre_nms_test, options.rpn.post_nms_train) == (12_000, 6_000, 2_000)
-    assert (options.roi.batch, options.roi.fg_fraction, options.roi.fg_iou) == (128, 0.25, 0.5)
+    rpn, roi = options.rpn, options.roi
+    assert (rpn.channels, rpn.beta, rpn.min_size, rpn.inside_only) == (512, 1 / 9, 16, True)
+    unit = found.optim.micro_batch or first_micro_batch(found)
+    if name == "coco":  # as many regions a GPU as in Fast R-CNN, whose 2 images it has
+        assert unit == 2
+    assert (2 * roi.batch, roi.fg_fraction, roi.fg_iou) == (128, 0.25, 0.5)
+    assert (roi.beta, roi.init) == (1, "normal")
     assert (options.roi.pooling, options.roi.nms, options.roi.score) == ("max", 0.3, 0.05)
     assert options.anchor_sizes == ((64, 128, 256, 512) if name == "coco" else (128, 256, 512))
     assert options.anchor_ratios == (0.5, 1, 2)
     assert (found.data.source, found.data.shorter_side, found.data.longer_side) == (name, (600,), 1000)
     augment = found.data.augment
     assert (augment.flip, augment.crop, augment.colour) == (0.5, 0, 0)
-    assert (optim.momentum, optim.weight_decay, optim.peak_lr) == (0.9, 5e-4, 0.001)
+    assert (optim.momentum, optim.weight_decay, optim.decay, optim.peak_lr) == (0.9, 5e-4, "all", 0.001)
     assert (optim.batch, optim.ema, optim.clip) == (16 if name == "coco" else 2, 0, 0)
     assert (steps.kind, steps.unit, steps.gamma, steps.warmup) == ("steps", "iterations", 0.1, 0)
     if name == "coco":  # "240k iterations with a learning rate of 0.001 and then 80k iterations with 0.0001"

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from results import parser, spread, write
 
 from detection.data.contract import Categories
-from detection.scoring import STATS, matches, score_coco, score_voc
+from detection.scoring import STATS, all_matches, score_coco, score_voc
 
 HEIGHT, WIDTH = 480, 640  # of every image, pixels
 OBJECTS = 7.4  # an image, on average; COCO's 36,781 objects on 5,000 images
@@ -81,7 +81,7 @@ def main() -> None:
         "pycocotools": stock,
         "score_coco": lambda truth, results: score_coco(truth, results, categories),
         "score_voc": lambda truth, results: score_voc(truth, results, categories),
-        "matches": lambda truth, results: matches(truth, results, categories),
+        "matches": lambda truth, results: all_matches(truth, results, categories),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     numbers: dict[str, np.ndarray] = {}

@@ -14,7 +14,8 @@ from results import parser, write
 from scipy.special import stdtrit
 
 from detection.report import intervals
-from detection.report.bootstrap import Matches, paired_draws
+from detection.report.bootstrap import paired_draws
+from detection.report.stored import Matches
 
 NUM_IMAGES = 100
 OBJECTS = 1.5  # an image, on average
@@ -92,7 +93,6 @@ class Scene:
             score=score,
             tp=iou[:, None] >= np.arange(50, 100, 5) / 100,
             ignored=np.zeros((len(iou), 10), bool),
-            iou=iou,
             gt_image=self.place,
             gt_label=np.ones(len(self.place), int),
             image_ids=np.arange(NUM_IMAGES),

@@ -24,6 +24,14 @@ class Table(NamedTuple):
     label: np.ndarray  # int64 [D]
     box: np.ndarray  # float64 [D, 4], x y w h
     score: np.ndarray  # float64 [D]
+    gt_mask: list[Any] | None = None  # G compressed RLEs; None: boxes are what overlaps
+    mask: list[Any] | None = None  # D likewise
+
+    def select(self, rows: np.ndarray) -> "Table":
+        """With these detections (int [...]), in this order."""
+        mask = None if self.mask is None else [self.mask[i] for i in rows.tolist()]
+        columns = (self.image[rows], self.label[rows], self.box[rows], self.score[rows])
+        return self._replace(**dict(zip(("image", "label", "box", "score"), columns, strict=True)), mask=mask)
 
 
 def mended(ground_truth: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +103,10 @@ def check(
             )
 
 
-def as_table(ground_truth: dict[str, Any], results: list[dict[str, Any]], categories: Categories) -> Table:
-    """Arrays of what `mended` and `check` have passed."""
+def as_table(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], categories: Categories, masks: bool = False
+) -> Table:
+    """Arrays of what `mended` and `check` have passed; with `masks` they are what overlaps."""
     image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], dtype=np.int64))
     label_of = {category: label for label, category in enumerate(categories.ids, start=1)}
     truth = sorted(ground_truth["annotations"], key=lambda row: row["image_id"])
@@ -117,21 +127,39 @@ def as_table(ground_truth: dict[str, Any], results: list[dict[str, Any]], catego
         crowd | np.array([bool(row.get("difficult")) for row in truth], dtype=bool),
         *columns(found),
         np.array([row["score"] for row in found], dtype=np.float64),
+        _encoded(truth, ground_truth["images"]) if masks else None,
+        _encoded(found, ground_truth["images"]) if masks else None,
     )
 
 
-def overlaps(table: Table, crowds: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """For each image with both: rows of detections, rows of ground truth, and their IoU, float64; -1 between classes.
+def _encoded(rows: list[dict[str, Any]], images: list[dict[str, Any]]) -> list[Any]:
+    """Each segmentation, polygons or runs, as compressed RLE, as pycocotools' `annToRLE`."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    found = []
+    for row in rows:
+        mask = row["segmentation"]
+        if isinstance(mask, list):
+            mask = rle.merge(rle.frPyObjects(mask, *sizes[row["image_id"]]))
+        elif isinstance(mask["counts"], list):
+            mask = rle.frPyObjects(mask, *sizes[row["image_id"]])
+        found.append(mask)
+    return found
 
-    pycocotools' own IoU, to its last bit; where `crowds` (bool [G]) says so, over the detection's area alone.
+
+def overlaps(table: Table, crowds: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """For each image with both: rows of detections, rows of ground truth, and their IoU, float64, of any classes.
+
+    pycocotools' own IoU, to its last bit, of masks where the table has them; where `crowds` (bool [G]) says so, over
+    the detection's area alone.
     """
     every = np.arange(len(table.image_ids) + 1)
     d, g = np.searchsorted(table.image, every).tolist(), np.searchsorted(table.gt_image, every).tolist()
     for i in range(len(table.image_ids)):
         rows, truth = slice(d[i], d[i + 1]), slice(g[i], g[i + 1])
         if d[i] < d[i + 1] and g[i] < g[i + 1]:
-            iou = np.asarray(rle.iou(table.box[rows], table.gt_box[truth], crowds[truth].astype(int).tolist()))
-            yield rows, truth, np.where(table.label[rows, None] == table.gt_label[None, truth], iou, -1.0)
+            by_box = table.mask is None or table.gt_mask is None
+            pair = (table.box[rows], table.gt_box[truth]) if by_box else (table.mask[rows], table.gt_mask[truth])
+            yield rows, truth, np.asarray(rle.iou(*pair, crowds[truth].astype(int).tolist()))
 
 
 def _few(ids: set[int]) -> str:

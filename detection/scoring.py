@@ -22,7 +22,7 @@ from backbone.training.world import World
 from detection.coco_format import check, mended
 from detection.data.contract import Categories, DetectionSource
 from detection.detections import Detections, gather, to_coco
-from detection.matches import matches
+from detection.matches import all_matches
 from detection.voc_ap import score_voc
 
 # In the order of pycocotools' `stats`.
@@ -35,7 +35,7 @@ class Scored(NamedTuple):
     ground_truth: dict[str, Any]  # a COCO instances dict
     detections: list[dict[str, Any]]  # COCO results
     metrics: dict[str, Any]  # see `score`
-    matches: dict[str, np.ndarray]  # see `detection.matches.matches`
+    matches: dict[str, np.ndarray]  # see `detection.matches.all_matches`
 
 
 def gather_and_score(
@@ -68,7 +68,7 @@ def gather_and_score(
         masks = everything.masks is not None and source.has_masks
         metrics = score(truth, results, source.categories, masks, fast)
         metrics["notes"] += [f"unreadable, judged as an image without detections: {name}" for name in unread]
-        scored = Scored(truth, results, metrics, matches(truth, results, source.categories))
+        scored = Scored(truth, results, metrics, all_matches(truth, results, source.categories, masks))
     return scored._replace(metrics=world.gather(scored.metrics)[0])
 
 

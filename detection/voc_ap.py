@@ -14,6 +14,41 @@ def score_voc(ground_truth: dict[str, Any], results: list[dict[str, Any]], categ
     """`{"mAP", "mAP07", "per_class": {name: {"AP", "AP07"}}}`, fractions: area under the curve (VOC10 and later), and
     the mean of 11 points (VOC07). A class without objects that count has None and is left out of the means.
 
+    The rules are those of `voc_matches`.
+
+    Raises:
+        UserError: see `detection.coco_format.check`.
+    """
+    found = voc_matches(ground_truth, results, categories)
+    order = np.argsort(-found["score"], kind="stable")
+    per_class: dict[str, dict[str, float | None]] = {}
+    for label, name in enumerate(categories.names, start=1):
+        positives = int(np.count_nonzero(found["gt_label"] == label))
+        if not positives:
+            per_class[name] = {"AP": None, "AP07": None}
+            continue
+        rows = order[found["label"][order] == label]
+        right, neither = found["tp"][rows, 0], found["ignored"][rows, 0]
+        tp, fp = np.cumsum(right), np.cumsum(~right & ~neither)
+        per_class[name] = {"AP": area_ap(tp, fp, positives), "AP07": eleven_point_ap(tp, fp, positives)}
+    return {
+        "mAP": _mean([scores["AP"] for scores in per_class.values()]),
+        "mAP07": _mean([scores["AP07"] for scores in per_class.values()]),
+        "per_class": per_class,
+    }
+
+
+def voc_matches(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], categories: Categories
+) -> dict[str, np.ndarray]:
+    """Matching by the devkit's rules, as flat arrays of D detections, sorted by image, and G objects not difficult.
+
+        image int32 [D]    index into image_ids          gt_image int32 [G]
+        label int16 [D]    1..K                          gt_label int16 [G]
+        score float64 [D]                                image_ids int64 [N]  ascending
+        tp bool [D, 1]     at IoU .50
+        ignored bool [D, 1] on a difficult object: neither right nor wrong
+
     The devkit's rules: in order of score, a detection belongs to the object of its class it overlaps most, is right if
     that is IoU 0.5 or more and the first time, wrong otherwise, and neither if the object is difficult (`difficult` 1
     or `iscrowd` 1). All detections count, however many an image has.
@@ -28,27 +63,24 @@ def score_voc(ground_truth: dict[str, Any], results: list[dict[str, Any]], categ
     table = as_table(mended(ground_truth), results, categories)
     best, target = np.zeros(len(table.score)), np.zeros(len(table.score), np.int64)
     for rows, truth, iou in overlaps(table, np.zeros(len(table.gt_label), bool)):
-        best[rows] = iou.max(1)
-        target[rows] = truth.start + iou.argmax(1)  # of equals the first, as the devkit's `ov > ovmax`
+        own = np.where(table.label[rows, None] == table.gt_label[None, truth], iou, -1.0)
+        best[rows] = own.max(1)
+        target[rows] = truth.start + own.argmax(1)  # of equals the first, as the devkit's `ov > ovmax`
     order = np.argsort(-table.score, kind="stable")
-    per_class: dict[str, dict[str, float | None]] = {}
-    for label, name in enumerate(categories.names, start=1):
-        positives = int(np.count_nonzero((table.gt_label == label) & ~table.gt_difficult))
-        if not positives:
-            per_class[name] = {"AP": None, "AP07": None}
-            continue
-        rows = order[table.label[order] == label]
-        hits = np.flatnonzero(best[rows] >= MIN_OVERLAP)
-        right, neither = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-        neither[hits] = table.gt_difficult[target[rows[hits]]]
-        right[hits[np.unique(target[rows[hits]], return_index=True)[1]]] = True
-        right &= ~neither
-        tp, fp = np.cumsum(right), np.cumsum(~right & ~neither)
-        per_class[name] = {"AP": area_ap(tp, fp, positives), "AP07": eleven_point_ap(tp, fp, positives)}
+    hits = order[best[order] >= MIN_OVERLAP]
+    right, neither = np.zeros(len(best), bool), np.zeros(len(best), bool)
+    neither[hits] = table.gt_difficult[target[hits]]
+    right[hits[np.unique(target[hits], return_index=True)[1]]] = True
+    counted = ~table.gt_difficult
     return {
-        "mAP": _mean([scores["AP"] for scores in per_class.values()]),
-        "mAP07": _mean([scores["AP07"] for scores in per_class.values()]),
-        "per_class": per_class,
+        "image": table.image.astype(np.int32),
+        "label": table.label.astype(np.int16),
+        "score": table.score,
+        "tp": (right & ~neither)[:, None],
+        "ignored": neither[:, None],
+        "gt_image": table.gt_image[counted].astype(np.int32),
+        "gt_label": table.gt_label[counted].astype(np.int16),
+        "image_ids": table.image_ids,
     }
 
 

@@ -1,13 +1,12 @@
-"""COCO average precision over resampled images, many resamples at once."""
+"""Average precision, COCO's and VOC's, over resampled images, many resamples at once."""
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from backbone.errors import UserError
-from backbone.storage import filesystem
+from detection.report.stored import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # pycocotools' recThrs
 IOUS = np.arange(50, 100, 5) / 100
@@ -15,42 +14,8 @@ METRICS = ("AP", "AP50", "AP75")
 AT50, AT75 = 0, 5
 BLOCK = 4_000_000  # numbers held at once for a class, 32 MB an array
 
-
-@dataclass(frozen=True)
-class Matches:
-    """Which detections of an evaluation hit: D detections and G objects of N images, as pycocotools matched them.
-
-    Area all, at most 100 detections an image and class. `image` and `gt_image` index `image_ids`; labels are 1..K.
-    """
-
-    image: np.ndarray  # int [D]
-    label: np.ndarray  # int [D]
-    score: np.ndarray  # float [D]
-    tp: np.ndarray  # bool [D, 10], IoU .50:.05:.95
-    ignored: np.ndarray  # bool [D, 10], matched to a crowd
-    iou: np.ndarray  # float [D], best IoU with an object of the class
-    gt_image: np.ndarray  # int [G], crowds left out
-    gt_label: np.ndarray  # int [G]
-    image_ids: np.ndarray  # int64 [N]
-
-    @classmethod
-    def load(cls, url: str) -> "Matches":
-        """Read a `matches.npz`, local or remote.
-
-        Raises:
-            UserError: it is missing, damaged, or lacks an array.
-        """
-        fs, path = filesystem(url)
-        try:
-            with fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{url}: cannot read the matches ({error}); evaluate the detector again") from error
-
-    @property
-    def num_classes(self) -> int:
-        """K: the highest label seen."""
-        return int(max(self.label.max(initial=0), self.gt_label.max(initial=0)))
+Area = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""From a class's envelope and objects found so far, both [hits, B], and its objects, [B], to its AP, [B]."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +40,8 @@ def average_precision(matches: Matches, weights: np.ndarray | None = None) -> Pr
     """
     if weights is None:
         weights = np.ones(len(matches.image_ids))
-    per_class = _per_class(matches, np.asarray(weights, float)[:, None])
-    AP, AP50, AP75 = _metrics(per_class)[:, 0]
+    per_class = class_ap(matches, np.asarray(weights, float)[:, None])
+    AP, AP50, AP75 = _summarised(per_class)[:, 0]
     return Precision(float(AP), float(AP50), float(AP75), per_class[..., 0])
 
 
@@ -97,21 +62,45 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
     objects = np.bincount(matches.gt_label, minlength=matches.num_classes + 1)
     for label, rows in _by_class(matches):
         if objects[label]:
-            envelope, steps = _envelope(matches, rows, int(at[0]), weights, objects[label : label + 1])
-            line = np.repeat(envelope[:, 0], steps[:, 0])
+            envelope, found = _envelopes(matches, rows, int(at[0]), weights)
+            answered = _answered(found, objects[label : label + 1])
+            line = np.repeat(envelope[:, 0], np.diff(answered, axis=0, prepend=0)[:, 0])
             precision[label - 1] = np.pad(line, (0, len(RECALLS) - len(line)))
     return RECALLS, precision
 
 
-def paired_draws(rows: Mapping[str, Sequence[Matches]], resamples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+def coco(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """AP, AP50 and AP75, float64 [3, B], with each image counted `weights` [N, B] times; NaN without ground truth."""
+    return _summarised(class_ap(matches, weights))
+
+
+def voc_area(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """VOC's mAP since 2010, the area under the envelope, float64 [1, B]; otherwise as `coco`."""
+    return _mean(class_ap(matches, weights, _whole_area)[:, 0])[None]
+
+
+def voc_eleven(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """VOC's mAP of 2007, at 11 points of recall, float64 [1, B]; otherwise as `coco`."""
+    return _mean(class_ap(matches, weights, _eleven_points)[:, 0])[None]
+
+
+def paired_draws(
+    rows: Mapping[str, Sequence[Matches]],
+    resamples: int = 1000,
+    seed: int = 0,
+    of: Callable[[Matches, np.ndarray], np.ndarray] = coco,
+) -> dict[str, np.ndarray]:
     """AP of every training of every row on all images, and on resamples of them. A `Matches` for each training.
 
     Images are drawn with replacement, as many as there are, and every training is judged on the same draw, so that hard
     images weigh on both sides of a difference.
 
+    Args:
+        of: what is measured, float64 [metrics, B] of image weights [N, B].
+
     Returns:
-        By row float64 [metric, training, 1 + resamples], metrics as in METRICS, column 0 all images; NaN in resamples
-        without ground truth.
+        By row float64 [metric, training, 1 + resamples], by default metrics as in METRICS, column 0 all images; NaN in
+        resamples without ground truth.
 
     Raises:
         UserError: a row has no training, or rows were not judged on the same images and objects.
@@ -120,9 +109,7 @@ def paired_draws(rows: Mapping[str, Sequence[Matches]], resamples: int = 1000, s
     counts = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples).T
     weights = np.concatenate([np.ones((len(ids), 1)), counts], axis=1)
     return {
-        label: np.stack(
-            [_metrics(_per_class(m, weights[np.searchsorted(ids, m.image_ids)])) for m in trainings], axis=1
-        )
+        label: np.stack([of(m, weights[np.searchsorted(ids, m.image_ids)]) for m in trainings], axis=1)
         for label, trainings in rows.items()
     }
 
@@ -146,12 +133,16 @@ def _same_images(rows: Mapping[str, Sequence[Matches]]) -> np.ndarray:
     return reference[0]
 
 
-def _metrics(per_class: np.ndarray) -> np.ndarray:
-    """[K, 10, B] -> AP, AP50, AP75 [3, B]: means over classes that have ground truth."""
-    at = np.stack([per_class.mean(1), per_class[:, AT50], per_class[:, AT75]])
-    present = ~np.isnan(at)
+def _summarised(per_class: np.ndarray) -> np.ndarray:
+    """[K, 10, B] -> AP, AP50, AP75 [3, B]."""
+    return np.stack([_mean(per_class.mean(1)), _mean(per_class[:, AT50]), _mean(per_class[:, AT75])])
+
+
+def _mean(per_class: np.ndarray) -> np.ndarray:
+    """[K, B] -> [B]: over classes that have ground truth."""
+    present = ~np.isnan(per_class)
     with np.errstate(invalid="ignore"):
-        return np.where(present, at, 0).sum(1) / present.sum(1)
+        return np.where(present, per_class, 0).sum(0) / present.sum(0)
 
 
 def _by_class(matches: Matches) -> list[tuple[int, np.ndarray]]:
@@ -163,9 +154,28 @@ def _by_class(matches: Matches) -> list[tuple[int, np.ndarray]]:
     return [(int(k), order[a:b]) for k, a, b in zip(labels, starts, ends, strict=True)]
 
 
-def _per_class(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """AP of each class at each IoU under each column of image weights: [N, B] -> [K, 10, B], NaN without objects."""
-    per_class = np.full((matches.num_classes, len(IOUS), weights.shape[1]), np.nan)
+def _answered(found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """How many of COCO's 101 points of recall are reached: [H, B] of objects found, of `objects` [B]."""
+    return np.searchsorted(RECALLS, found / np.maximum(objects, np.spacing(1)), side="right")
+
+
+def _at_points(envelope: np.ndarray, found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    return (envelope * np.diff(_answered(found, objects), axis=0, prepend=0)).sum(0) / len(RECALLS)
+
+
+def _whole_area(envelope: np.ndarray, found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    return (envelope * np.diff(found, axis=0, prepend=0)).sum(0) / np.maximum(objects, 1)
+
+
+def _eleven_points(envelope: np.ndarray, found: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """In whole numbers, as `detection.voc_ap.eleven_point_ap`."""
+    answered = 10 * found // np.maximum(objects, 1) + 1
+    return (envelope * np.diff(answered, axis=0, prepend=0)).sum(0) / 11
+
+
+def class_ap(matches: Matches, weights: np.ndarray, area: Area = _at_points) -> np.ndarray:
+    """AP of each class at each IoU under each column of image weights: [N, B] -> [K, T, B], NaN without objects."""
+    per_class = np.full((matches.num_classes, matches.tp.shape[1], weights.shape[1]), np.nan)
     for label, rows in _by_class(matches):
         images = matches.gt_image[matches.gt_label == label]
         if not len(images):
@@ -175,24 +185,18 @@ def _per_class(matches: Matches, weights: np.ndarray) -> np.ndarray:
             block = weights[:, start : start + width]
             objects = block[images].sum(0)
             total = np.cumsum(block[matches.image[rows]], axis=0)
-            for t in range(len(IOUS)):
-                envelope, steps = _envelope(matches, rows, t, block, objects, total)
-                ap = (envelope * steps).sum(0) / len(RECALLS)
+            for t in range(matches.tp.shape[1]):
+                ap = area(*_envelopes(matches, rows, t, block, total), objects)
                 per_class[label - 1, t, start : start + width] = np.where(objects > 0, ap, np.nan)
     return per_class
 
 
-def _envelope(
-    matches: Matches,
-    rows: np.ndarray,
-    t: int,
-    weights: np.ndarray,
-    objects: np.ndarray,
-    total: np.ndarray | None = None,
+def _envelopes(
+    matches: Matches, rows: np.ndarray, t: int, weights: np.ndarray, total: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A class's precision made monotone, at each of its H hits, and how many recall thresholds each hit answers.
+    """A class's precision made monotone, at each of its H hits, and how many objects are found by then, both [H, B].
 
-    Only hits matter: between them precision falls and recall stands. Both are [H, B].
+    Only hits matter: between them precision falls and recall stands.
     """
     if total is None:
         total = np.cumsum(weights[matches.image[rows]], axis=0)
@@ -207,6 +211,4 @@ def _envelope(
         seen = seen - np.where(before[:, None] > 0, passed[before - 1], 0)
     # pycocotools adds the same spacing(1) to the divisor
     precision = found / (seen + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    answered = np.searchsorted(RECALLS, found / np.maximum(objects, np.spacing(1)), side="right")
-    return envelope, np.diff(answered, axis=0, prepend=0)
+    return np.maximum.accumulate(precision[::-1], axis=0)[::-1], found

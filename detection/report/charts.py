@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from detection.report.wording import interval, percent, quantity, signed
+from detection.report.wording import interval, percent, quantity, signed, title
 
 SERIES = 8  # colours in the style sheet
 WIDTH, HALF = 640, 470
@@ -17,17 +17,18 @@ WHISKERS = (
 )
 
 
-def gains(summary: dict[str, Any]) -> str:
-    """Gain in AP over the baseline with its interval, a dot and whisker a row."""
+def gains(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    """Gain in a part's main number over the baseline with its interval, a dot and whisker a row."""
     rows = [row for row in summary["rows"] if row["gain"]]
-    spans = [row["gain"]["AP"]["absolute"] for row in rows]
+    main, said = part["main"], title(part["main"])
+    spans = [row["gain"][main]["absolute"] for row in rows]
     values = [0.0, *(100 * s["value"] for s in spans if s["value"] is not None)]
     values += [100 * end for s in spans for of in ("joint", "images", "trainings") for end in (s[of] or {}).values()]
     left, right, top = _margin(rows), WIDTH - 190, 14
     bottom = top + ROW * len(rows)
     ticks = _ticks(min(values), max(values))
     x = _scale(ticks, left, right)
-    parts = [_grid_x(ticks, x, top, bottom, "points of AP over the baseline", sign=True)]
+    parts = [_grid_x(ticks, x, top, bottom, f"points of {said} over the baseline", sign=True)]
     parts.append(_line(x(0), top, x(0), bottom, "zero"))
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
         y = top + ROW * (i + 0.5)
@@ -43,17 +44,18 @@ def gains(summary: dict[str, Any]) -> str:
             parts.append(f'<circle class="dot {name}" cx="{x(100 * span["value"]):.1f}" cy="{y:.1f}" r="5.5"/>')
         parts.append(_text(right + 14, y, interval(span, signed), "start", "value"))
     told = "; ".join(f"{r['label']} {interval(s, signed)}" for r, s in zip(rows, spans, strict=True))
-    return _svg(bottom + 42, f"Gain in AP over {summary['baseline']}", told, parts)
+    return _svg(bottom + 42, f"Gain in {said} over {summary['baseline']}", told, parts)
 
 
-def classes(summary: dict[str, Any]) -> str:
+def classes(summary: dict[str, Any], part: dict[str, Any]) -> str:
     """AP of each class: a dot a row of the report, joined by a line, classes the baseline does best on top."""
-    base = next(row for row in summary["rows"] if row["label"] == summary["baseline"])
-    names = [n for n in summary["classes"] if base["per_class"][n]["AP"] is not None]
-    names.sort(key=lambda n: -base["per_class"][n]["AP"])
+    own = {row["label"]: row[part["name"]]["per_class"] for row in summary["rows"]}
+    base = own[summary["baseline"]]
+    names = [n for n in summary["classes"] if base[n]["AP"] is not None]
+    names.sort(key=lambda n: -base[n]["AP"])
     left, right, top = _margin([{"label": n} for n in names]), WIDTH - 24, 8
     bottom = top + 26 * len(names)
-    got = {n: [row["per_class"][n]["AP"] for row in summary["rows"]] for n in names}
+    got = {n: [classes[n]["AP"] for classes in own.values()] for n in names}
     ticks = _ticks(0, 100 * max((v for vs in got.values() for v in vs if v is not None), default=1))
     x = _scale(ticks, left, right)
     parts = [_grid_x(ticks, x, top, bottom, "AP")]
@@ -62,48 +64,50 @@ def classes(summary: dict[str, Any]) -> str:
         present = [100 * v for v in got[name] if v is not None]
         parts.append(_text(left - 12, y, _short(name, left), "end"))
         parts.append(_line(x(min(present)), y, x(max(present)), y, "join"))
-        for row in sorted(summary["rows"], key=lambda r: r is not base):
-            value = row["per_class"][name]["AP"]
+        for label in sorted(own, key=lambda label: label != summary["baseline"]):
+            value = own[label][name]["AP"]
             if value is not None:
-                title = f"<title>{escape(row['label'])}: {percent(value)}</title>"
+                tip = f"<title>{escape(label)}: {percent(value)}</title>"
                 spot = f'cx="{x(100 * value):.1f}" cy="{y:.1f}" r="5"'
-                parts.append(f'<circle class="dot {_series(summary, row["label"])}" {spot}>{title}</circle>')
+                parts.append(f'<circle class="dot {_series(summary, label)}" {spot}>{tip}</circle>')
     told = "; ".join(f"{n}: " + ", ".join(percent(v) for v in got[n]) for n in names)
     order = ", ".join(row["label"] for row in summary["rows"])
     return _svg(bottom + 42, "AP by class", f"In the order {order}. {told}", parts)
 
 
-def curves(summary: dict[str, Any]) -> str:
+def curves(summary: dict[str, Any], part: dict[str, Any]) -> str:
     """Precision over recall at IoU .5, mean over classes and seeds."""
     left, right, top, bottom = 52, HALF - 16, 12, 300
     ticks = [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     x, y = _scale(ticks, left, right), _scale(ticks, bottom, top)
     parts = [_grid_x(ticks, x, top, bottom, "recall, %"), _grid_y(ticks, y, left, right, "precision, %")]
     for row in summary["rows"]:
-        points = zip(summary["recall"], row["curve"], strict=True)
+        points = zip(summary["recall"], row[part["name"]]["curve"], strict=True)
         line = " ".join(f"{x(100 * r):.1f},{y(100 * p):.1f}" for r, p in points if p is not None)
         parts.append(f'<polyline class="curve {_series(summary, row["label"])}" points="{line}"/>')
-    told = "; ".join(f"{row['label']}: AP50 {percent(row['AP50']['value'])}" for row in summary["rows"])
+    main = part["main"]
+    told = "; ".join(f"{row['label']}: {title(main)} {percent(row[main]['value'])}" for row in summary["rows"])
     return _svg(bottom + 42, "Precision over recall at IoU 0.5", told, parts, HALF)
 
 
-def cost(summary: dict[str, Any]) -> str:
-    """AP with its interval against the backbone's multiply-adds."""
-    rows = [row for row in summary["rows"] if row["AP"]["value"] is not None]
+def cost(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    """A part's main number with its interval against the backbone's multiply-adds."""
+    main, said = part["main"], title(part["main"])
+    rows = [row for row in summary["rows"] if row[main]["value"] is not None]
     left, right, top, bottom = 52, HALF - 24, 12, 300
     tx = _ticks(0, 1.1 * max((row["macs"] / 1e9 for row in rows), default=1))
-    ends = [100 * row["AP"]["value"] for row in rows]
-    ends += [100 * end for row in rows for of in ("joint", "images") for end in (row["AP"][of] or {}).values()]
+    ends = [100 * row[main]["value"] for row in rows]
+    ends += [100 * end for row in rows for of in ("joint", "images") for end in (row[main][of] or {}).values()]
     ty = _ticks(0, max(ends, default=1))
     x, y = _scale(tx, left, right), _scale(ty, bottom, top)
-    parts = [_grid_x(tx, x, top, bottom, "multiply-adds of the backbone, billions"), _grid_y(ty, y, left, right, "AP")]
-    spots = {row["label"]: (x(row["macs"] / 1e9), y(100 * row["AP"]["value"])) for row in rows}
+    parts = [_grid_x(tx, x, top, bottom, "multiply-adds of the backbone, billions"), _grid_y(ty, y, left, right, said)]
+    spots = {row["label"]: (x(row["macs"] / 1e9), y(100 * row[main]["value"])) for row in rows}
     labels: list[str] = []  # over all the dots
     taken: list[tuple[float, float, float]] = []
-    for row in sorted(rows, key=lambda r: -r["AP"]["value"]):
+    for row in sorted(rows, key=lambda r: -r[main]["value"]):
         name, (px, py) = _series(summary, row["label"]), spots[row["label"]]
-        if row["AP"]["joint"] or row["AP"]["images"]:
-            span, kind = _shown(row["AP"], name)
+        if row[main]["joint"] or row[main]["images"]:
+            span, kind = _shown(row[main], name)
             parts.append(_line(px, y(100 * span["low"]), px, y(100 * span["high"]), kind))
         parts.append(f'<circle class="dot {name}" cx="{px:.1f}" cy="{py:.1f}" r="5.5"/>')
         long = 16 + LETTER * len(row["label"])
@@ -117,8 +121,8 @@ def cost(summary: dict[str, Any]) -> str:
         side = (px - 12, "end") if leftward else (px + 12, "start")
         labels.append(_text(side[0], place, _short(row["label"], right - left), side[1]))
     parts += labels
-    told = "; ".join(f"{row['label']}: {quantity(row['macs'])}, AP {interval(row['AP'])}" for row in rows)
-    return _svg(bottom + 42, "AP against cost", told, parts, HALF)
+    told = "; ".join(f"{row['label']}: {quantity(row['macs'])}, {said} {interval(row[main])}" for row in rows)
+    return _svg(bottom + 42, f"{said} against cost", told, parts, HALF)
 
 
 def legend(summary: dict[str, Any]) -> str:

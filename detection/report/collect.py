@@ -10,12 +10,13 @@ from backbone.storage import filesystem, join
 from backbone.training.recipe import identity
 from backbone.training.run import run_url
 from backbone.training.state import training_seconds
-from detection.data.options import ScenesData
+from detection.data.options import DetectionData, ScenesData, VocData
 from detection.data.sources import open_val
 from detection.gains import Gains, Plan
 from detection.recipe import Finetune
 from detection.report import summary
 from detection.report.markdown import to_markdown
+from detection.report.measures import Main
 
 OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
 """Fields of the fine-tuning recipe that differ between the rows."""
@@ -81,6 +82,7 @@ def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, st
                 **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
             },
             command=command,
+            main=main_measure(first.data),
             half_width=gains.half_width / 100,
             missing=tuple(missing),
         ),
@@ -116,6 +118,15 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
         trainings=trainings,
         regime=_regime(made_by[0], next(iter(runs.values())), next(iter(todo.tuned(gains.baseline).values()))),
     )
+
+
+def main_measure(data: DetectionData) -> Main:
+    """What validation data are judged by: VOC's layout by VOC's mAP, at 11 points where its folders are called VOC2007
+    as the devkit's is, and all else by COCO's AP."""
+    if not isinstance(data, VocData):
+        return "AP"
+    folders = [part.strip().rpartition(":")[0].rstrip("/") for part in data.val.split(",")]
+    return "mAP07" if all(folder.rpartition("/")[2] == "VOC2007" for folder in folders) else "mAP"
 
 
 def _regime(made_by: dict[str, Any], recipe: Finetune, base: Finetune) -> summary.Regime:

@@ -8,8 +8,10 @@ import numpy as np
 
 from backbone.errors import UserError
 from detection.report import intervals
-from detection.report.bootstrap import METRICS, Matches, paired_draws
+from detection.report.bootstrap import paired_draws
 from detection.report.intervals import Interval, Noise
+from detection.report.measures import BOXES, Measure
+from detection.report.stored import Kind, Matches
 
 Verdict = Literal["more", "less", "no difference"]
 DIFFERENCE = (1, -1)
@@ -19,7 +21,7 @@ DIFFERENCE = (1, -1)
 class Scored:
     """One training of a row: what hit what, and the seed its backbone was pretrained with here, if it was."""
 
-    matches: Matches
+    matches: Mapping[Kind, Matches]
     pretraining: int | None
 
 
@@ -87,7 +89,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """By metric (AP, AP50, AP75). `gain` is empty for the baseline, `spread` where there is one training."""
+    """By metric, the names of the measures. `gain` is empty for the baseline, `spread` where there is one training."""
 
     mean: dict[str, Estimate]
     gain: dict[str, Gain]
@@ -102,10 +104,12 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
     half_width: float = 0.01,
+    measures: Sequence[Measure] = (BOXES,),
 ) -> dict[str, RowStatistics]:
     """The statistics of each row. A row's AP is the mean over its pretrainings of the mean over their fine-tunings.
 
     Args:
+        resamples: of the images, the same for every row, training and measure.
         half_width: of a gain's interval, a fraction; `Gain.needed` says what it takes.
 
     Raises:
@@ -113,23 +117,25 @@ def compare(
     """
     if baseline not in rows:
         raise UserError(f"baseline {baseline!r} is not a row; rows: {', '.join(rows)}")
-    draws = paired_draws({label: [one.matches for one in row] for label, row in rows.items()}, resamples, seed)
     seeds = {label: [one.pretraining for one in row] for label, row in rows.items()}
-    units = {label: intervals.units(draws[label], seeds[label]) for label in rows}
-    num_images = len(rows[baseline][0].matches.image_ids)
-    return {
-        label: RowStatistics(
-            mean={m: _estimate([own[i]], (1,), num_images, 0, 1) for i, m in enumerate(METRICS)},
-            gain={}
-            if label == baseline
-            else {m: _gain(own[i], units[baseline][i], num_images, half_width) for i, m in enumerate(METRICS)},
-            spread={m: _spread(draws[label][i, :, 0], seeds[label]) for i, m in enumerate(METRICS)}
-            if len(seeds[label]) > 1
-            else {},
-            independent=own.shape[1],
-        )
-        for label, own in units.items()
+    num_images = len(next(iter(rows[baseline][0].matches.values())).image_ids) if rows[baseline] else 0
+    found = {
+        label: RowStatistics({}, {}, {}, len(intervals.units(np.zeros((len(own), 1)), own)))
+        for label, own in seeds.items()
     }
+    for measure in measures:
+        matches = {label: [one.matches[measure.kind] for one in row] for label, row in rows.items()}
+        draws = paired_draws(matches, resamples, seed, measure.of)
+        units = {label: intervals.units(draws[label], seeds[label]) for label in rows}
+        for label, told in found.items():
+            own, base = units[label], units[baseline]
+            for i, metric in enumerate(measure.names):
+                told.mean[metric] = _estimate([own[i]], (1,), num_images, 0, 1)
+                if label != baseline:
+                    told.gain[metric] = _gain(own[i], base[i], num_images, half_width)
+                if len(seeds[label]) > 1:
+                    told.spread[metric] = _spread(draws[label][i, :, 0], seeds[label])
+    return found
 
 
 def _estimate(

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 from detection.report import paper
-from detection.report.bootstrap import METRICS
 from detection.report.wording import (
     NONE,
     REGIME,
     SIZES,
     between,
+    described,
     headlines,
     interval,
     minutes,
@@ -20,54 +20,26 @@ from detection.report.wording import (
     regime,
     relative,
     signed,
+    title,
     trained,
 )
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """`to_json`'s dict as Markdown: tables for a README or a pull request."""
-    rows, base = summary["rows"], summary["baseline"]
+    rows = summary["rows"]
     lines = [f"# {_cell(summary['title'])}", ""]
     lines += [f"- {_cell(line)}" for line in headlines(summary)]
     lines += [f"- {_cell(line)}" for line in missing(summary)]
     lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
-    head = ["Backbone", "AP", "AP50", "AP75", *SIZES, "Gain in AP", "Relative"]
-    body = []
-    for row in rows:
-        gain = row["gain"].get("AP")
-        body.append(
-            [
-                row["label"] + (" (baseline)" if row["label"] == base else ""),
-                interval(row["AP"]),
-                *(percent(row[m]["value"]) for m in METRICS[1:]),
-                *(percent(row["sizes"][m]) for m in SIZES),
-                interval(gain["absolute"], signed) if gain else NONE,
-                relative(gain["relative"]) if gain else NONE,
-            ]
-        )
-    lines += [*_table(head, body), "", "What varies, and 95 % intervals of the gain in AP by each noise and both:", ""]
-    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "Gain, other images"]
-    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
-    body = []
-    for row in rows:
-        gain, spread = row["gain"].get("AP"), row["spread"].get("AP", {})
-        parts = [between(gain["absolute"], of) for of in ("images", "trainings", "joint")] if gain else [NONE] * 3
-        body.append(
-            [
-                row["label"],
-                trained(row),
-                percent(spread.get("pretraining")),
-                percent(spread.get("finetuning")),
-                *parts,
-                needed(gain) if gain else NONE,
-            ]
-        )
-    lines += [*_table(head, body), "", "How each was trained:", ""]
+    for part in summary["parts"]:
+        lines += [f"{part['name'].capitalize()}. {part['measure']}:", "", *_results(summary, part), ""]
+    for part in summary["parts"]:
+        lines += [f"What varies, {part['name']}, and 95 % intervals of the gain by each noise and both:", ""]
+        lines += [*_varies(summary, part), ""]
+    lines += ["How each was trained:", ""]
     body = [[row["label"], *regime(row["regime"])] for row in rows]
     lines += [*_table(["Backbone", *REGIME], body), ""]
-    if any(row["segm"] for row in rows):
-        body = [[row["label"], *(percent((row["segm"] or {}).get(m)) for m in METRICS)] for row in rows]
-        lines += ["Masks, mean over trainings:", "", *_table(["Backbone", *METRICS], body), ""]
     head = ["Backbone", "Net", "Pretrained on", "Pretraining", "Parameters", "Multiply-adds", "Fine-tuning"]
     body = [
         [
@@ -87,7 +59,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
         [
             str(g["table"]),
             g["data"],
-            g["metric"],
+            described(g["metric"]),
             f"{g['vgg16']:.1f}",
             f"{g['resnet101']:.1f}",
             f"{g['absolute']:+.1f}",
@@ -99,6 +71,45 @@ def to_markdown(summary: dict[str, Any]) -> str:
     facts = summary["data"] | summary["environment"] | {"command": summary["command"]}
     lines += [f"- {_cell(name)}: {_cell(value)}" for name, value in facts.items()]
     return "\n".join(lines) + "\n"
+
+
+def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    main = part["main"]
+    head = ["Backbone", *map(title, part["columns"]), *SIZES, f"Gain in {title(main)}", "Relative"]
+    body = []
+    for row in summary["rows"]:
+        gain = row["gain"].get(main)
+        body.append(
+            [
+                row["label"] + (" (baseline)" if row["label"] == summary["baseline"] else ""),
+                interval(row[main]),
+                *(percent(row[name]["value"]) for name in part["columns"][1:]),
+                *(percent(row[part["name"]]["sizes"][size]) for size in SIZES),
+                interval(gain["absolute"], signed) if gain else NONE,
+                relative(gain["relative"]) if gain else NONE,
+            ]
+        )
+    return _table(head, body)
+
+
+def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "Gain, other images"]
+    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
+    body = []
+    for row in summary["rows"]:
+        gain, spread = row["gain"].get(part["main"]), row["spread"].get(part["main"], {})
+        parts = [between(gain["absolute"], of) for of in ("images", "trainings", "joint")] if gain else [NONE] * 3
+        body.append(
+            [
+                row["label"],
+                trained(row),
+                percent(spread.get("pretraining")),
+                percent(spread.get("finetuning")),
+                *parts,
+                needed(gain) if gain else NONE,
+            ]
+        )
+    return _table(head, body)
 
 
 def _cell(value: Any) -> str:

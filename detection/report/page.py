@@ -2,36 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-from detection.report import charts, paper
+from detection.report import paper, sections
 from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
-from detection.report.wording import (
-    NONE,
-    REGIME,
-    between,
-    headlines,
-    interval,
-    minutes,
-    missing,
-    needed,
-    percent,
-    quantity,
-    regime,
-    relative,
-    signed,
-    trained,
-    training,
-)
-
-MOST_DOTS = 30  # classes; more become a table
-
-Cell = tuple[str, str]
-"""HTML, and its CSS class."""
+from detection.report.tables import table
+from detection.report.wording import described, headlines, missing, percent, title, training
 
 
 def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
@@ -47,18 +26,16 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
         }
     )
     draw = summary["intervals"]
-    covers = " ".join(["AP in percent.", *draw["covers"], f"{draw['resamples']} resamples of the images."])
+    covers = " ".join(["Percent.", *draw["covers"], f"{draw['resamples']} resamples of the images."])
     return Template(files("detection.report").joinpath("page.html").read_text("utf-8")).substitute(
         title=escape(summary["title"]),
         headline=f'<p class="lead">{_unbroken(first)}</p><ul class="more">{more}</ul>',
         notes=f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>' if notes else "",
         covers=escape(covers),
-        results=_results(summary),
-        varies=_varies(summary),
-        masks=_masks(summary),
-        charts=_charts(summary),
-        costs=_costs(summary) + _regimes(summary),
-        classes=_classes(summary),
+        results="".join(sections.results(summary, part) for part in summary["parts"]),
+        parts="".join(_part(summary, part) for part in summary["parts"]),
+        varies="".join(sections.varies(summary, part) for part in summary["parts"]),
+        costs=sections.costs(summary) + sections.regimes(summary),
         comparable=escape(paper.COMPARABLE),
         paper=_paper(summary),
         pictures=_pictures(pictures) if pictures else "",
@@ -66,113 +43,12 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
     )
 
 
-def _results(summary: dict[str, Any]) -> str:
-    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large", "Gain in AP", "Relative gain"]
-    body = []
-    for row in summary["rows"]:
-        line = [_two(interval(row[m])) for m in ("AP", "AP50", "AP75")]
-        line += [(percent(row["sizes"][m]), "") for m in ("APs", "APm", "APl")]
-        gain = row["gain"].get("AP")
-        if gain:
-            line += [_two(interval(gain["absolute"], signed)), _two(relative(gain["relative"]))]
-        else:
-            line += [("baseline", "soft"), (NONE, "soft")]
-        body.append([_name(summary, row), *line])
-    return _table("Boxes. Below each number its 95 % interval; grey: other images alone.", head, body, _base(summary))
-
-
-def _varies(summary: dict[str, Any]) -> str:
-    head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "AP from, to", "Gain, other images"]
-    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
-    body = []
-    for row in summary["rows"]:
-        spread, gain = row["spread"].get("AP"), row["gain"].get("AP")
-        line: list[Cell] = [(trained(row), "text")]
-        line += [(percent(spread[of]) if spread else NONE, "") for of in ("pretraining", "finetuning")]
-        line.append((f"{percent(spread['min'])}–{percent(spread['max'])}" if spread else NONE, ""))
-        for of in ("images", "trainings", "joint"):
-            grey = "given" if gain and not gain["absolute"]["joint"] else ""
-            line.append((between(gain["absolute"], of), grey) if gain else (NONE, "soft"))
-        body.append([_name(summary, row), *line, (needed(gain) if gain else NONE, "text")])
-    said = "What varies: standard deviations over the trainings, and 95 % intervals of the gain by each noise and both."
-    return _table(said, head, body, _base(summary))
-
-
-def _masks(summary: dict[str, Any]) -> str:
-    if not any(row["segm"] for row in summary["rows"]):
-        return ""
-    metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    body = [
-        [_name(summary, row), *((percent((row["segm"] or {}).get(m)), "") for m in metrics)] for row in summary["rows"]
-    ]
-    head = ["Backbone", "AP", "AP50", "AP75", "small", "medium", "large"]
-    return _table("Segmentation, masks. Mean over trainings.", head, body, _base(summary))
-
-
-def _charts(summary: dict[str, Any]) -> str:
-    cards = [
-        (
-            "Precision and recall",
-            "At IoU 0.5, mean over classes and trainings.",
-            charts.legend(summary) + _wide(charts.curves(summary)),
-        ),
-        (
-            "AP against cost",
-            "Whiskers are 95 % intervals, grey ones of other images alone.",
-            _wide(charts.cost(summary)),
-        ),
-    ]
-    pair = "".join(
-        f'<div class="card"><h3>{title}</h3><p class="soft">{said}</p>{chart}</div>' for title, said, chart in cards
+def _part(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    name = part["name"]
+    return (
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{name.capitalize()}</h2>{sections.drawn(summary, part)}'
+        f"<h3>Class by class</h3>{sections.classes(summary, part)}</section>"
     )
-    gain = ""
-    if any(row["gain"] for row in summary["rows"]):
-        said = f"Over {escape(summary['baseline'])}. {charts.WHISKERS}"
-        chart = _wide(charts.gains(summary))
-        gain = f'<div class="card"><h3>Gain in AP</h3><p class="soft">{said}</p>{chart}</div>'
-    return f'<section aria-label="Charts">{gain}<div class="charts">{pair}</div></section>'
-
-
-def _costs(summary: dict[str, Any]) -> str:
-    head = ["Backbone", "Net", "Pretrained on", "Pretraining, %", "Parameters", "Multiply-adds", "Fine-tuning"]
-    body = []
-    for row in summary["rows"]:
-        told = "<br>".join(f"{escape(name)} {percent(value)}" for name, value in row["pretrain"].items())
-        body.append(
-            [
-                _name(summary, row),
-                (escape(row["net"]), "text"),
-                (escape(row["pretrained"] or "from scratch"), "text"),
-                (told or NONE, ""),
-                (quantity(row["params"]), ""),
-                (quantity(row["macs"]), ""),
-                (minutes(row["train_seconds"]), ""),
-            ]
-        )
-    return _table(
-        "Parameters of the whole detector; multiply-adds of its backbone on one image.", head, body, _base(summary)
-    )
-
-
-def _regimes(summary: dict[str, Any]) -> str:
-    body = [
-        [_name(summary, row), *((escape(cell), "text") for cell in regime(row["regime"]))] for row in summary["rows"]
-    ]
-    return _table("How each was trained.", ["Backbone", *REGIME], body, _base(summary))
-
-
-def _classes(summary: dict[str, Any]) -> str:
-    parts = []
-    if len(summary["classes"]) <= MOST_DOTS:
-        parts.append(f'<div class="card">{charts.legend(summary)}{_wide(charts.classes(summary))}</div>')
-    head = ["Class", "Objects", *(escape(row["label"]) for row in summary["rows"])]
-    body = []
-    for name in summary["classes"]:
-        values = [(percent(row["per_class"][name]["AP"]), "") for row in summary["rows"]]
-        body.append([(escape(name), ""), (str(summary["rows"][0]["per_class"][name]["objects"]), ""), *values])
-    table = _table("AP of each class, mean over trainings.", head, body)
-    parts.append(f"<details><summary>As a table</summary>{table}</details>" if parts else table)
-    return "".join(parts)
 
 
 def _paper(summary: dict[str, Any]) -> str:
@@ -180,7 +56,7 @@ def _paper(summary: dict[str, Any]) -> str:
     body = [
         [
             (escape(g["data"]), ""),
-            (g["metric"], "text"),
+            (escape(described(g["metric"])), "text"),
             (f"{g['vgg16']:.1f}", ""),
             (f"{g['resnet101']:.1f}", ""),
             (f"{g['absolute']:+.1f}", ""),
@@ -189,7 +65,7 @@ def _paper(summary: dict[str, Any]) -> str:
         ]
         for g in summary["paper"]
     ]
-    return _table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
+    return table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
 
 
 def _pictures(gallery: Gallery) -> str:
@@ -211,13 +87,13 @@ def _pictures(gallery: Gallery) -> str:
 def _errors(errors: Errors, k: int) -> str:
     who = f"{escape(errors.label)} (seed {errors.seed})"
     parts = []
-    for kind, title, said, pictures in (
+    for kind, worst, said, pictures in (
         ("w", "surest mistakes", "False detections of the highest score, one an image.", errors.wrong),
         ("m", "largest misses", "Objects not found, the largest first, one an image.", errors.missed),
     ):
         shown = "".join(_figures(p, f"{kind}{k}-{i}") for i, p in enumerate(pictures))
         body = f'<div class="set">{shown}</div>' if shown else "<p>None.</p>"
-        parts.append(f'<h3>{who}: {title}</h3><p class="soft">{said}</p>{body}')
+        parts.append(f'<h3>{who}: {worst}</h3><p class="soft">{said}</p>{body}')
     return "".join(parts)
 
 
@@ -252,12 +128,13 @@ def _provenance(summary: dict[str, Any]) -> str:
     facts = summary["data"] | summary["environment"]
     facts["bootstrap"] = f"{draw['resamples']} resamples, seed {draw['seed']}"
     listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_plain(v))}</dd>" for k, v in facts.items())
-    head = ["Backbone", "Training", "AP", "AP50", "AP75", "Results", "Provenance"]
+    metrics = [(part["name"], name) for part in summary["parts"] for name in part["columns"]]
+    head = ["Backbone", "Training", *(title(name) for _, name in metrics), "Results", "Provenance"]
     body = [
         [
             (escape(row["label"]), ""),
             (training(t), "text"),
-            *((percent(t[m]), "") for m in ("AP", "AP50", "AP75")),
+            *((percent(t[name]), "") for _, name in metrics),
             (escape(t["results"]), "text"),
             (escape("; ".join(f"{k}: {_plain(v)}" for k, v in t["provenance"].items())), "text"),
         ]
@@ -269,7 +146,7 @@ def _provenance(summary: dict[str, Any]) -> str:
         f"<dl>{listed}</dl><p>To make it again; what is finished is not trained twice:</p>"
         f"<pre>{escape(summary['command'])}</pre>"
         f"<details><summary>Detector recipe</summary><pre>{recipe}</pre></details>"
-        f"<details><summary>Every training</summary>{_table('One line each.', head, body)}</details>"
+        f"<details><summary>Every training</summary>{table('One line each.', head, body)}</details>"
     )
 
 
@@ -283,47 +160,3 @@ def _unbroken(line: str) -> str:
     """Escaped, with intervals that stay on one line, and those of images alone in grey."""
     told = re.sub(r"\[[\d.+−±]+(?:–| to )[\d.+−±]+\]", r'<span class="given">\g<0></span>', escape(line))
     return told.replace("–", "&#8288;–&#8288;")
-
-
-def _name(summary: dict[str, Any], row: dict[str, Any]) -> Cell:
-    return charts.key(summary, row["label"]) + escape(row["label"]), ""
-
-
-def _two(text: str) -> Cell:
-    """A number, and under it its interval, grey where that is of images alone."""
-    found = re.fullmatch(r"(.*?) ([(\[])(.*)[)\]]", text)
-    if not found:
-        return text, ""
-    value, bracket, span = found.groups()
-    return f"{value}<small{_class('given' if bracket == '[' else '')}>{span}</small>", ""
-
-
-def _base(summary: dict[str, Any]) -> int:
-    return next(i for i, row in enumerate(summary["rows"]) if row["label"] == summary["baseline"])
-
-
-def _table(caption: str, head: Sequence[str], body: Sequence[Sequence[Cell]], base: int | None = None) -> str:
-    """Cells are HTML; the first of a line is its header. Line `base` is tinted."""
-    classes = [name for _, name in body[0]] if body else [""] * len(head)
-    top = "".join(
-        f'<th scope="col"{_class("text" if name == "text" else "")}>{h}</th>'
-        for h, name in zip(head, classes, strict=True)
-    )
-    lines = []
-    for i, (first, *rest) in enumerate(body):
-        cells = "".join(f"<td{_class(name)}>{text}</td>" for text, name in rest)
-        lines.append(f'<tr{_class("base" if i == base else "")}><th scope="row">{first[0]}</th>{cells}</tr>')
-    title = escape(caption)
-    said = f"<caption><span>{title}</span></caption>"
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>{said}'
-        f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _class(name: str) -> str:
-    return f' class="{name}"' if name else ""
-
-
-def _wide(chart: str) -> str:
-    return f'<div class="scroll" tabindex="0">{chart}</div>'

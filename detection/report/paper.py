@@ -1,5 +1,6 @@
 """The paper's detection results, beside which ours stand in columns of their own (arXiv:1512.03385, section 4.3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -27,12 +28,19 @@ class PaperGain:
 GAINS = (
     PaperGain(8, "COCO val, trained on COCO train", "AP", 21.2, 27.2),
     PaperGain(8, "COCO val, trained on COCO train", "AP50", 41.5, 48.4),
-    PaperGain(7, "VOC 2007 test, trained on 07+12", "AP50", 73.2, 76.4),
-    PaperGain(7, "VOC 2012 test, trained on 07++12", "AP50", 70.4, 73.8),
+    PaperGain(7, "VOC 2007 test, trained on 07+12", "mAP07", 73.2, 76.4),
+    PaperGain(7, "VOC 2012 test, trained on 07++12", "mAP", 70.4, 73.8),
 )
 """Tables 7 and 8, the baseline Faster R-CNN. Tables 9 (COCO), 10 (VOC 2007) and 11 (VOC 2012) repeat these as their
-first rows, before box refinement, context and multi-scale testing. AP50 is the paper's mAP@.5 (COCO) and mAP (VOC: the
-11-point or area AP of its year, not COCO's 101 points), AP its mAP@[.5, .95]."""
+first rows, before box refinement, context and multi-scale testing. Metrics as `detection.report.measures.METRICS` calls
+them: AP is the paper's mAP@[.5, .95] and AP50 its mAP@.5 of COCO, 101 points of recall; of VOC 2007 the mean of 11
+points, of VOC 2012 the area. A report shows those of its own measure alone."""
+
+
+def of(metrics: Sequence[str]) -> tuple[PaperGain, ...]:
+    """Those measured by one of these."""
+    return tuple(gain for gain in GAINS if gain.metric in metrics)
+
 
 COMPARABLE = (
     "The question is the same: one detector, one recipe, another backbone. The data, their amount, the nets and the "

@@ -4,7 +4,7 @@ The JSON holds every number; Markdown (`markdown`) and HTML (`page`) are made fr
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from detection.report import intervals, markdown, page, paper
-from detection.report.bootstrap import METRICS, Matches, average_precision, precision_recall
+from detection.report.bootstrap import RECALLS, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
+from detection.report.measures import METRICS, Main, Part, parts
 from detection.report.pictures import Detected, gallery
-from detection.report.wording import SIZES, covers
+from detection.report.stored import Kind, Matches, load
+from detection.report.wording import SIZES, covers, described
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Training:
     """What its backbone was pretrained with here; None of a backbone that was given, or never pretrained."""
 
     metrics: dict[str, Any]
-    matches: Matches
+    matches: Mapping[Kind, Matches]
     results: str
 
     @classmethod
@@ -39,7 +41,7 @@ class Training:
             UserError: one is missing or damaged, or they disagree on AP.
         """
         metrics = _read_json(join(results, "metrics.json"))
-        return cls(seed, pretrain_seed, metrics, Matches.load(join(results, "matches.npz")), results)
+        return cls(seed, pretrain_seed, metrics, load(results), results)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ class GainsReport:
     command: str
     """What makes this report again."""
 
+    main: Main = "AP"
+    """What gains and headline are of."""
+
     half_width: float = 0.01
     """Wanted of a gain's interval, a fraction: the report says how many trainings it takes."""
 
@@ -127,19 +132,25 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
     labels = [row.label for row in report.rows]
     if len(set(labels)) < len(labels):
         raise UserError(f"two rows share a label: {', '.join(labels)}; give each its own")
+    told = parts(report.main)
     statistics = compare(
         {row.label: [Scored(t.matches, t.pretrain_seed) for t in row.trainings] for row in report.rows},
         report.baseline,
         resamples,
         seed,
         report.half_width,
+        [measure for part in told for measure in part.measures],
     )
-    rows = [_row(row, statistics[row.label]) for row in report.rows]
+    rows = [_row(row, statistics[row.label], told) for row in report.rows]
     return _finite(
         {
-            "format": 2,
+            "format": 3,
             "title": report.title,
             "baseline": report.baseline,
+            "parts": [
+                {"name": part.name, "main": part.main, "columns": list(part.columns), "measure": described(part.main)}
+                for part in told
+            ],
             "classes": list(report.rows[0].trainings[0].metrics["bbox"]["per_class"]),
             "rows": rows,
             "missing": [asdict(one) for one in report.missing],
@@ -150,8 +161,11 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
                 "half_width": report.half_width,
                 "covers": covers(rows),
             },
-            "recall": np.linspace(0, 1, 101).round(2).tolist(),
-            "paper": [asdict(g) | {"absolute": g.absolute, "relative": g.relative} for g in paper.GAINS],
+            "recall": RECALLS.round(2).tolist(),
+            "paper": [
+                asdict(g) | {"absolute": g.absolute, "relative": g.relative}
+                for g in paper.of(told[0].columns if report.main == "AP" else (report.main,))
+            ],
             "recipe": report.recipe,
             "data": report.data,
             "environment": report.environment,
@@ -178,7 +192,8 @@ def write(
     summary = to_json(report, resamples, seed)
     pictures = None
     if image is not None:
-        best = max(report.rows, key=lambda row: _mean_ap(summary, row.label))
+        values = {row["label"]: row[report.main]["value"] for row in summary["rows"]}
+        best = max(report.rows, key=lambda row: -1.0 if values[row.label] is None else values[row.label])
         shown = [row for row in report.rows if row.label == report.baseline or row is best]
         judged = [
             Detected(row.label, _read_json(join(row.trainings[0].results, "detections.json")), row.trainings[0].seed)
@@ -198,28 +213,12 @@ def write(
     return summary
 
 
-def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
-    for one in row.trainings:
-        own = average_precision(one.matches).AP
-        said = one.metrics["bbox"]["AP"]
-        if said is not None and abs(own - said) > 1e-4:
-            raise UserError(
-                f"{one.results}: metrics.json says AP {said:.4f}, matches.npz gives {own:.4f}; evaluate it again"
-            )
+def _row(row: Row, statistics: RowStatistics, told: Sequence[Part]) -> dict[str, Any]:
+    for part in told:
+        for one in row.trainings:
+            _check(one, part)
     shares = _shares(row)
-
-    def mean(metrics: list[dict[str, Any] | None], *path: str) -> float | None:
-        """Over the trainings that have the number, each with its share."""
-        found = [(_at(one, path), share) for one, share in zip(metrics, shares, strict=True)]
-        present = [(value, share) for value, share in found if value is not None]
-        return sum(v * w for v, w in present) / sum(w for _, w in present) if present else None
-
-    boxes = [t.metrics["bbox"] for t in row.trainings]
-    masks = [t.metrics.get("segm") for t in row.trainings]
-    curves = []
-    for one in row.trainings:
-        precision = precision_recall(one.matches)[1]
-        curves.append(precision[~np.isnan(precision).any(1)].mean(0))
+    metrics = [name for part in told for name in part.columns]
     return {
         "label": row.label,
         "net": row.net,
@@ -229,27 +228,17 @@ def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
         "macs": row.macs,
         "train_seconds": row.train_seconds,
         "regime": asdict(row.regime),
-        **{metric: asdict(statistics.mean[metric]) for metric in METRICS},
-        "sizes": {size: mean(boxes, size) for size in SIZES},
-        "segm": {metric: mean(masks, metric) for metric in (*METRICS, *SIZES)} if any(masks) else None,
-        "gain": {metric: asdict(gain) for metric, gain in statistics.gain.items()},
-        "spread": {metric: asdict(spread) for metric, spread in statistics.spread.items()},
+        **{metric: asdict(statistics.mean[metric]) for metric in metrics},
+        "gain": {metric: asdict(statistics.gain[metric]) for metric in metrics if statistics.gain},
+        "spread": {metric: asdict(statistics.spread[metric]) for metric in metrics if statistics.spread},
         "independent": statistics.independent,
         "pretrainings": 0 if row.pretrained is None else len({t.pretrain_seed for t in row.trainings}),
-        "per_class": {
-            name: {
-                "AP": mean(boxes, "per_class", name, "AP"),
-                "AP50": mean(boxes, "per_class", name, "AP50"),
-                "objects": one["objects"],
-            }
-            for name, one in boxes[0]["per_class"].items()
-        },
-        "curve": np.average(curves, axis=0, weights=shares).tolist(),
+        **{part.name: _part(row, part, shares) for part in told},
         "trainings": [
             {
                 "seed": t.seed,
                 "pretrain_seed": t.pretrain_seed,
-                **{metric: t.metrics["bbox"][metric] for metric in METRICS},
+                **{name: t.metrics[METRICS[name].section][METRICS[name].key] for name in metrics},
                 "notes": t.metrics.get("notes", []),
                 "provenance": t.metrics.get("provenance", {}),
                 "results": t.results,
@@ -259,21 +248,53 @@ def _row(row: Row, statistics: RowStatistics) -> dict[str, Any]:
     }
 
 
+def _part(row: Row, part: Part, shares: Sequence[float]) -> dict[str, Any]:
+    """Sizes, classes and curve of a part, means over the trainings."""
+    main, columns = METRICS[part.main], [METRICS[name] for name in part.columns]
+    sized = [t.metrics[columns[-1].section] for t in row.trainings]
+    by_class = [t.metrics[main.section]["per_class"] for t in row.trainings]
+    objects = row.trainings[0].metrics["bbox"]["per_class"]
+    curves = []
+    for one in row.trainings:
+        precision = precision_recall(one.matches[part.measures[0].kind])[1]
+        curves.append(precision[~np.isnan(precision).any(1)].mean(0))
+    return {
+        "sizes": {size: _mean([metrics[size] for metrics in sized], shares) for size in SIZES},
+        "per_class": {
+            name: {
+                "AP": _mean([classes[name][main.per_class] for classes in by_class], shares),
+                "objects": objects[name]["objects"],
+            }
+            for name in objects
+        },
+        "curve": np.average(curves, axis=0, weights=shares).tolist(),
+    }
+
+
+def _check(one: Training, part: Part) -> None:
+    """UserError where metrics.json and matches.npz are not of the same evaluation."""
+    for measure in part.measures:
+        matches = one.matches[measure.kind]
+        own = measure.of(matches, np.ones((len(matches.image_ids), 1)))[0, 0]
+        metric = METRICS[measure.names[0]]
+        said = one.metrics[metric.section][metric.key]
+        if said is not None and abs(own - said) > 1e-4:
+            raise UserError(
+                f"{one.results}: metrics.json says {metric.title} {said:.4f}, matches.npz gives {own:.4f}; "
+                "evaluate it again"
+            )
+
+
+def _mean(values: Sequence[float | None], shares: Sequence[float]) -> float | None:
+    """Over the trainings that have the number, each with its share."""
+    present = [(value, share) for value, share in zip(values, shares, strict=True) if value is not None]
+    return sum(v * w for v, w in present) / sum(w for _, w in present) if present else None
+
+
 def _shares(row: Row) -> list[float]:
     """How much each training counts in a mean: pretrainings alike, and alike the fine-tunings of each."""
     seeds = [t.pretrain_seed for t in row.trainings]
     return [1 / (len(set(seeds)) * seeds.count(seed)) for seed in seeds]
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> float | None:
-    for name in path:
-        tree = None if tree is None else tree[name]
-    return tree
-
-
-def _mean_ap(summary: dict[str, Any], label: str) -> float:
-    value = next(row["AP"]["value"] for row in summary["rows"] if row["label"] == label)
-    return -1.0 if value is None else value
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from detection.report.measures import METRICS
+
 NONE = "–"
 SIZES = ("APs", "APm", "APl")
 REGIME = ("Norms", "Parts fixed", "Steps", "Images a micro-batch", "Recipe otherwise")
@@ -122,14 +124,24 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def headlines(summary: dict[str, Any]) -> list[str]:
+def title(metric: str) -> str:
+    """What a metric is called: AP, VOC mAP."""
+    return METRICS[metric].title
+
+
+def described(metric: str) -> str:
+    """With what it is: `VOC mAP at IoU 0.5, 11 points (VOC 2007)`."""
+    return f"{METRICS[metric].title} {METRICS[metric].said}".rstrip()
+
+
+def headlines(summary: dict[str, Any], part: int = 0) -> list[str]:
     """A sentence a row, the best first and the baseline last, each made of numbers."""
-    base = summary["baseline"]
-    rows = sorted(summary["rows"], key=lambda row: (row["label"] == base, -(row["AP"]["value"] or 0)))
+    base, main = summary["baseline"], summary["parts"][part]["main"]
+    rows = sorted(summary["rows"], key=lambda row: (row["label"] == base, -(row[main]["value"] or 0)))
     lines = []
     for row in rows:
-        line = f"{row['label']}: AP {interval(row['AP'])}"
-        gain = row["gain"].get("AP")
+        line = f"{row['label']}: {title(main)} {interval(row[main])}"
+        gain = row["gain"].get(main)
         if not gain:
             lines.append(f"{line}, the baseline.")
             continue

@@ -97,6 +97,7 @@ def test_no_detections_and_no_ground_truth() -> None:
 
 def test_dtypes() -> None:
     found = matches(*case(0), CATEGORIES)
-    names = {"image": "int32", "label": "int16", "score": "float64", "tp": "bool", "ignored": "bool", "iou": "float32"}
+    names = {"image": "int32", "label": "int16", "score": "float64", "tp": "bool", "ignored": "bool", "iou": "float64"}
+    names |= {"near": "int32", "iou_other": "float64", "near_other": "int32", "found": "int32"}
     names |= {"gt_image": "int32", "gt_label": "int16", "image_ids": "int64"}
     assert {name: str(array.dtype) for name, array in found.items()} == names

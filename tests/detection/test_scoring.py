@@ -119,7 +119,7 @@ def test_arguments_are_not_changed() -> None:
     for fast in (True, False):
         for kind in ("bbox", "segm"):
             score_coco(truth, results, CATEGORIES, kind, fast)  # ty: ignore[invalid-argument-type]
-    scoring.matches(truth, results, CATEGORIES)
+    scoring.all_matches(truth, results, CATEGORIES)
     scoring.score_voc(truth, results, CATEGORIES)
     assert json.dumps([truth, results]) == before
 
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_named(change: Any, message: str) -> None:
 def test_stock_pycocotools_rescores_the_folder(tmp_path: Path) -> None:
     truth, results = careless(case(1)[0]), case(1)[1]
     metrics = score(truth, results, CATEGORIES, masks=True)
-    matches = scoring.matches(truth, results, CATEGORIES)
+    matches = scoring.all_matches(truth, results, CATEGORIES)
     url = tmp_path / "run" / "results"
     scoring.write(url, Scored(truth, results, metrics, matches), {"seed": 7})
     files = {p.name: p for p in url.iterdir()}

@@ -10,7 +10,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.report.bootstrap import Matches
+from detection.data.contract import Categories
+from detection.matches import all_matches
+from detection.report.stored import Matches
+from detection.voc_ap import score_voc
 
 SIDE = 240
 
@@ -103,7 +106,6 @@ def matches(judge: COCOeval) -> Matches:
     gt = np.array(objects, int).reshape(-1, 2)
     return Matches(
         **arrays,
-        iou=np.zeros(len(arrays["score"]), np.float32),
         gt_image=gt[:, 0],
         gt_label=gt[:, 1],
         image_ids=np.array(ids),
@@ -115,6 +117,7 @@ def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any
     folder.mkdir(parents=True)
     judge = stock(truth, found)
     own = matches(judge)
+    categories = categories_of(truth)
     stats = [None if v < 0 else float(v) for v in judge.stats]
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     precision = judge.eval["precision"][:, :, :, 0, 2]
@@ -128,6 +131,7 @@ def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any
     }
     metrics = {
         "bbox": dict(zip(names, stats, strict=True)) | {"per_class": per_class},
+        "voc": score_voc(truth, found, categories),
         "images": len(truth["images"]),
         "detections": len(found),
         "notes": [],
@@ -136,5 +140,10 @@ def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "detections.json").write_text(json.dumps(found))
     (folder / "ground_truth.json").write_text(json.dumps(truth))
-    np.savez(folder / "matches.npz", **{name: getattr(own, name) for name in Matches.__dataclass_fields__})
+    np.savez(folder / "matches.npz", allow_pickle=False, **all_matches(truth, found, categories))
     return own
+
+
+def categories_of(truth: dict[str, Any]) -> Categories:
+    """Its classes, in its order."""
+    return Categories(tuple(c["name"] for c in truth["categories"]), tuple(c["id"] for c in truth["categories"]))

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from backbone.errors import UserError
-from detection.report.bootstrap import Matches, average_precision, paired_draws, precision_recall
+from detection.data.contract import Categories
+from detection.matches import all_matches
+from detection.report.bootstrap import (
+    average_precision,
+    paired_draws,
+    precision_recall,
+    voc_area,
+    voc_eleven,
+)
+from detection.report.stored import Matches, load
+from detection.voc_ap import score_voc
 from tests.detection.report import simulated
 
 NAMES = ["cat", "dog", "bird", "bus"]
@@ -69,7 +79,7 @@ def test_class_without_objects_left_is_no_part_of_the_mean(judged) -> None:
 
 def test_no_detections_is_zero(judged) -> None:
     _, _, _, matches = judged
-    rows = {name: getattr(matches, name)[:0] for name in ("image", "label", "score", "tp", "ignored", "iou")}
+    rows = {name: getattr(matches, name)[:0] for name in ("image", "label", "score", "tp", "ignored")}
     nothing = dataclasses.replace(matches, **rows)
     assert average_precision(nothing).AP == 0
     assert (paired_draws({"a": [nothing], "b": [matches]}, 20)["a"] == 0).all()
@@ -115,13 +125,60 @@ def test_rows_of_other_images_are_refused(judged) -> None:
 
 
 def test_matches_are_read_back_and_damage_is_named(judged, tmp_path: Path) -> None:
+    """What a test of `detection.matches` shows to be pycocotools' comes back as it is."""
     truth, found, _, matches = judged
-    written = simulated.write_results(tmp_path / "results", truth, found)
-    read = Matches.load(str(tmp_path / "results/matches.npz"))
-    for name in Matches.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
-    (tmp_path / "bad.npz").write_bytes((tmp_path / "results/matches.npz").read_bytes()[:200])
-    np.savez(tmp_path / "short.npz", image=matches.image)
-    for name in ("bad.npz", "short.npz", "none.npz"):
-        with pytest.raises(UserError, match=name):
-            Matches.load(str(tmp_path / name))
+    folder = tmp_path / "results"
+    simulated.write_results(folder, truth, found)
+    read = load(str(folder))
+    order = np.lexsort((-matches.score, matches.label, matches.image))
+    for name in ("image", "label", "score"):
+        np.testing.assert_array_equal(getattr(read["bbox"], name), getattr(matches, name)[order])
+    np.testing.assert_array_equal(read["bbox"].tp, (matches.tp & ~matches.ignored)[order])
+    whole = (folder / "matches.npz").read_bytes()
+    with np.load(folder / "matches.npz") as npz:
+        arrays = dict(npz)
+    # of version 0.1.0, which wrote less: matched anew
+    np.savez(folder / "matches.npz", **{n: a for n, a in arrays.items() if not n.startswith(("voc_", "near", "found"))})
+    again = load(str(folder))
+    for kind in ("bbox", "voc"):
+        for name in ("image", "label", "score", "tp", "ignored", "gt_image", "gt_label", "image_ids"):
+            np.testing.assert_array_equal(getattr(again[kind], name), getattr(read[kind], name))
+    (folder / "matches.npz").write_bytes(whole[:200])
+    for place in (folder, tmp_path / "none"):
+        with pytest.raises(UserError, match=rf"{place}/matches\.npz: cannot read the matches"):
+            load(str(place))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_voc_draws_are_scores_of_duplicated_images(seed: int) -> None:
+    """The weighted mAP of VOC against `score_voc`, itself shown to be the devkit's, of data that hold images twice."""
+    names = [f"class {i}" for i in range(3)]
+    truth = simulated.ground_truth(25, names, seed)
+    rng = np.random.default_rng(seed)
+    for a in truth["annotations"]:
+        a["difficult"] = int(rng.random() < 0.15)
+    found = simulated.detections(truth, 0.6, seed)
+    categories = Categories(tuple(names), tuple(c["id"] for c in truth["categories"]))
+    arrays = all_matches(truth, found, categories)
+    voc = Matches(
+        **{n.removeprefix("voc_"): a for n, a in arrays.items() if n.startswith("voc_")}, image_ids=arrays["image_ids"]
+    )
+    assert voc.ignored.any()
+    draws = rng.multinomial(25, np.full(25, 1 / 25), size=3)
+    weights = np.concatenate([np.ones((25, 1)), draws.T], axis=1)
+    ours = np.concatenate([voc_area(voc, weights), voc_eleven(voc, weights)])
+    for b, counts in enumerate(weights.T.astype(int)):
+        twice: dict[str, Any] = {"images": [], "annotations": [], "categories": truth["categories"]}
+        doubles = []
+        for image_id, n in zip(arrays["image_ids"].tolist(), counts, strict=True):
+            for copy_of in range(n):
+                new = image_id * 1000 + copy_of
+                twice["images"].append({"id": new, "width": 240, "height": 240})
+                twice["annotations"] += [
+                    {**a, "image_id": new} for a in truth["annotations"] if a["image_id"] == image_id
+                ]
+                doubles += [{**d, "image_id": new} for d in found if d["image_id"] == image_id]
+        scores = score_voc(twice, doubles, categories)
+        np.testing.assert_allclose(ours[:, b], [scores["mAP"], scores["mAP07"]], atol=1e-12, rtol=0)
+    assert abs(ours[0, 0] - ours[1, 0]) > 1e-3
+    assert np.isnan(voc_area(voc, weights * 0)).all()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from backbone.errors import UserError
-from detection.report.bootstrap import Matches, average_precision
+from detection.report.bootstrap import average_precision
 from detection.report.compare import Scored, compare
+from detection.report.stored import Matches
 
 
 def world(rng: np.random.Generator, images: int, skill: float, own: np.random.Generator | None = None) -> Matches:
@@ -27,7 +28,6 @@ def world(rng: np.random.Generator, images: int, skill: float, own: np.random.Ge
         score=np.concatenate([rng.beta(2 + 5 * skill, 2, found.sum()), rng.beta(1.2, 4, len(invented))]),
         tp=iou[:, None] >= np.arange(50, 100, 5) / 100,
         ignored=np.zeros((len(iou), 10), bool),
-        iou=iou,
         gt_image=places,
         gt_label=labels,
         image_ids=np.arange(images),
@@ -35,7 +35,7 @@ def world(rng: np.random.Generator, images: int, skill: float, own: np.random.Ge
 
 
 def once(matches: Matches) -> list[Scored]:
-    return [Scored(matches, None)]
+    return [Scored({"bbox": matches}, None)]
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_joint_intervals_cover_the_truth_of_ap_where_images_alone_do_not() -> No
         rng = np.random.default_rng(trial)
         skills = {label: mean + 0.06 * rng.normal(size=3) for label, mean in (("weak", 0.4), ("strong", 0.6))}
         rows = {
-            label: [Scored(world(np.random.default_rng(trial), 60, p, rng), None) for p in skills[label]]
+            label: [Scored({"bbox": world(np.random.default_rng(trial), 60, p, rng)}, None) for p in skills[label]]
             for label in skills
         }
         gain = compare(rows, "weak", 40)["strong"].gain["AP"].absolute
@@ -99,7 +99,8 @@ def rows_of(
     """Rows of so many trainings, each with the seed of its pretraining."""
     seeds = {"weak": weak, "strong": strong}
     return {
-        label: [Scored(one, seed) for one, seed in zip(scored[label], seeds[label], strict=False)] for label in seeds
+        label: [Scored({"bbox": one}, seed) for one, seed in zip(scored[label], seeds[label], strict=False)]
+        for label in seeds
     }
 
 
@@ -147,7 +148,10 @@ def test_pretrainings_count_and_not_their_fine_tunings(scored) -> None:
 
 
 def test_a_row_against_itself_gains_exactly_nothing(scored) -> None:
-    rows = {"a": [Scored(one, None) for one in scored["weak"]], "b": [Scored(one, None) for one in scored["weak"]]}
+    rows = {
+        "a": [Scored({"bbox": one}, None) for one in scored["weak"]],
+        "b": [Scored({"bbox": one}, None) for one in scored["weak"]],
+    }
     gain = compare(rows, "a", 100)["b"].gain["AP"]
     assert gain.absolute.value == 0
     assert gain.verdict == "no difference"
@@ -165,13 +169,16 @@ def test_against_almost_nothing_there_is_no_ratio(scored) -> None:
         hit = np.flatnonzero(one.tp[:, 0] & (one.label == 1))[0]
         lucky.append(dataclasses.replace(one, tp=one.tp & (np.arange(len(one.tp)) == hit)[:, None]))
     assert 0 < np.mean([average_precision(one).AP for one in lucky]) < 0.02
-    rows = {"lucky": [Scored(one, None) for one in lucky], "row": [Scored(one, None) for one in scored["strong"]]}
+    rows = {
+        "lucky": [Scored({"bbox": one}, None) for one in lucky],
+        "row": [Scored({"bbox": one}, None) for one in scored["strong"]],
+    }
     for few in (rows, {label: row[:1] for label, row in rows.items()}):
         gain = compare(few, "lucky", 200)["row"].gain["AP"]
         assert gain.relative is None
         assert gain.absolute.value > 0.1
-    none = {name: getattr(lucky[0], name)[:0] for name in ("image", "label", "score", "tp", "ignored", "iou")}
-    nothing = [Scored(dataclasses.replace(lucky[0], **none), None)] * 3
+    none = {name: getattr(lucky[0], name)[:0] for name in ("image", "label", "score", "tp", "ignored")}
+    nothing = [Scored({"bbox": dataclasses.replace(lucky[0], **none)}, None)] * 3
     against = compare({"nothing": nothing, "row": nothing, "lucky": rows["lucky"]}, "lucky", 200)
     for label in ("nothing", "row"):
         assert against[label].gain["AP"].relative is None

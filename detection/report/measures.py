@@ -1,0 +1,70 @@
+"""What the report measures: its numbers, where metrics.json has them, and from which matches they are drawn again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from detection.report.bootstrap import coco, voc_area, voc_eleven
+from detection.report.stored import Kind, Matches
+
+Main = Literal["AP", "mAP", "mAP07"]
+"""The number whose gain the report is about: COCO's AP; for VOC data VOC's mAP, the area since 2010, 11 points 2007."""
+
+
+class Metric(NamedTuple):
+    """A number of an evaluation: `metrics[section][key]`."""
+
+    section: Literal["bbox", "segm", "voc"]
+    key: str
+    title: str
+    said: str
+    """In a caption, after the title."""
+
+    @property
+    def per_class(self) -> str:
+        """Its key for a single class."""
+        return self.key.removeprefix("m")
+
+
+METRICS = {
+    "AP": Metric("bbox", "AP", "AP", "COCO's, mean over IoU 0.50 to 0.95"),
+    "AP50": Metric("bbox", "AP50", "AP50", ""),
+    "AP75": Metric("bbox", "AP75", "AP75", ""),
+    "mAP": Metric("voc", "mAP", "VOC mAP", "at IoU 0.5, area under the curve (VOC 2010 to 2012)"),
+    "mAP07": Metric("voc", "mAP07", "VOC mAP", "at IoU 0.5, 11 points (VOC 2007)"),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Numbers that are drawn again together."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    of: Callable[[Matches, np.ndarray], np.ndarray]
+    """From matches and image weights [N, B] to float64 [names, B]."""
+
+
+BOXES = Measure("bbox", ("AP", "AP50", "AP75"), coco)
+VOC = {"mAP": Measure("voc", ("mAP",), voc_area), "mAP07": Measure("voc", ("mAP07",), voc_eleven)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the report that stands for itself."""
+
+    name: Literal["boxes"]
+    main: str
+    """The metric its gains and headline are of; `columns` begin with it."""
+
+    columns: tuple[str, ...]
+    measures: tuple[Measure, ...]
+
+
+def parts(main: Main) -> tuple[Part, ...]:
+    """What a report is made of."""
+    if main == "AP":
+        return (Part("boxes", "AP", BOXES.names, (BOXES,)),)
+    return (Part("boxes", main, (main, *BOXES.names), (VOC[main], BOXES)),)

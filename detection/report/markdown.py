@@ -94,7 +94,8 @@ def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
 
 def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
     head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", "Gain, other images"]
-    head += ["Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
+    half = summary["intervals"]["half_width"]
+    head += ["Other trainings", "Both", f"±{percent(half)} takes"]
     body = []
     for row in summary["rows"]:
         gain, spread = row["gain"].get(part["main"]), row["spread"].get(part["main"], {})
@@ -106,7 +107,7 @@ def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
                 percent(spread.get("pretraining")),
                 percent(spread.get("finetuning")),
                 *parts,
-                needed(gain) if gain else NONE,
+                needed(gain, half) if gain else NONE,
             ]
         )
     return _table(head, body)

@@ -47,7 +47,8 @@ def results(summary: dict[str, Any], part: dict[str, Any]) -> str:
 def varies(summary: dict[str, Any], part: dict[str, Any]) -> str:
     main = part["main"]
     head = ["Backbone", "Trainings", "Pretrainings, std", "Fine-tunings, std", f"{title(main)} from, to"]
-    head += ["Gain, other images", "Other trainings", "Both", f"±{percent(summary['intervals']['half_width'])} takes"]
+    half = summary["intervals"]["half_width"]
+    head += ["Gain, other images", "Other trainings", "Both", f"±{percent(half)} takes"]
     body = []
     for row in summary["rows"]:
         spread, gain = row["spread"].get(main), row["gain"].get(main)
@@ -57,7 +58,7 @@ def varies(summary: dict[str, Any], part: dict[str, Any]) -> str:
         for of in ("images", "trainings", "joint"):
             grey = "given" if gain and not gain["absolute"]["joint"] else ""
             line.append((between(gain["absolute"], of), grey) if gain else (NONE, "soft"))
-        body.append([_name(summary, row), *line, (needed(gain) if gain else NONE, "text")])
+        body.append([_name(summary, row), *line, (needed(gain, half) if gain else NONE, "text")])
     said = f"{part['name'].capitalize()}: standard deviations over the trainings, and 95 % intervals of the gain in "
     return table(f"{said}{title(main)} by each noise and both.", head, body, _base(summary))
 

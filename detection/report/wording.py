@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from detection.report.intervals import MOST_TRAININGS
 from detection.report.measures import METRICS
 
 NONE = "–"
@@ -71,12 +72,14 @@ def training(one: dict[str, Any]) -> str:
     return f"{here}seed {one['seed']}"
 
 
-def needed(gain: dict[str, Any]) -> str:
-    """How many trainings a row the wanted half-width takes."""
+def needed(gain: dict[str, Any], half_width: float) -> str:
+    """How many trainings a row the wanted half-width takes, a fraction."""
     if gain["needed"]:
         return f"{gain['needed']} trainings a row"
     if gain["images_alone"] is None:
         return "unknown: train each row twice at least"
+    if gain["images_alone"] <= half_width:
+        return f"more than {MOST_TRAININGS} trainings a row"
     return f"more images: any number of trainings leaves ±{percent(gain['images_alone'])}"
 
 

@@ -18,7 +18,7 @@ from detection.report import charts, page
 from detection.report.markdown import to_markdown
 from detection.report.pictures import BUDGET, Detected, gallery
 from detection.report.summary import GainsReport, Missing, Regime, Row, Training, to_json, write
-from detection.report.wording import headlines, minutes, quantity, signed
+from detection.report.wording import headlines, minutes, needed, quantity, signed
 from tests.detection.report import simulated
 
 NAMES = ["cat", "<b>dog</b>", "bus"]
@@ -206,12 +206,19 @@ def test_what_is_missing_is_named(report: GainsReport) -> None:
 
 
 def test_a_half_width_is_said_in_trainings_or_in_images(report: GainsReport) -> None:
-    for wanted, answer in ((0.3, r"[2-9] trainings a row"), (0.0001, "more images: any number of trainings leaves ±")):
+    answers = {0.3: r"[2-9] trainings a row", 0.0001: "more images: any number|more than 100 trainings a row"}
+    for wanted, answer in answers.items():
         told = to_json(dataclasses.replace(report, half_width=wanted), resamples=50)
         for said in (to_markdown(told), page.to_html(told)):
             assert f"±{100 * wanted:.1f} takes" in said
             assert re.search(answer, said)
             assert "unknown: train each row twice at least" in said  # from scratch
+
+
+def test_more_trainings_than_anyone_has_are_said_to_be_too_many() -> None:
+    gain = {"needed": None, "images_alone": 0.004}
+    assert needed(gain, 0.005) == "more than 100 trainings a row"
+    assert needed(gain, 0.003) == "more images: any number of trainings leaves ±0.4"
 
 
 def test_markdown_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any]) -> None:

@@ -3,15 +3,13 @@
 Crops and flips are those of albumentations 2.0 (RandomResizedCrop, SmallestMaxSize, RandomCrop, HorizontalFlip), which
 itself knows a crop only once the image is decoded, and may draw otherwise in its next version.
 
-Everything that works on pixels happens here, on uint8; what is cheaper or more exact on normalised floats (AlexNet's
-colour shift, mixup, CutMix) is drawn here and applied on the device, see `Draws` and `blend`.
+Everything that works on pixels happens here and in `policies`, on uint8; what is cheaper or more exact on normalised
+floats (AlexNet's colour shift, mixup, CutMix) is drawn here and applied on the device, see `Draws` and `blend`.
 """
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import NamedTuple
 
 import cv2
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
+from backbone.data.policies import Operation, draw, draw_erasing, draw_jitter, vary
 from backbone.data.stream import mix
 
 # Covariance of RGB over ImageNet on the 0..1 scale, as in fb.resnet.torch. Columns of the second are eigenvectors.
@@ -77,17 +76,8 @@ class TrainingView:
     """
 
     def __init__(self, options: Augment, size: int, crop_pct: float, colour: tuple[int, int, int]) -> None:
-        """`colour` is what lies outside the image (cifar)."""
+        """`colour` is what lies outside the image (cifar), and what covers a part of it (modern)."""
         self.options, self.size, self.crop_pct, self.colour = options, size, crop_pct, colour
-
-    @cached_property
-    def policy(self) -> Callable[[Tensor, int], Tensor] | None:
-        """TrivialAugment or RandAugment of (uint8 [3, H, W], key): torchvision's, with a generator keyed by sample."""
-        if not isinstance(self.options, ModernAugment) or self.options.policy == "none":
-            return None
-        from torchvision.transforms import v2  # takes seconds, so nobody else pays for it
-
-        return partial(_vary, {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[self.options.policy]())
 
     def fill(self, planes: np.ndarray, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> None:
         """uint8 [H, W, 3] into [3, size, size]. `whole`: (height, width) of a file decoded in part."""
@@ -112,8 +102,11 @@ class TrainingView:
         if not isinstance(self.options, NoAugment) and self.flips(key):
             for plane in planes:
                 cv2.flip(plane, 1, dst=plane)
-        if self.policy:
-            planes[:] = self.policy(torch.from_numpy(planes), key).numpy()
+        for operation in self.operations(key):
+            vary(planes, operation)
+        erased = self.erased(key)
+        if erased:
+            erased.cut(planes.transpose(1, 2, 0))[:] = self.colour
 
     def shrink(self, height: int, width: int, key: int) -> int:
         """By how much a decoder may shrink an image of this size, 8, 4, 2 or 1, so that it need not be enlarged."""
@@ -153,6 +146,21 @@ class TrainingView:
     def flips(self, key: int) -> bool:
         """Whether the view is mirrored."""
         return random.Random(mix(key, 1 if isinstance(self.options, ModernAugment) else 2)).random() < 0.5
+
+    def operations(self, key: int) -> list[Operation]:
+        """modern: what is done to the crop after it was mirrored, in order."""
+        if not isinstance(self.options, ModernAugment):
+            return []
+        policy, jitter = self.options.policy, self.options.jitter
+        drawn = [] if policy == "none" else draw(policy, self.size, mix(key, 3))
+        return drawn + draw_jitter(jitter, mix(key, 4)) if jitter else drawn
+
+    def erased(self, key: int) -> Box | None:
+        """modern: what of the view is then covered by the mean colour, which is nothing to the net."""
+        if not isinstance(self.options, ModernAugment) or not self.options.erasing:
+            return None
+        box = draw_erasing(self.options.erasing, self.size, mix(key, 5))
+        return box and Box(*box)
 
     def padded_box(self, key: int) -> Box:
         """cifar: the crop in the evaluation view padded by `PADDING` on each side."""
@@ -199,12 +207,6 @@ def to_planes(image: np.ndarray, planes: np.ndarray) -> None:
         cv2.split(image, list(planes))
     else:  # torch resizes into planes
         np.copyto(planes, image.transpose(2, 0, 1))
-
-
-def _vary(transform: Callable[[Tensor], Tensor], image: Tensor, key: int) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(key >> 1)  # torch.manual_seed would seed the GPUs too
-        return transform(image)
 
 
 @dataclass(frozen=True)

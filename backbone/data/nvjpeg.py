@@ -10,6 +10,8 @@ torchvision has deprecated its decoders for torchcodec's; without them `data.dec
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -136,7 +138,21 @@ class Decoder:
         image = F.interpolate(crop, (side, side), mode="bilinear", antialias=True)[0].round_().to(torch.uint8)
         if view.flips(one.key):
             image = image.flip(-1)
-        return view.policy(image, one.key) if view.policy else image
+        for name, magnitude in view.operations(one.key):
+            image = self._policy._apply_image_or_video_transform(image, name, magnitude, "bilinear", {})
+        erased = view.erased(one.key)
+        if erased:
+            colour = torch.tensor(view.colour, dtype=torch.uint8, device=image.device)
+            top, left, height, width = erased
+            image[:, top : top + height, left : left + width] = colour[:, None, None]
+        return image
+
+    @cached_property
+    def _policy(self) -> Any:
+        """torchvision's operations: on tensors a turned image fades into black, in PIL's and ours it ends sharply."""
+        from torchvision.transforms import v2
+
+        return v2.TrivialAugmentWide()
 
 
 def _picture(k: int) -> np.ndarray:

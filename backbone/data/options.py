@@ -24,7 +24,14 @@ class ModernAugment(_Augment):
     """Range of the crop's share of the image area."""
 
     policy: Literal["none", "trivial", "rand"] = "none"
-    """TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9)."""
+    """TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9), bilinear."""
+
+    jitter: float = Field(0.0, ge=0, le=1)
+    """Brightness, contrast and saturation are changed by factors from 1 - jitter to 1 + jitter, in any order, as by
+    torchvision's ColorJitter. 0 is off."""
+
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability of random erasing (arXiv:1708.04896): a rectangle of 2 to 33 % of the area in the mean colour."""
 
     mixup: float = Field(0.0, ge=0)
     """Alpha of the Beta distribution mixup draws from (arXiv:1710.09412). 0 is off."""

@@ -1,7 +1,6 @@
 """Views against torchvision, timm and PIL; draws against closed forms; blending against a plain loop."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ from torchvision.transforms import v2
 from backbone.data import augment
 from backbone.data.augment import ALIASES, Draws, TrainingView, blend, evaluation_view, resize
 from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
+from backbone.data.policies import vary
 from backbone.data.stream import mix
 
 FILL = (11, 22, 33)
@@ -95,6 +95,7 @@ KINDS: dict[str, Augment] = {
     "modern": ModernAugment(),
     "trivial": ModernAugment(policy="trivial"),
     "rand": ModernAugment(policy="rand"),
+    "jitter": ModernAugment(jitter=0.4, erasing=0.5),
     "cifar": CifarAugment(),
 }
 
@@ -187,18 +188,25 @@ def test_cifar_shows_each_padded_crop_and_its_mirror_image_equally_often():
     assert sum((count - 20) ** 2 / 20 for count in counts.values()) < 161 + 5 * 322**0.5
 
 
-@pytest.mark.parametrize(("name", "reference"), [("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)])
-def test_policies_are_torchvisions(name: Any, reference: Callable[[], Any]):
-    """On top of the crop and flip of the same key."""
-    image = noise(40, 40)
+def test_policy_jitter_and_erasing_follow_crop_and_flip_in_turn():
+    """What each operation does is tested in test_policies."""
+    image, colour = noise(40, 40), np.array(FILL)
     plain = TrainingView(ModernAugment(), 32, 1.0, FILL)
-    changed = TrainingView(ModernAugment(policy=name), 32, 1.0, FILL)
-    for i in range(30):
-        key = mix(i)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key >> 1)
-            expected = reference()(torch.from_numpy(seen(plain, image, key).copy()).permute(2, 0, 1))
-        assert np.array_equal(seen(changed, image, key), expected.permute(1, 2, 0).numpy())
+    erasures = 0
+    for policy in ("none", "trivial", "rand"):
+        varied = TrainingView(ModernAugment(policy=policy, jitter=0.4, erasing=0.5), 32, 1.0, FILL)
+        for key in map(mix, range(40)):
+            expected = np.ascontiguousarray(seen(plain, image, key).transpose(2, 0, 1))
+            operations = varied.operations(key)
+            assert len(operations) == {"none": 3, "trivial": 4, "rand": 5}[policy]
+            for operation in operations:
+                vary(expected, operation)
+            expected, erased = expected.transpose(1, 2, 0), varied.erased(key)
+            if erased:
+                erasures += 1
+                expected[erased.top : erased.top + erased.height, erased.left : erased.left + erased.width] = colour
+            assert np.array_equal(seen(varied, image, key), expected)
+    assert 40 < erasures < 80
 
 
 @pytest.mark.parametrize("kind", ["modern", "paper", "cifar"])

@@ -29,7 +29,14 @@ UNREAD = [
     *(
         ({"data.augment.kind": kind}, f"data.augment.{field}", value)
         for kind in ("paper", "cifar", "none")
-        for field, value in (("area", [0.5, 1]), ("policy", "rand"), ("mixup", 0.2), ("cutmix", 1.0))
+        for field, value in (
+            ("area", [0.5, 1]),
+            ("policy", "rand"),
+            ("jitter", 0.4),
+            ("erasing", 0.1),
+            ("mixup", 0.2),
+            ("cutmix", 1.0),
+        )
     ),
     ({}, "data.train", "a"),
     ({}, "data.val", "b"),

@@ -1,0 +1,263 @@
+"""TrivialAugment, RandAugment, colour jitter and random erasing of uint8 planes, as torchvision does to PIL images.
+
+Its recipes are published with PIL and bilinear interpolation, so PIL's pixels are the measure, to one grey level:
+blends round down, and what a sheared or turned image does not reach is black, without a seam. PIL and torchvision's
+tensors take over a millisecond for a turn of 224 pixels; OpenCV, and tables of 256 entries for what is done to each
+value, take less than half of that at most. OpenCV 5 is that exact; 4 places pixels to 1/32, and noise is then up to 8
+levels off.
+"""
+
+import functools
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from backbone.data.stream import mix
+
+BINS = 31  # of magnitudes, of which RandAugment takes one
+MAGNITUDE, OPERATIONS = 9, 2  # RandAugment's, as torchvision's references train
+SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+GREY = np.array([19595, 38470, 7471])  # shares of 65536: PIL's grey of RGB
+
+
+class Operation(NamedTuple):
+    """One of `VARY`, with its magnitude as torchvision means it."""
+
+    name: str
+    magnitude: float
+
+
+@functools.cache
+def magnitudes(policy: str, size: int) -> dict[str, tuple[float, ...]]:
+    """Name -> `BINS` magnitudes, or one of 0, of images of [size, size]; in torchvision's order.
+
+    trivial: arXiv:2103.10158, table 1, wide, whose enhancing factors end at 0.01 and 1.99. rand: arXiv:1909.13719, as
+    torchvision has it, with AutoAugment's ranges.
+    """
+    wide = policy == "trivial"
+    shift = 32.0 if wide else 150 / 331 * size
+    enhance = 0.99 if wide else 0.9
+    lost = torch.arange(BINS) / ((BINS - 1) / (6 if wide else 4))
+    ranges = {
+        "Identity": None,
+        "ShearX": torch.linspace(0, 0.99 if wide else 0.3, BINS),
+        "ShearY": torch.linspace(0, 0.99 if wide else 0.3, BINS),
+        "TranslateX": torch.linspace(0, shift, BINS),
+        "TranslateY": torch.linspace(0, shift, BINS),
+        "Rotate": torch.linspace(0, 135.0 if wide else 30.0, BINS),
+        "Brightness": torch.linspace(0, enhance, BINS),
+        "Color": torch.linspace(0, enhance, BINS),
+        "Contrast": torch.linspace(0, enhance, BINS),
+        "Sharpness": torch.linspace(0, enhance, BINS),
+        "Posterize": (8 - lost).round(),
+        "Solarize": torch.linspace(1, 0, BINS),
+        "AutoContrast": None,
+        "Equalize": None,
+    }
+    return {name: (0.0,) if values is None else tuple(values.tolist()) for name, values in ranges.items()}
+
+
+def draw(policy: str, size: int, key: int) -> list[Operation]:
+    """trivial: one operation and any magnitude of it; rand: two, which may be the same, of one magnitude."""
+    space = magnitudes(policy, size)
+    names = tuple(space)
+    drawn = []
+    for number in range(1 if policy == "trivial" else OPERATIONS):
+        rest, chosen = divmod(mix(key, number), len(names))
+        rest, chosen_bin = divmod(rest, BINS)
+        name = names[chosen]
+        bins = space[name]
+        magnitude = bins[0] if len(bins) == 1 else bins[chosen_bin if policy == "trivial" else MAGNITUDE]
+        drawn.append(Operation(name, -magnitude if name in SIGNED and rest & 1 else magnitude))
+    return drawn
+
+
+def draw_jitter(strength: float, key: int) -> list[Operation]:
+    """Brightness, contrast and saturation by factors from 1 - strength to 1 + strength, in any order."""
+    draws = random.Random(key)
+    drawn = [Operation(name, draws.uniform(-strength, strength)) for name in ("Brightness", "Contrast", "Color")]
+    draws.shuffle(drawn)
+    return drawn
+
+
+def draw_erasing(probability: float, size: int, key: int) -> tuple[int, int, int, int] | None:
+    """(top, left, height, width) of what is erased of [size, size], pixels (arXiv:1708.04896, torchvision's ranges)."""
+    draws = random.Random(key)
+    if draws.random() >= probability:
+        return None
+    for _ in range(10):
+        area = size * size * draws.uniform(0.02, 0.33)
+        aspect = math.exp(draws.uniform(math.log(0.3), math.log(3.3)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < size and width < size:
+            return draws.randint(0, size - height), draws.randint(0, size - width), height, width
+    return None
+
+
+def vary(planes: np.ndarray, operation: Operation) -> None:
+    """Change uint8 [3, H, W], contiguous, in place."""
+    assert planes.flags.c_contiguous, "reshape would copy, and nothing change"
+    VARY[operation.name](planes, operation.magnitude)
+
+
+def _look_up(planes: np.ndarray, table: np.ndarray) -> None:
+    """By a table of 256 values, which are clipped and rounded down."""
+    flat = planes.reshape(-1, planes.shape[-1])
+    cv2.LUT(flat, np.clip(table, 0, 255).astype(np.uint8), dst=flat)
+
+
+def _mix(planes: np.ndarray, other: np.ndarray, factor: float) -> None:
+    """Into factor * planes + (1 - factor) * other, clipped and rounded down. Shapes [..., H, W]."""
+    flat = planes.reshape(-1, planes.shape[-1])
+    cv2.addWeighted(flat, factor, other.reshape(flat.shape), 1 - factor, -0.499, dst=flat)
+
+
+def _grey(planes: np.ndarray) -> np.ndarray:
+    """uint8 [H, W]"""
+    return cv2.cvtColor(cv2.merge(list(planes)), cv2.COLOR_RGB2GRAY)
+
+
+def _shear_x(planes: np.ndarray, slope: float) -> None:
+    _warp(planes, (1.0, slope, 0.0, 0.0, 1.0, 0.0))
+
+
+def _shear_y(planes: np.ndarray, slope: float) -> None:
+    _warp(planes, (1.0, 0.0, 0.0, slope, 1.0, 0.0))
+
+
+def _rotate(planes: np.ndarray, degrees: float) -> None:
+    height, width = planes.shape[1:]
+    cos, sin = (round(part(-math.radians(degrees)), 15) for part in (math.cos, math.sin))  # as PIL
+    x, y = width / 2, height / 2
+    _warp(planes, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
+
+
+def _warp(planes: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> None:
+    """Show at (x, y) what lies at (a x + b y + c, d x + e y + f), bilinear, black if that is outside; pixel centres
+    are at halves. `matrix` is (a, b, c, d, e, f).
+    """
+    a, b, c, d, e, f = matrix
+    height, width = planes.shape[1:]
+    # Four channels: with three OpenCV takes twice as long. The frame: nearer to the edge than half a pixel PIL takes
+    # the pixel at the edge.
+    framed = cv2.copyMakeBorder(cv2.merge([*planes, planes[0]]), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    shifted = np.array([[a, b, c + (a + b) / 2 + 0.5], [d, e, f + (d + e) / 2 + 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(framed, shifted, (width, height), flags=flags)
+    rows = np.arange(height) + 0.5
+    first, last = _between(a, b * rows + c, width, width)
+    other_first, other_last = _between(d, e * rows + f, width, height)
+    first, last = np.maximum(first, other_first), np.minimum(last, other_last)
+    column = np.arange(width, dtype=np.int16)  # numpy compares these at once
+    inside = (column >= first[:, None]) & (column < last[:, None])
+    cv2.split(cv2.copyTo(moved, inside.view(np.uint8)), [*planes, np.empty_like(planes[0])])
+
+
+def _between(slope: float, offsets: np.ndarray, width: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where 0 <= slope * x + offset < side, for the centres x of `width` pixels: first column and the one after the
+    last, int16, for each offset.
+    """
+    values = slope * (np.arange(width) + 0.5)
+    if slope >= 0:
+        first, last = np.searchsorted(values, -offsets), np.searchsorted(values, side - offsets)
+    else:
+        first = np.searchsorted(-values, offsets - side, "right")
+        last = np.searchsorted(-values, offsets, "right")
+    return first.astype(np.int16), last.astype(np.int16)
+
+
+def _translate_x(planes: np.ndarray, pixels: float) -> None:
+    """To the right; black comes in."""
+    by = max(-planes.shape[2], min(planes.shape[2], int(pixels)))
+    before = planes.copy()
+    if by > 0:
+        planes[:, :, by:], planes[:, :, :by] = before[:, :, :-by], 0
+    elif by < 0:
+        planes[:, :, :by], planes[:, :, by:] = before[:, :, -by:], 0
+
+
+def _translate_y(planes: np.ndarray, pixels: float) -> None:
+    """Down; black comes in."""
+    by = max(-planes.shape[1], min(planes.shape[1], int(pixels)))
+    before = planes.copy()
+    if by > 0:
+        planes[:, by:], planes[:, :by] = before[:, :-by], 0
+    elif by < 0:
+        planes[:, :by], planes[:, by:] = before[:, -by:], 0
+
+
+def _brightness(planes: np.ndarray, more: float) -> None:
+    _look_up(planes, LEVELS * np.float32(1 + more))
+
+
+def _contrast(planes: np.ndarray, more: float) -> None:
+    mean = np.float32(int(cv2.mean(_grey(planes))[0] + 0.5))
+    _look_up(planes, mean + np.float32(1 + more) * (LEVELS - mean))
+
+
+def _colour(planes: np.ndarray, more: float) -> None:
+    grey = _grey(planes)
+    for plane in planes:
+        _mix(plane, grey, 1 + more)
+
+
+def _sharpness(planes: np.ndarray, more: float) -> None:
+    """Mixed with PIL's SMOOTH, [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13, which leaves the outermost pixels alone."""
+    if min(planes.shape[1:]) < 3:
+        return
+    before = planes.copy()
+    flat = planes.reshape(-1, planes.shape[-1])
+    mean = cv2.blur(flat, (3, 3))
+    # 9 / 13 of the mean of all nine pixels and 4 / 13 of the one amid them
+    _mix(planes, mean, 1 + more * 9 / 13)
+    for edge in np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]:
+        planes[edge] = before[edge]
+
+
+def _posterize(planes: np.ndarray, bits: float) -> None:
+    np.bitwise_and(planes, 256 - (1 << (8 - int(bits))), out=planes)
+
+
+def _solarize(planes: np.ndarray, share: float) -> None:
+    levels = np.arange(256)  # compared with a double, as PIL does
+    _look_up(planes, np.where(levels < 255.0 * share, levels, 255 - levels))
+
+
+def _autocontrast(planes: np.ndarray, _: float) -> None:
+    for plane in planes:
+        least, most = int(plane.min()), int(plane.max())
+        if least < most:
+            scale = 255 / (most - least)
+            _look_up(plane, np.arange(256) * scale - least * scale)
+
+
+def _equalize(planes: np.ndarray, _: float) -> None:
+    for plane in planes:
+        counts = cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        if step:
+            _look_up(plane, (step // 2 + np.cumsum(counts) - counts) // step)
+
+
+LEVELS = np.arange(256, dtype=np.float32)
+VARY: dict[str, Callable[[np.ndarray, float], None]] = {
+    "Identity": lambda planes, _: None,
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+    "Rotate": _rotate,
+    "Brightness": _brightness,
+    "Color": _colour,
+    "Contrast": _contrast,
+    "Sharpness": _sharpness,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "AutoContrast": _autocontrast,
+    "Equalize": _equalize,
+}

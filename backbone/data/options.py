@@ -183,6 +183,10 @@ class StoredData(_Data):
     val: str = Field(min_length=1)
     """Validation images, likewise."""
 
+    hold_out: int = Field(0, ge=0)
+    """So many training images are not trained on and validate instead of `val`, always the same ones (the paper's
+    45k/5k split of CIFAR-10, section 4.2); jobs/evaluate.py then judges on `val`. 0: none."""
+
     cache: str = ""
     """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
 

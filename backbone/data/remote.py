@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError
 
 from backbone.data import pinned
 from backbone.data.batches import Batch, TrainSet, one_thread
+from backbone.data.holdout import hold_out
 from backbone.data.index import IndexedSource
 from backbone.data.options import StoredData
 from backbone.data.slots import KEPT
@@ -144,6 +145,8 @@ def _unpack(packed: bytes) -> TrainSet:
 def _opened(options: StoredData, fingerprint: str, node: str) -> Source:
     try:
         source = open_source(options.source, options.train, options.cache or None)
+        if options.hold_out:
+            source, _ = hold_out(source, options.hold_out)
     except UserError as error:
         raise UserError(
             f"node {node}, which makes batches (data.remote_cpus): {error}; data.train must be a shared folder or a "

@@ -7,6 +7,7 @@ import numpy as np
 
 from backbone.data.findings import Finding, Findings
 from backbone.data.folder import open_imagefolder
+from backbone.data.index import IndexedSource
 from backbone.data.labels import class_findings
 from backbone.data.parquet import open_parquet
 from backbone.data.tar import open_webdataset
@@ -62,7 +63,7 @@ class Source(Protocol):
 KINDS = {"imagefolder": open_imagefolder, "webdataset": open_webdataset, "parquet": open_parquet}
 
 
-def open_source(kind: str, location: str, cache: str | None = None) -> Source:
+def open_source(kind: str, location: str, cache: str | None = None) -> IndexedSource:
     """Open one split of a data set.
 
     Args:

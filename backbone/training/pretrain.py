@@ -18,6 +18,7 @@ from backbone import artifact
 from backbone.data.augment import blend
 from backbone.data.batches import TrainSet, ValSet, evaluation_batches
 from backbone.data.formats import some
+from backbone.data.holdout import hold_out
 from backbone.data.loader import train_loader, val_loader
 from backbone.data.options import Data, ModernAugment, PaperAugment, SyntheticData
 from backbone.data.resident import Resident
@@ -69,6 +70,10 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
             SyntheticSource(seed, data.val_images, data.size, "val"),
         )
     cache = data.cache or None
+    if data.hold_out:
+        train, val = hold_out(open_source(data.source, data.train, cache), data.hold_out)
+        check_classes(train)
+        return train, val
     train, val = (open_source(data.source, place, cache) for place in (data.train, data.val))
     check_classes(train)
     check_splits(train, val)
@@ -300,7 +305,8 @@ def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) 
         fs.pipe_file(place, save_tensors(statistics(train, data)))
     found = load_tensors(fs.cat_file(place))
     mean_image, std = found["mean_image"], tuple(found["std"].tolist())
-    # The paper subtracts the mean image and divides by nothing; the first batch norm makes the division immaterial.
+    # The paper subtracts the mean image and divides by nothing; the first batch norm makes the division immaterial. For
+    # VGG without norms it is not: see jobs/recipes/imagenet-paper/vgg16.yaml.
     inputs = InputConvention(size=data.size, crop_pct=data.crop_pct, std=std).with_mean_image(mean_image)
     mean = inputs.mean
     return (

@@ -272,6 +272,7 @@ class Recipe(TrainingRecipe):
         "data.remote_cpus",
         "data.resident",
     )
+    LATER: ClassVar[dict[str, Any]] = {"data.hold_out": 0}
 
     model: NetOptions = NetOptions()
     data: Data = SyntheticData()

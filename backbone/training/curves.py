@@ -1,7 +1,7 @@
 """A run's curves as a picture: what it is measured by, its losses, its learning rate."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 FEW = 20
@@ -49,6 +49,29 @@ def draw_curves(
     for axes in (left, right):
         axes.spines[["top"]].set_visible(False)
         axes.grid(alpha=0.25)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
+
+
+def draw_overlay(curves: Sequence[tuple[str, Sequence[list[dict[str, Any]]]]]) -> bytes:
+    """PNG of top-1 error over steps of several nets, as the paper's figures 4 and 6: training thin, validation bold.
+
+    `curves` are (label, the records of each training of that net): a colour a net.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, (label, histories) in enumerate(curves):
+        for history in histories:
+            _plot(axes, history, "error", color=f"C{i % 10}", linewidth=0.7, alpha=0.8)
+            _plot(axes, history, "val_error", color=f"C{i % 10}", linewidth=2.2)
+        axes.plot([], [], color=f"C{i % 10}", linewidth=2.2, label=label)
+    axes.set(xlabel="step", ylabel="top-1 error (%): training thin, validation bold", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
     return png.getvalue()

@@ -74,7 +74,7 @@ def repeats(runs: list[Trained]) -> list[list[Trained]]:
 
 
 def title(group: list[Trained]) -> str:
-    """What a group is called: its first run, or all without the number at their end where they differ in nothing else."""
+    """What a group is called: its first run, or all of them where they differ in a number at their end alone."""
     first, *others = (re.sub(r"[-_.]?(seed)?\d+$", "", run.name) for run in group)
     return first if others and first and set(others) == {first} else group[0].name
 

@@ -78,7 +78,7 @@ def test_file_name_says_what_the_net_is(path: str):
     options, stem = recipe(path).model, Path(path).stem
     name, _, shortcut = stem.partition("-")
     assert options.name == (f"cifar_{name}" if path.startswith("cifar10/") else name)
-    if shortcut:
+    if shortcut and shortcut != "3x":
         assert options.shortcut == shortcut.upper()
 
 
@@ -90,7 +90,8 @@ def test_imagenet_is_trained_as_in_section_3_4(name: str, found: Recipe):
     assert (optim.weight_decay, optim.decay, optim.nesterov) == (5e-4 if vgg else 1e-4, "all", False)
     assert (optim.label_smoothing, optim.clip, optim.ema) == (0, 0, 0)
     assert (plateau.kind, plateau.gamma, plateau.warmup, plateau.hold_lr) == ("plateau", 0.1, 0, 0)
-    assert (plateau.unit, plateau.total) == ("iterations", 370_000 if vgg else 600_000)  # VGG: 74 epochs
+    long = 3 if name.endswith("-3x") else 1  # section 4.1
+    assert (plateau.unit, plateau.total) == ("iterations", 370_000 if vgg else long * 600_000)  # VGG: 74 epochs
     assert (data.size, data.size / data.crop_pct) == (224, 256)
     assert (data.augment.kind, data.augment.pca) == ("paper", 0.1)
     assert data.augment.shorter_side == ((256, 512) if vgg else (256, 480))
@@ -99,7 +100,7 @@ def test_imagenet_is_trained_as_in_section_3_4(name: str, found: Recipe):
     assert found.model.norm == ("none" if vgg else "batch")
     if not vgg:
         assert found.model.stride_in_1x1 == (found.model.depth >= 50)
-        letter = name.partition("-")[2].upper() or ("none" if "plain" in name else "B")
+        letter = "none" if "plain" in name else name.partition("-")[2].upper() or "B"
         assert found.model.shortcut == letter
 
 
@@ -139,9 +140,10 @@ def test_imagenet_plans_show_the_papers_costs(name: str):
         assert lines["steps"].startswith("370,000 of 256 images: 73.9 epochs")
         return
     assert giga == pytest.approx(TABLE_1[found.model.depth], abs=0.07 if found.model.shortcut != "C" else 0.24)
-    assert lines["steps"].startswith("600,000 of 256 images: 119.9 epochs")
+    steps = "1,800,000 of 256 images: 359.7" if name.endswith("-3x") else "600,000 of 256 images: 119.9"
+    assert lines["steps"].startswith(f"{steps} epochs")
     assert lines["batch"] == "256 = 32 a micro-batch x 1 accumulated x 8 worker(s)"
-    assert "x 0.1 after 5 evaluations" in lines["lr"]
+    assert f"x 0.1 after {found.schedule.patience} evaluations" in lines["lr"]
     known = {"resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808, "resnet34-b": 21_797_672}
     if name in known:  # torchvision's
         assert parameters(lines) == known[name]
@@ -156,6 +158,12 @@ def test_cifar_plans_show_the_papers_costs(name: str):
     assert lines["steps"].startswith("64,000 of 128 images: 163.8 epochs")
     assert "x 0.1 at steps 32,000, 48,000" in lines["lr"]
     assert ("0.01 until training error is below 80 %" in lines["lr"]) == (name == "resnet110")
+
+
+def test_plain34_is_trained_three_times_as_long_and_otherwise_as_ever():
+    usual, long = (recipe(f"imagenet-paper/{name}.yaml") for name in ("plain34", "plain34-3x"))
+    schedule = usual.schedule.model_copy(update={"total": 3 * usual.schedule.total, "patience": 15})
+    assert usual.model_copy(update={"schedule": schedule}) == long
 
 
 def test_plain1202_is_resnet1202_without_shortcuts():

@@ -267,6 +267,7 @@ def main() -> None:
     words.add_argument("--workers", type=int, default=min(16, torch.multiprocessing.cpu_count()))
     words.add_argument("--compile", nargs="*", default=["default"], choices=("default", "reduce-overhead"))
     words.add_argument("--minutes", type=float, default=8.5, help="no turn begins later")
+    words.add_argument("--places", nargs="+", choices=("device", "files"), default=["device", "files"])
     words.add_argument("--tiny", action="store_true", help="ResNet-18, small images, on the CPU: shows that it runs")
     given = words.parse_args()
     deadline = time.monotonic() + 60 * given.minutes
@@ -286,7 +287,7 @@ def main() -> None:
         given.classes = len(source.classes)
         repack(source, folder / "jpeg", "jpg", encode_jpeg)
         repack(source, folder / "raw", "rgb.npy", encode_raw)
-        ways = all_ways(given, folder)
+        ways = [way for way in all_ways(given, folder) if ("files" if way.from_files else "device") in given.places]
         measure(ways, given, deadline)
         profiles = [
             profile(way, given)

@@ -31,7 +31,7 @@ def main() -> None:
     record = run(sweep, detection_ap)
     fs, path = filesystem(join(record.url, "report.html"))
     fs.pipe_file(path, page.report(record).encode())
-    print(summary.headline(record))
+    print("\n".join(line for line in (summary.headline(record), summary.caveat(record)) if line))
     print("\n".join(["Pareto front:", *summary.front(record)]))
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {record.url}/report.html")

@@ -24,6 +24,7 @@ from backbone.sweep.options import OBJECTIVES, AllGoOn, Asha, Pbt, Sweep
 from backbone.sweep.record import FILE, ROUNDING, Objective, Record, Trial, pareto, read
 from backbone.sweep.search import Search
 from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
+from backbone.sweep.standing import word
 from backbone.training import schedule
 from backbone.training.pretrain import open_data
 from backbone.training.recipe import ConstantSchedule, Recipe
@@ -315,7 +316,8 @@ class Board:
         if self.record.best:
             trial = self.record.trial(self.record.best)
             shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
-            head = f"# Trial {trial.id} of the sweep {self.sweep.name}: {told(trial.point)}\n# {shown}\n"
+            known = word(self.record, trial)
+            head = f"# Trial {trial.id} of the sweep {self.sweep.name}, {known}: {told(trial.point)}\n# {shown}\n"
             text = head + yaml.safe_dump(self._best(trial).model_dump(mode="json"), sort_keys=False)
             fs, path = filesystem(join(self.record.url, "best.yaml"))
             fs.pipe_file(path, text.encode())

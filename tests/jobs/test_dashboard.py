@@ -224,7 +224,7 @@ def test_the_report_needs_nothing(tmp_path: Path, browser: Any, run_job: Run, wi
     ink = page.evaluate("document.querySelector('#figure-curves')._fullLayout.font.color")
     assert ink == {"light": "#22252a", "dark": "#e6e4df"}[scheme]
 
-    head = page.locator("#trials ~ .scroll th button", has_text="best error so far")
+    head = page.locator("#trials ~ .scroll th button", has_text="lowest error so far")
     head.focus()
     page.keyboard.press("Enter")
     shown = page.locator("#trials ~ .scroll tbody th").all_inner_texts()

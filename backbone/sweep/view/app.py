@@ -14,6 +14,7 @@ from backbone.errors import UserError
 from backbone.storage import is_local
 from backbone.sweep.analysis import planned
 from backbone.sweep.record import Record, Trial, read
+from backbone.sweep.standing import leading
 from backbone.sweep.view import chart, figures, files, summary
 from backbone.sweep.view.panels import Panel, alone, left_of_budget, panels
 from backbone.sweep.view.wording import NONE, amount, duration
@@ -88,14 +89,15 @@ def header(record: Record) -> None:
         f'<p class="sweep">Sweep {escape(record.name)} <b>{state}</b></p>'
         f'<p class="lead">{escape(summary.headline(record))}</p>'
         f'<p class="more"><span>{escape(summary.situation(record))}</span>'
-        f"<span>{escape(summary.progress(record))}.{left}</span></p>"
+        f"<span>{escape(summary.progress(record))}.{left}</span><span>{escape(summary.caveat(record))}</span></p>"
     )
     first = record.objectives[0]
     best = record.trial(record.best) if record.best else None
     done = len(record.of_state("finished", "stopped", "failed"))
     with st.container(horizontal=True):
         st.metric("Trials done", f"{done} of {planned(record)}", border=True)
-        st.metric(f"Best {first.label}", amount(first.name, best.values.get(first.name) if best else None), border=True)
+        label = f"{first.label[0].upper()}{first.label[1:]}, {leading(record)}"
+        st.metric(label, amount(first.name, best.values.get(first.name) if best else None), border=True)
         st.metric("Device time", duration(3600 * record.device_hours), border=True)
         st.metric("Wall time", duration(record.seconds), border=True)
 
@@ -120,6 +122,8 @@ def trials(record: Record) -> None:
     head, lines = summary.table(record)
     columns: dict[str, list[Any]] = {name: [line[i].key for line in lines] for i, name in enumerate(head)}
     columns["state"] = [line[1].text for line in lines]
+    interval = head.index(summary.INTERVAL)
+    columns[summary.INTERVAL] = [line[interval].text for line in lines]
     columns["trial"] = [line[0].text for line in lines]
     number = st.column_config.NumberColumn
     formats: dict[str, Any] = {name: number(format="%.2f") for name in head if name.endswith("(%)")}

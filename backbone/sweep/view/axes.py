@@ -5,6 +5,7 @@ from typing import Any
 
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
+from backbone.sweep.standing import Interval
 from backbone.sweep.view.wording import amount, short, spelled_out
 
 
@@ -45,3 +46,16 @@ def cost_label(record: Record, cost: str) -> str:
     if cost == "depth":
         return "depth (weighted layers)"
     return next((o.label for o in record.objectives if o.name == cost), analysis.COSTS.get(cost, cost))
+
+
+def error_bars(ends: list[tuple[Interval | None, float]]) -> dict[str, Any] | None:
+    """Error bars from intervals and the values in them; None where none has a width."""
+    if not any(span and span[0] < span[1] for span, _ in ends):
+        return None
+    up, down = ([span[side] if span else y for span, y in ends] for side in (1, 0))
+    return {
+        "array": [high - y for high, (_, y) in zip(up, ends, strict=True)],
+        "arrayminus": [y - low for low, (_, y) in zip(down, ends, strict=True)],
+        "thickness": 1,
+        "width": 3,
+    }

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 
 from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial
-from backbone.sweep.view.axes import cost_label, dimension, log_ticks
+from backbone.sweep.standing import interval, word
+from backbone.sweep.view.axes import cost_label, dimension, error_bars, log_ticks
 from backbone.sweep.view.wording import STATES, amount, point, short, short_names, spelled_out
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #8b8f96".split()
@@ -134,11 +135,13 @@ def against(record: Record, cost: str) -> go.Figure | None:
             mine = [p for p in points if analysis.family(p[0]) == family and (p[0].state == "finished") == finished]
             if not mine:
                 continue
+            bars = error_bars([(interval(t, objective.name), y) for t, _, y in mine])
             mark = {"size": 10, "symbol": symbol if finished else f"{symbol}-open", "color": colour}
             figure.add_scatter(
                 x=[x for _, x, _ in mine],
                 y=[y for _, _, y in mine],
                 mode="markers",
+                error_y=bars,
                 marker=mark | {"line": {"width": 2 if not finished else 0}},
                 name=_plain(family),
                 showlegend=finished,
@@ -336,8 +339,8 @@ def _rungs(figure: go.Figure, record: Record) -> None:
 
 
 def _about(trial: Trial, record: Record) -> str:
-    best = ", the best" if trial.id == record.best else ""
-    state = STATES[trial.state]
+    known = word(record, trial)
+    best, state = f", {known}" if known else "", STATES[trial.state]
     why = f"<br>{escape(short(trial.why, 70))}" if trial.why else ""
     return f"<b>{escape(trial.id)}</b> {escape(trial.net)}, {state}{best}<br>{escape(point(trial.point))}{why}"
 

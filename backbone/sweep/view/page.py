@@ -9,7 +9,9 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from backbone.storage import join
 from backbone.sweep.record import Record, Trial
+from backbone.sweep.standing import word
 from backbone.sweep.view import summary
 from backbone.sweep.view.files import Texts, best_recipe, of_all
 from backbone.sweep.view.panels import left_of_budget, panels, said_of_costs
@@ -44,8 +46,8 @@ def to_html(record: Record, texts: Mapping[str, Texts], best: str = "") -> str:
 
 
 def _facts(record: Record) -> str:
-    facts = [summary.progress(record) + ".", said_of_costs(record)]
-    return "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    facts = [summary.caveat(record), summary.progress(record) + ".", said_of_costs(record)]
+    return "".join(f"<li>{escape(fact)}</li>" for fact in facts if fact)
 
 
 def _best(record: Record, texts: Mapping[str, Texts], best: str) -> str:
@@ -53,12 +55,13 @@ def _best(record: Record, texts: Mapping[str, Texts], best: str) -> str:
         return ""
     trial = record.trial(record.best)
     recipe = best or texts.get(trial.id, Texts()).recipe
-    command = summary.commands(record).get("Train the best", "")
+    command = f"python jobs/pretrain.py --config {join(record.url, 'best.yaml')}"
+    title = f"{word(record, trial)}: trial {trial.id}"
     shown = f"<details><summary>Its recipe</summary>{_pre(recipe, 'recipe-best')}</details>" if recipe else ""
     return (
-        f'<section class="card" aria-label="The best trial"><h3>The best: trial {escape(trial.id)}</h3>'
+        f'<section class="card" aria-label="What to train"><h3>{escape(title[0].upper() + title[1:])}</h3>'
         f'<p class="soft">{escape(point(trial.point))}</p><p>To train it again, or at full length, with other data:</p>'
-        f"<pre>{escape(command)}</pre>{_copy('recipe-best', 'Copy the best recipe') if recipe else ''}{shown}</section>"
+        f"<pre>{escape(command)}</pre>{_copy('recipe-best', 'Copy its recipe') if recipe else ''}{shown}</section>"
     )
 
 
@@ -124,7 +127,8 @@ def _detail(record: Record, trial: Trial, texts: Texts) -> str:
     if texts.log:
         parts.append(f"<details><summary>The end of its log</summary><pre>{escape(texts.log)}</pre></details>")
     mark = f'<span class="state {trial.state}">{summary.MARKS[trial.state]} {STATES[trial.state]}</span>'
-    best = ' <span class="soft">★ the best</span>' if trial.id == record.best else ""
+    known = word(record, trial)
+    best = f' <span class="soft">{summary.STANDING.get(known, "")} {known}</span>' if known else ""
     return (
         f'<details class="trial" id="trial-{name}"><summary>{name} {mark}{best} '
         f'<span class="soft">{escape(trial.net)}</span></summary>{"".join(parts)}</details>'

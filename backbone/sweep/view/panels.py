@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from backbone.sweep import analysis
-from backbone.sweep.record import Record, Trial
+from backbone.sweep.record import Objective, Record, Trial
+from backbone.sweep.standing import EXACT, interval, leading
 from backbone.sweep.view import figures
 from backbone.sweep.view.figures import has, one_length, scored, trials
 from backbone.sweep.view.wording import STATES, duration
@@ -58,7 +59,7 @@ def alone(record: Record, trial: Trial) -> Record:
 
 def said_of_curves(record: Record) -> str:
     stopped, failed = len(record.of_state("stopped")), len(record.of_state("failed"))
-    parts = ["A line a trial, the best one bold."]
+    parts = [f"A line a trial, {leading(record)} bold."]
     if stopped:
         parts.append(f"{stopped} stopped early: dashed, with a cross where it ended.")
     if failed:
@@ -82,7 +83,9 @@ def said_of_against(record: Record, cost: str) -> str:
     hollow = [t for t in record.trials if t.state != "finished" and t not in undrawn]
     parts = ["Grey: the Pareto front, of finished trials alone."]
     if cost == "depth":
-        parts.append("Lines: the best finished trial of each depth.")
+        parts.append(f"Lines: {extreme(objective)} of the finished trials of each depth.")
+    if objective.name not in EXACT and any(interval(t, objective.name) for t in record.of_state("finished")):
+        parts.append("Bars: 95 % intervals, of other validation images.")
     if hollow:
         parts.append(f"{trials(len(hollow))} hollow: unfinished, at the lowest error so far, not to be compared.")
     if undrawn:
@@ -91,8 +94,10 @@ def said_of_against(record: Record, cost: str) -> str:
 
 
 def said_of_grid(record: Record) -> str:
-    label = record.objectives[0].label
-    return f"{label[0].upper()}{label[1:]} of the best finished trial of each pair. Trials stopped early do not count."
+    objective = record.objectives[0]
+    label = objective.label
+    of_which = f"{extreme(objective)} of the finished trials of each pair"
+    return f"{label[0].upper()}{label[1:]}, {of_which}. Trials stopped early do not count."
 
 
 def said_of_importance(record: Record) -> str:
@@ -107,7 +112,7 @@ def said_of_importance(record: Record) -> str:
 
 
 def said_of_rates(record: Record) -> str:
-    text = "The whole schedule of each trial, also of those that did not get to its end; the best one bold."
+    text = f"The whole schedule of each trial, also of those that did not get to its end; {leading(record)} bold."
     changes = sum(len(t.lineage) for t in record.trials)
     took = f"Diamonds, {changes}: a trial took another's weights and went on at another rate."
     return f"{text} {took}" if changes else text
@@ -138,6 +143,10 @@ def left_of_budget(record: Record) -> list[str]:
         if budget.get(key):
             left.append(f"{duration(3600 * max(0.0, budget[key] - spent))} of {duration(3600 * budget[key])} {unit}")
     return left
+
+
+def extreme(objective: Objective) -> str:
+    return "the lowest" if objective.mode == "min" else "the highest"
 
 
 def _drawn(cost: str) -> Callable[[Record], go.Figure | None]:

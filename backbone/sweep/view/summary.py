@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from backbone.storage import join
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
-from backbone.sweep.view.wording import NONE, STATES, amount, duration, point, short_names, spelled_out
+from backbone.sweep.standing import EXACT, has_best, interval, level, word
+from backbone.sweep.view.wording import NONE, STATES, amount, duration, point, short_names, span, spelled_out
 
 MARKS = {"finished": "●", "running": "▶", "stopped": "✕", "failed": "▼", "waiting": "○"}
+
+
+STANDING = {"the best": " ★", "level at the top": " ≈"}
+INTERVAL = "95 % interval"
+"""Column of the first objective's."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,40 @@ def state(record: Record) -> str:
 
 
 def headline(record: Record) -> str:
-    """The best so far, in one sentence."""
+    """What is known of the best so far: one trial where its interval excludes the second, else those that are level."""
     first = record.objectives[0]
     if not record.best:
         begun = any(trial.started for trial in record.trials)
         return "No trial has finished yet." if begun else "No trial has started yet."
     best = record.trial(record.best)
     noun = first.label.partition(" (")[0]
-    reached = amount(first.name, best.values.get(first.name))
+    reached = " ".join(
+        filter(None, (amount(first.name, best.values.get(first.name)), span(first.name, interval(best, first.name))))
+    )
+    it = f"{best.net.replace('_', ' ')} with {reached} {noun}, trial {best.id}"
     so_far = "" if record.state == "finished" else " so far"
-    return f"Best{so_far}: {best.net.replace('_', ' ')} with {reached} {noun}, trial {best.id}."
+    if has_best(record):
+        return f"Best{so_far}: {it}."
+    others = [trial.id for trial in level(record)]
+    if not others:
+        return f"One trial has finished{so_far}: {it}."
+    most = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    extreme = "Lowest" if first.mode == "min" else "Highest"
+    return f"No trial is the best{so_far}. {extreme}: {it}, level with {most}."
+
+
+def caveat(record: Record) -> str:
+    """What the intervals hold and do not; empty where there is none."""
+    first = record.objectives[0]
+    done = record.of_state("finished")
+    if not done or first.name in EXACT:
+        return ""
+    if any(interval(trial, first.name) is None for trial in done):
+        return "How far other images would move what a trial reached is not known, so none is called the best."
+    return (
+        "Brackets: 95 % intervals, of other validation images alone; each trial was trained once, so what another "
+        "seed would change is unknown. Level: on other images it might be the other way round."
+    )
 
 
 def progress(record: Record) -> str:
@@ -69,13 +99,16 @@ def table(record: Record, trials: list[Trial] | None = None) -> tuple[list[str],
     names = short_names(fields)
     shown = [o for o in record.objectives if o.name not in ("macs", "device_hours")]
     words = {f: _words(record, f) for f in fields}
-    head = ["trial", "state", *(o.label for o in shown), "best error so far (%)", *(names[f] for f in fields)]
+    head = ["trial", "state", *(o.label for o in shown), INTERVAL, "lowest error so far (%)"]
+    head += [names[f] for f in fields]
     head += ["epoch", "rung", "multiply-adds", "cost", "net", "why it ended"]
-    lines = []
+    first, standing, lines = record.objectives[0].name, {t.id: word(record, t) for t in record.trials}, []
     for t in record.trials if trials is None else trials:
-        line = [Cell(t.id, t.id + (" ★" if t.id == record.best else ""))]
+        line = [Cell(t.id, t.id + STANDING.get(standing.get(t.id, ""), ""))]
         line.append(Cell(t.state, f"{MARKS[t.state]} {STATES[t.state]}"))
         line += [_number(o.name, t.values.get(o.name) if t.state == "finished" else None) for o in shown]
+        ends = interval(t, first)
+        line.append(Cell(ends and ends[0], span(first, ends) or NONE))
         errors = [row["val_error"] for row in t.history if row.get("val_error") is not None]
         line.append(_number("val_error", min(errors, default=None)))
         line += [words[f].get(analysis.key(t.point.get(f)), Cell(None, NONE)) for f in fields]
@@ -93,7 +126,9 @@ def commands(record: Record, trial: Trial | None = None) -> dict[str, str]:
         return {"In TensorBoard": f"tensorboard --logdir {join(record.place(trial), 'tensorboard')}"}
     found = {"All trials in TensorBoard": f"tensorboard --logdir {record.url}"}
     if record.best:
-        found["Train the best"] = f"python jobs/pretrain.py --config {join(record.url, 'best.yaml')}"
+        found["Train the best" if has_best(record) else f"Train trial {record.best}"] = (
+            f"python jobs/pretrain.py --config {join(record.url, 'best.yaml')}"
+        )
     return found
 
 
@@ -111,8 +146,8 @@ def facts(record: Record, trial: Trial) -> dict[str, str]:
 
 def told(record: Record, trial: Trial) -> str:
     """A trial in one line, to choose it by."""
-    best = ", the best" if trial.id == record.best else ""
-    return f"{trial.id} · {STATES[trial.state]}{best} · {point(trial.point)}"
+    known = word(record, trial)
+    return f"{trial.id} · {STATES[trial.state]}{known and f', {known}'} · {point(trial.point)}"
 
 
 def front(record: Record) -> list[str]:

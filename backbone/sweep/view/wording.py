@@ -30,6 +30,14 @@ def amount(name: str, value: float | None) -> str:
     return quantity(value)
 
 
+def span(name: str, ends: tuple[float, float] | None) -> str:
+    """An interval, `[8.21–9.35]`, in the objective's unit; empty where there is none, or no width."""
+    if ends is None or ends[0] == ends[1]:
+        return ""
+    low, high = (f"{end:.3f}" if name.startswith("AP") else f"{end:.2f}" for end in ends)
+    return f"[{low}–{high}]"
+
+
 def quantity(value: float) -> str:
     """1234567 -> 1.23 M."""
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

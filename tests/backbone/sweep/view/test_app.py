@@ -41,7 +41,7 @@ def test_every_view_shows_its_figure(record: Record, monkeypatch: pytest.MonkeyP
     assert "Best so far: cifar resnet44" in text_of(page)
     assert page.metric[0].value == "8 of 12"
     table = page.dataframe[0].value
-    assert list(table["best error so far (%)"].dropna()) == [t.best_error for t in record.trials if t.history]
+    assert list(table["lowest error so far (%)"].dropna()) == [t.best_error for t in record.trials if t.history]
     assert list(table["cost"].dropna()) == [t.values["device_hours"] for t in record.trials if t.history]
     for panel in panels.panels(record):
         page.button_group[0].set_value(panel.key).run()

@@ -127,12 +127,12 @@ def as_table(
         crowd | np.array([bool(row.get("difficult")) for row in truth], dtype=bool),
         *columns(found),
         np.array([row["score"] for row in found], dtype=np.float64),
-        _encoded(truth, ground_truth["images"]) if masks else None,
-        _encoded(found, ground_truth["images"]) if masks else None,
+        encoded(truth, ground_truth["images"]) if masks else None,
+        encoded(found, ground_truth["images"]) if masks else None,
     )
 
 
-def _encoded(rows: list[dict[str, Any]], images: list[dict[str, Any]]) -> list[Any]:
+def encoded(rows: list[dict[str, Any]], images: list[dict[str, Any]]) -> list[Any]:
     """Each segmentation, polygons or runs, as compressed RLE, as pycocotools' `annToRLE`."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     found = []

@@ -4,21 +4,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbone.cli import laid_over, read_yaml, validate
+from backbone.errors import UserError
 from backbone.lease import PATIENCE
 from backbone.storage import join
 from backbone.sweep.options import Sweep
 from detection.recipe import Finetune
 
+SECTIONS = {"AP": "bbox", "AP_masks": "segm"}
+"""Of metrics.json."""
+
 
 @dataclass(frozen=True)
 class DetectionAP:
-    """Called with a finished run's URL, it fine-tunes and returns AP (COCO's, 0.50 to 0.95), from 0 to 1.
+    """Called with a finished run's URL, it fine-tunes and returns what the sweep looks for of AP and AP_masks: COCO's,
+    IoU 0.50 to 0.95, from 0 to 1.
 
     Read on the driver: the nodes where it is called need not have the recipe's file.
     """
 
     tree: dict[str, Any]
     file: str
+    objectives: tuple[str, ...]
 
     @staticmethod
     def of(sweep: Sweep) -> "DetectionAP":
@@ -27,7 +33,8 @@ class DetectionAP:
         Raises:
             UserError: the file is missing or not YAML.
         """
-        return DetectionAP(laid_over(read_yaml(sweep.finetune), sweep.finetune_with), sweep.finetune)
+        asked = tuple(name for name in sweep.objectives if name in SECTIONS)
+        return DetectionAP(laid_over(read_yaml(sweep.finetune), sweep.finetune_with), sweep.finetune, asked)
 
     def recipe(self, run: str) -> Finetune:
         """The fine-tuning of a run's backbone, a run of its own inside that run; UserError where it is no recipe."""
@@ -39,10 +46,25 @@ class DetectionAP:
         from detection.data.sources import open_sources
         from detection.finetune import check_ground_truth
 
-        check_ground_truth(open_sources(self.recipe("/nowhere").data)[1])
+        recipe = self.recipe("/nowhere")
+        if "AP_masks" in self.objectives and not recipe.detector.masks:
+            raise UserError(
+                f"objective AP_masks: {self.file} has detector.masks false; add --finetune_with.detector.masks true"
+            )
+        train, val = open_sources(recipe.data)
+        check_ground_truth(val)
+        judged = {"train": train} if recipe.detector.masks else {}
+        judged |= {"val": val} if "AP_masks" in self.objectives else {}
+        lacking = [name for name, source in judged.items() if not source.has_masks]
+        if lacking:
+            raise UserError(
+                f"{self.file}: the annotations of data.{' and data.'.join(lacking)} have no segmentations; give "
+                "others, or objective AP and --finetune_with.detector.masks false"
+            )
 
-    def __call__(self, run: str) -> float:
+    def __call__(self, run: str) -> dict[str, float]:
         from backbone.job import submit
         from detection.finetune import FINETUNE
 
-        return submit(FINETUNE, self.recipe(run), patience=PATIENCE).results["bbox"]["AP"]
+        metrics = submit(FINETUNE, self.recipe(run), patience=PATIENCE).results
+        return {name: metrics[SECTIONS[name]]["AP"] for name in self.objectives}

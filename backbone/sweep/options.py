@@ -11,6 +11,7 @@ from backbone.sweep.record import Objective
 OBJECTIVES = {
     "val_error": Objective("val_error", "min", "validation error (%)"),
     "AP": Objective("AP", "max", "detection AP"),
+    "AP_masks": Objective("AP_masks", "max", "segmentation AP"),
     "macs": Objective("macs", "min", "multiply-adds an image"),
     "params": Objective("params", "min", "parameters"),
     "latency_ms": Objective("latency_ms", "min", "latency of one image (ms)"),
@@ -138,11 +139,13 @@ class Sweep(Strict):
     space: dict[str, Distribution] = Field(default_factory=dict)
     """Field of the recipe, or a whole section -> its values."""
 
-    objectives: tuple[Literal["val_error", "AP", "macs", "params", "latency_ms", "device_hours"], ...] = ("val_error",)
+    objectives: tuple[Literal["val_error", "AP", "AP_masks", "macs", "params", "latency_ms", "device_hours"], ...] = (
+        "val_error",
+    )
     """What is looked for. The first decides which trial is the best, all together which are on the Pareto front."""
 
     finetune: str = ""
-    """Objective AP: recipe of jobs/finetune.py that every finished trial's backbone goes through."""
+    """Objectives AP and AP_masks: recipe of jobs/finetune.py that every finished trial's backbone goes through."""
 
     finetune_with: dict[str, Any] = Field(default_factory=dict)
     """Fields that replace those of that recipe."""
@@ -171,8 +174,10 @@ class Sweep(Strict):
             raise ValueError("space: name at least one field and its values")
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives {list(self.objectives)}: give at least one, each once")
-        if ("AP" in self.objectives) != bool(self.finetune):
-            raise ValueError("objective AP needs finetune, a recipe of jobs/finetune.py, and nothing else reads it")
+        if bool({"AP", "AP_masks"} & {*self.objectives}) != bool(self.finetune):
+            raise ValueError(
+                "objectives AP and AP_masks need finetune, a recipe of jobs/finetune.py, and nothing else reads it"
+            )
         for field in self.space:
             inside = [other for other in self.space if other.startswith(f"{field}.")]
             if inside:

@@ -20,8 +20,8 @@ from backbone.sweep.segment import Segment
 from backbone.sweep.space import recipe_of
 from backbone.training.state import Store
 
-DetectionAP = Callable[[str], float]
-"""Takes a finished trial's run; returns the detection AP of its backbone, from 0 to 1."""
+DetectionAP = Callable[[str], dict[str, float]]
+"""Takes a finished trial's run; returns by objective what its backbone is worth in detection, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     if "latency_ms" in common.sweep.objectives:
         row["latency_ms"] = latency_ms(join(segment.url, "artifact"), segment.recipe.scaling)
     if common.detection_ap:
-        row["AP"] = common.detection_ap(segment.url)
+        row |= common.detection_ap(segment.url)
     tune.report({**row, "finished": True})
 
 

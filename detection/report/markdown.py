@@ -29,7 +29,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     """`to_json`'s dict as Markdown: tables for a README or a pull request."""
     rows = summary["rows"]
     lines = [f"# {_cell(summary['title'])}", ""]
-    lines += [f"- {_cell(line)}" for line in headlines(summary)]
+    lines += [f"- {_cell(line)}" for part in range(len(summary["parts"])) for line in headlines(summary, part)]
     lines += [f"- {_cell(line)}" for line in missing(summary)]
     lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
     for part in summary["parts"]:

@@ -32,6 +32,9 @@ METRICS = {
     "AP": Metric("bbox", "AP", "AP", "COCO's, mean over IoU 0.50 to 0.95"),
     "AP50": Metric("bbox", "AP50", "AP50", ""),
     "AP75": Metric("bbox", "AP75", "AP75", ""),
+    "AP_masks": Metric("segm", "AP", "mask AP", "COCO's, mean over IoU 0.50 to 0.95"),
+    "AP50_masks": Metric("segm", "AP50", "mask AP50", ""),
+    "AP75_masks": Metric("segm", "AP75", "mask AP75", ""),
     "mAP": Metric("voc", "mAP", "VOC mAP", "at IoU 0.5, area under the curve (VOC 2010 to 2012)"),
     "mAP07": Metric("voc", "mAP07", "VOC mAP", "at IoU 0.5, 11 points (VOC 2007)"),
 }
@@ -48,6 +51,7 @@ class Measure:
 
 
 BOXES = Measure("bbox", ("AP", "AP50", "AP75"), coco)
+MASKS = Measure("segm", ("AP_masks", "AP50_masks", "AP75_masks"), coco)
 VOC = {"mAP": Measure("voc", ("mAP",), voc_area), "mAP07": Measure("voc", ("mAP07",), voc_eleven)}
 
 
@@ -55,7 +59,7 @@ VOC = {"mAP": Measure("voc", ("mAP",), voc_area), "mAP07": Measure("voc", ("mAP0
 class Part:
     """A part of the report that stands for itself."""
 
-    name: Literal["boxes"]
+    name: Literal["boxes", "masks"]
     main: str
     """The metric its gains and headline are of; `columns` begin with it."""
 
@@ -63,8 +67,9 @@ class Part:
     measures: tuple[Measure, ...]
 
 
-def parts(main: Main) -> tuple[Part, ...]:
-    """What a report is made of."""
-    if main == "AP":
-        return (Part("boxes", "AP", BOXES.names, (BOXES,)),)
-    return (Part("boxes", main, (main, *BOXES.names), (VOC[main], BOXES)),)
+def parts(main: Main, masks: bool = False) -> tuple[Part, ...]:
+    """What a report is made of: boxes, and masks where there are some."""
+    boxes = Part("boxes", "AP", BOXES.names, (BOXES,))
+    if main != "AP":
+        boxes = Part("boxes", main, (main, *BOXES.names), (VOC[main], BOXES))
+    return (boxes, Part("masks", "AP_masks", MASKS.names, (MASKS,))) if masks else (boxes,)

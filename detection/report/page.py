@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -13,10 +14,13 @@ from detection.report.tables import table
 from detection.report.wording import described, headlines, missing, percent, title, training
 
 
-def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
-    """The page for `report.to_json`'s dict. All text in it is escaped; pictures are optional."""
-    first, *others = headlines(summary)
-    more = "".join(f"<li>{_unbroken(line)}</li>" for line in others)
+def to_html(summary: dict[str, Any], pictures: Mapping[str, Gallery] | None = None) -> str:
+    """The page for `report.to_json`'s dict. All text in it is escaped; pictures, by part, are optional."""
+    (first, *others), *more_parts = (headlines(summary, i) for i in range(len(summary["parts"])))
+    lists = "".join(
+        f'<ul class="more">{"".join(f"<li>{_unbroken(line)}</li>" for line in lines)}</ul>'
+        for lines in (others, *more_parts)
+    )
     notes = missing(summary) + sorted(
         {
             f"{row['label']}, {training(t)}: {note}"
@@ -29,7 +33,7 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
     covers = " ".join(["Percent.", *draw["covers"], f"{draw['resamples']} resamples of the images."])
     return Template(files("detection.report").joinpath("page.html").read_text("utf-8")).substitute(
         title=escape(summary["title"]),
-        headline=f'<p class="lead">{_unbroken(first)}</p><ul class="more">{more}</ul>',
+        headline=f'<p class="lead">{_unbroken(first)}</p>{lists}',
         notes=f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>' if notes else "",
         covers=escape(covers),
         results="".join(sections.results(summary, part) for part in summary["parts"]),
@@ -38,7 +42,7 @@ def to_html(summary: dict[str, Any], pictures: Gallery | None = None) -> str:
         costs=sections.costs(summary) + sections.regimes(summary),
         comparable=escape(paper.COMPARABLE),
         paper=_paper(summary),
-        pictures=_pictures(pictures) if pictures else "",
+        pictures=_all_pictures(pictures) if pictures else "",
         provenance=_provenance(summary),
     )
 
@@ -68,30 +72,38 @@ def _paper(summary: dict[str, Any]) -> str:
     return table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
 
 
-def _pictures(gallery: Gallery) -> str:
+def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
     keys = [("truth", "object"), ("hit", "found"), ("wrong", "wrong"), ("missed", "missed"), ("other", "detection")]
     legend = "".join(f'<span class="swatch {kind}"></span>{text}' for kind, text in keys)
-    samples = "".join(f'<div class="sample">{_figures(p, f"s{i}")}</div>' for i, p in enumerate(gallery.samples))
     parts = [
         '<section aria-labelledby="pictures"><h2 id="pictures">Pictures</h2>',
         f'<p class="soft">Detections scored {SHOWN} or more, a hit from IoU {HIT}. Colours:{legend}</p>',
-        "<h3>Detections beside ground truth</h3>",
+    ]
+    for name, gallery in galleries.items():
+        parts.append(_pictures(gallery, name))
+    return "".join(parts) + "</section>"
+
+
+def _pictures(gallery: Gallery, name: str) -> str:
+    samples = "".join(f'<div class="sample">{_figures(p, f"{name}-s{i}")}</div>' for i, p in enumerate(gallery.samples))
+    parts = [
+        f"<h3>{name.capitalize()}: detections beside ground truth</h3>",
         '<p class="soft">Spread evenly over the images that have objects; nobody chose them.</p>',
         f'<div class="samples">{samples}</div>',
     ]
     for k, errors in enumerate(gallery.errors):
-        parts.append(_errors(errors, k))
-    return "".join(parts) + "</section>"
+        parts.append(_errors(errors, name, k))
+    return "".join(parts)
 
 
-def _errors(errors: Errors, k: int) -> str:
-    who = f"{escape(errors.label)} (seed {errors.seed})"
+def _errors(errors: Errors, name: str, k: int) -> str:
+    who = f"{name.capitalize()}, {escape(errors.label)} (seed {errors.seed})"
     parts = []
     for kind, worst, said, pictures in (
         ("w", "surest mistakes", "False detections of the highest score, one an image.", errors.wrong),
         ("m", "largest misses", "Objects not found, the largest first, one an image.", errors.missed),
     ):
-        shown = "".join(_figures(p, f"{kind}{k}-{i}") for i, p in enumerate(pictures))
+        shown = "".join(_figures(p, f"{name}-{kind}{k}-{i}") for i, p in enumerate(pictures))
         body = f'<div class="set">{shown}</div>' if shown else "<p>None.</p>"
         parts.append(f'<h3>{who}: {worst}</h3><p class="soft">{said}</p>{body}')
     return "".join(parts)
@@ -109,7 +121,8 @@ def _figures(picture: Picture, key: str) -> str:
         marks = []
         for box in panel.boxes:
             x, y, bw, bh = box.xywh
-            marks.append(f'<rect class="{box.kind}" x="{x}" y="{y}" width="{bw}" height="{bh}" rx="1.5"/>')
+            rect = f'<rect class="{box.kind}" x="{x}" y="{y}" width="{bw}" height="{bh}" rx="1.5"/>'
+            marks.append(f'<path class="{box.kind}" d="{box.path}"/>' if box.path else rect)
         for box in panel.boxes:  # names over all boxes, and inside the picture
             x, y, _, _ = box.xywh
             at = f'x="{min(x + 3, max(2, w - 7.2 * len(box.text))):.1f}" y="{y - 4 if y > 17 else y + 14:.1f}"'

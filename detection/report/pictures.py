@@ -1,4 +1,4 @@
-"""The page's pictures: detections beside ground truth, and the worst errors. JPEGs with boxes as SVG over them."""
+"""The page's pictures: detections beside ground truth, and the worst errors. JPEGs, boxes or masks as SVG over them."""
 
 import base64
 import io
@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask
 
+from detection.coco_format import encoded
+
 SIDE = 320
 SHOWN = 0.3  # score from which a detection counts in the pictures
 HIT = 0.5  # IoU of a hit
-BUDGET = 2_000_000  # base64 letters of all JPEGs; the page stays under 3 MB
+BUDGET = 2_000_000  # base64 letters of all JPEGs of a page, which stays under 3 MB
+OFF = 0.7  # pixels that the outline of a mask may be off
 
 Pixels = Callable[[int], np.ndarray]
 
@@ -34,6 +38,11 @@ class Box:
     xywh: tuple[float, float, float, float]
     kind: str
     text: str
+    rle: dict[str, Any] | None = None
+    """Its mask in the whole image, where masks are shown."""
+
+    path: str = ""
+    """The mask's outline in the picture, SVG."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,13 @@ class _Scene:
 
 
 def gallery(
-    truth: dict[str, Any], rows: Sequence[Detected], image: Pixels, samples: int = 6, worst: int = 6
+    truth: dict[str, Any],
+    rows: Sequence[Detected],
+    image: Pixels,
+    samples: int = 6,
+    worst: int = 6,
+    masks: bool = False,
+    budget: int = BUDGET,
 ) -> Gallery:
     """Pick the pictures and draw them.
 
@@ -106,13 +121,18 @@ def gallery(
         image: uint8 [H, W, 3] RGB of an image id, of the size that `truth` records.
         samples: images shown with ground truth and every row.
         worst: false detections, and missed objects, of each row; one an image.
+        masks: match and show masks, not boxes; truth and detections need `segmentation`.
+        budget: most base64 letters of all JPEGs.
     """
+    if masks:
+        truth = {**truth, "annotations": _with_masks(truth["annotations"], truth["images"])}
     names = {c["id"]: c["name"] for c in truth["categories"]}
     objects = _by_image(truth["annotations"])
     sizes = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
     scenes_of_rows: list[dict[int, _Scene]] = []
     for row in rows:
-        found = _by_image([d for d in row.detections if d["score"] >= SHOWN])
+        sure = [d for d in row.detections if d["score"] >= SHOWN]
+        found = _by_image(_with_masks(sure, truth["images"]) if masks else sure)
         scenes_of_rows.append({i: _scene(objects.get(i, []), found.get(i, []), names) for i in sizes})
     full = sorted(i for i, found in objects.items() if not all(a.get("iscrowd") for a in found))
     at = np.linspace(0, len(full) - 1, min(samples, len(full))).round().astype(int)
@@ -122,10 +142,15 @@ def gallery(
     pictures: list[tuple[Picture, ...]] = []
     for quality in (85, 65, 40, 20):
         pictures = [tuple(_draw(shot, image, quality) for shot in group) for group in shots]
-        if sum(len(p.jpeg) for group in pictures for p in group) <= BUDGET:
+        if sum(len(p.jpeg) for group in pictures for p in group) <= budget:
             break
     errors = [Errors(r.label, r.seed, *pictures[2 * k + 1 : 2 * k + 3]) for k, r in enumerate(rows)]
     return Gallery(pictures[0], tuple(errors))
+
+
+def _with_masks(rows: Sequence[dict[str, Any]], images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each with its mask as `rle`, by which it is matched and drawn."""
+    return [{**row, "rle": one} for row, one in zip(rows, encoded(list(rows), images), strict=True)]
 
 
 def _by_image(entries: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -142,7 +167,7 @@ def _scene(objects: list[dict[str, Any]], found: list[dict[str, Any]], names: di
     overlap = np.zeros((len(found), len(objects)))
     if found and objects:
         crowd = [a.get("iscrowd", 0) for a in objects]
-        overlap = mask.iou(np.array([d["bbox"] for d in found]), np.array([a["bbox"] for a in objects]), crowd)
+        overlap = mask.iou(_extents(found), _extents(objects), crowd)
     free = np.ones(len(objects), bool)
     kept, hits, reasons = [], [], []
     for d, row in zip(found, overlap, strict=True):
@@ -169,6 +194,15 @@ def _scene(objects: list[dict[str, Any]], found: list[dict[str, Any]], names: di
     return _Scene(kept, hits, reasons, sum(not a.get("iscrowd") for a in objects), missed)
 
 
+def _extents(rows: Sequence[dict[str, Any]]) -> Any:
+    """What overlaps: masks where the rows have them, else boxes."""
+    return [row["rle"] for row in rows] if "rle" in rows[0] else np.array([row["bbox"] for row in rows])
+
+
+def _box(row: dict[str, Any], kind: str, text: str) -> Box:
+    return Box(tuple(row["bbox"]), kind, text, row.get("rle"))
+
+
 def _reason(row: np.ndarray, same: np.ndarray, objects: list[dict[str, Any]], names: dict[int, str]) -> str:
     """Why a detection that overlaps objects by `row` is wrong."""
     if not len(row) or row.max() < 0.1:
@@ -191,12 +225,12 @@ def _sample(
     names: dict[int, str],
 ) -> _Shot:
     real = [a for a in objects if not a.get("iscrowd")]
-    boxes = tuple(Box(tuple(a["bbox"]), "truth", names[a["category_id"]]) for a in real)
+    boxes = tuple(_box(a, "truth", names[a["category_id"]]) for a in real)
     panels = [Panel(boxes, f"Ground truth: {len(real)} object{'s' * (len(real) != 1)}")]
     for row, scenes in zip(rows, scenes_of_rows, strict=True):
         scene = scenes[image_id]
         boxes = tuple(
-            Box(tuple(d["bbox"]), "hit" if hit else "wrong", f"{names[d['category_id']]} {d['score']:.2f}")
+            _box(d, "hit" if hit else "wrong", f"{names[d['category_id']]} {d['score']:.2f}")
             for d, hit in zip(scene.detections, scene.hits, strict=True)
         )
         caption = f"{row.label}: {sum(scene.hits)} of {scene.objects} found, {len(boxes) - sum(scene.hits)} wrong"
@@ -221,8 +255,8 @@ def _wrong(
     for d, reason, image_id in sorted(worst, key=lambda w: (-w[0]["score"], w[2]))[:count]:
         name = f"{names[d['category_id']]} {d['score']:.2f}"
         real = [a for a in objects.get(image_id, []) if not a.get("iscrowd")]
-        boxes = [Box(tuple(a["bbox"]), "truth", "") for a in real]
-        panel = Panel((*boxes, Box(tuple(d["bbox"]), "wrong", name)), f"{name}: {reason}")
+        boxes = [_box(a, "truth", "") for a in real]
+        panel = Panel((*boxes, _box(d, "wrong", name)), f"{name}: {reason}")
         shots.append(_Shot(image_id, _around(d["bbox"], sizes[image_id]), (panel,)))
     return shots
 
@@ -241,10 +275,8 @@ def _missed(
     for share, a, text, image_id in sorted(worst, key=lambda w: (-w[0], w[3]))[:count]:
         name = names[a["category_id"]]
         found = scenes[image_id].detections
-        boxes = [Box(tuple(d["bbox"]), "other", f"{names[d['category_id']]} {d['score']:.2f}") for d in found]
-        panel = Panel(
-            (*boxes, Box(tuple(a["bbox"]), "missed", name)), f"{name}, {100 * share:.0f} % of the image: {text}"
-        )
+        boxes = [_box(d, "other", f"{names[d['category_id']]} {d['score']:.2f}") for d in found]
+        panel = Panel((*boxes, _box(a, "missed", name)), f"{name}, {100 * share:.0f} % of the image: {text}")
         shots.append(_Shot(image_id, _around(a["bbox"], sizes[image_id]), (panel,)))
     return shots
 
@@ -280,6 +312,25 @@ def _draw(shot: _Shot, image: Pixels, quality: int) -> Picture:
             a, b = max(0.0, (x - x0) * scale), max(0.0, (y - y0) * scale)
             c, d = min(float(view[0]), (x + w - x0) * scale), min(float(view[1]), (y + h - y0) * scale)
             if c - a >= 1 and d - b >= 1:
-                boxes.append(Box((round(a, 1), round(b, 1), round(c - a, 1), round(d - b, 1)), box.kind, box.text))
+                xywh = (round(a, 1), round(b, 1), round(c - a, 1), round(d - b, 1))
+                window = (x0, y0, round(width), round(height))
+                path = _outline(box.rle, window, view) if box.rle else ""
+                boxes.append(Box(xywh, box.kind, box.text, path=path))
         panels.append(Panel(tuple(boxes), panel.caption))
     return Picture(shot.image_id, base64.b64encode(file.getvalue()).decode(), *view, tuple(panels))
+
+
+def _outline(rle: dict[str, Any], window: tuple[int, int, int, int], view: tuple[int, int]) -> str:
+    """Outlines of the part of a mask in `window` (x, y, width, height of the image) as an SVG path of the picture."""
+    x, y, w, h = window
+    seen = np.ascontiguousarray(mask.decode(rle)[y : y + h, x : x + w])
+    if not seen.size:
+        return ""
+    small = cv2.resize(255 * seen, view, interpolation=cv2.INTER_AREA if view[0] < w else cv2.INTER_LINEAR)
+    lines, _ = cv2.findContours((small >= 128).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    parts = []
+    for line in lines:
+        points = cv2.approxPolyDP(line, OFF, True)[:, 0]
+        if len(points) > 2:
+            parts.append("M" + " ".join(f"{px},{py}" for px, py in points.tolist()) + "Z")
+    return "".join(parts)

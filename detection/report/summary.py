@@ -16,7 +16,7 @@ from detection.report import intervals, markdown, page, paper
 from detection.report.bootstrap import RECALLS, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
 from detection.report.measures import METRICS, Main, Part, parts
-from detection.report.pictures import Detected, gallery
+from detection.report.pictures import BUDGET, Detected, Gallery, gallery
 from detection.report.stored import Kind, Matches, load
 from detection.report.wording import SIZES, covers, described
 
@@ -41,7 +41,7 @@ class Training:
             UserError: one is missing or damaged, or they disagree on AP.
         """
         metrics = _read_json(join(results, "metrics.json"))
-        return cls(seed, pretrain_seed, metrics, load(results), results)
+        return cls(seed, pretrain_seed, metrics, load(results, "segm" in metrics), results)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
     labels = [row.label for row in report.rows]
     if len(set(labels)) < len(labels):
         raise UserError(f"two rows share a label: {', '.join(labels)}; give each its own")
-    told = parts(report.main)
+    told = parts(report.main, all("segm" in t.matches for row in report.rows for t in row.trainings))
     statistics = compare(
         {row.label: [Scored(t.matches, t.pretrain_seed) for t in row.trainings] for row in report.rows},
         report.baseline,
@@ -190,7 +190,7 @@ def write(
         UserError: as `to_json`, or a row's detections.json or ground_truth.json cannot be read.
     """
     summary = to_json(report, resamples, seed)
-    pictures = None
+    pictures: dict[str, Gallery] = {}
     if image is not None:
         values = {row["label"]: row[report.main]["value"] for row in summary["rows"]}
         best = max(report.rows, key=lambda row: -1.0 if values[row.label] is None else values[row.label])
@@ -199,7 +199,11 @@ def write(
             Detected(row.label, _read_json(join(row.trainings[0].results, "detections.json")), row.trainings[0].seed)
             for row in sorted(shown, key=lambda row: row.label != report.baseline)
         ]
-        pictures = gallery(_read_json(join(shown[0].trainings[0].results, "ground_truth.json")), judged, image)
+        truth = _read_json(join(shown[0].trainings[0].results, "ground_truth.json"))
+        names = [part["name"] for part in summary["parts"]]
+        pictures = {
+            name: gallery(truth, judged, image, masks=name == "masks", budget=BUDGET // len(names)) for name in names
+        }
     files = {
         "report.json": json.dumps(summary, indent=1, allow_nan=False),
         "report.md": markdown.to_markdown(summary),

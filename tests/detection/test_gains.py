@@ -134,8 +134,9 @@ def test_a_backbone_that_fails_leaves_the_other_rows_to_finish(gains: MakeGains,
 
 
 def test_a_report_of_what_there_is(gains: MakeGains, tmp_path: Path) -> None:
-    """A training that failed is named, and nothing of it is read, though an older run's results lie there."""
-    asked = gains({"seeds": [0, 1], "finetune_with.schedule.total": 2, "rows.none.seeds": [0]})
+    """Masks too. A training that failed is named and nothing of it read, though an older run's results lie there."""
+    changes = {"finetune_with.schedule.total": 2, "finetune_with.detector": {"masks": True}}
+    asked = gains({"seeds": [0, 1], "rows.none.seeds": [0], **changes})
     todo, failed = run(asked, lambda text: None)
     assert failed == {}
     _, markdown = write_report(asked, todo, "", {"two-seed1": "out of memory"})
@@ -143,6 +144,8 @@ def test_a_report_of_what_there_is(gains: MakeGains, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "runs/compare/report.json").read_text())
     assert [len(row["trainings"]) for row in report["rows"]] == [2, 1, 1]
     assert report["rows"][1]["gain"]["AP"]["verdict"] is None
+    own = json.loads((tmp_path / "runs/compare-two-seed0/results/metrics.json").read_text())
+    assert report["rows"][1]["AP_masks"]["value"] == pytest.approx(own["segm"]["AP"], abs=1e-9)
     lost = {"two-seed0": "out of memory", "two-seed1": "out of memory"}
     write_report(asked, todo, "", lost)
     report = json.loads((tmp_path / "runs/compare/report.json").read_text())

@@ -1,18 +1,36 @@
 """Matches against stock pycocotools' own, and its AP from them alone."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 
 from detection.matches import matches
-from tests.detection.adversarial import CATEGORIES, careless, case, stock
+from tests.detection.adversarial import CATEGORIES, HEIGHT, WIDTH, Case, box_mask, careless, case, stock
+
+KINDS = [("bbox", 0), ("bbox", 1), ("bbox", 2), ("bbox", 3), ("segm", 0), ("segm", 1)]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_rows_are_those_of_evaluate_img(seed: int) -> None:
-    """Every image and class: the same detections in the same order, the same ones right and ignored."""
+def of_kind(kind: str, seed: int) -> Case:
+    """With masks that are no boxes: a corner of each object is missing, of each third detection the left half."""
     truth, results = case(seed)
-    judge = stock(truth, results)
-    found = matches(careless(truth), results, CATEGORIES)
+    if kind == "segm":
+        for i, row in enumerate([*truth["annotations"], *results]):
+            x, y, w, h = row["bbox"]
+            if isinstance(row["segmentation"], list):
+                row["segmentation"] = [[x, y, x + w, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h]]
+            elif i % 3 == 0 and w > 1:
+                row["segmentation"] = box_mask(x + w // 2, y, w - w // 2, h)
+    return truth, results
+
+
+@pytest.mark.parametrize(("kind", "seed"), KINDS)
+def test_rows_are_those_of_evaluate_img(kind: Literal["bbox", "segm"], seed: int) -> None:
+    """Every image and class: the same detections in the same order, the same ones right and ignored."""
+    truth, results = of_kind(kind, seed)
+    judge = stock(truth, results, kind)
+    found = matches(careless(truth), results, CATEGORIES, kind)
     assert list(found["image_ids"]) == sorted(i["id"] for i in truth["images"])
     seen = objects = 0
     for entry in judge.evalImgs:
@@ -34,11 +52,11 @@ def test_rows_are_those_of_evaluate_img(seed: int) -> None:
     assert found["tp"].any()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_ap_comes_back_from_matches_alone(seed: int) -> None:
-    truth, results = case(seed)
-    judge = stock(truth, results)
-    found = matches(truth, results, CATEGORIES)
+@pytest.mark.parametrize(("kind", "seed"), [KINDS[0], *KINDS[-2:]])
+def test_ap_comes_back_from_matches_alone(kind: Literal["bbox", "segm"], seed: int) -> None:
+    truth, results = of_kind(kind, seed)
+    judge = stock(truth, results, kind)
+    found = matches(truth, results, CATEGORIES, kind)
     ap = np.full((len(CATEGORIES), 10), np.nan)
     for label in range(1, len(CATEGORIES) + 1):
         positives = np.count_nonzero(found["gt_label"] == label)
@@ -82,6 +100,50 @@ def test_iou_is_the_best_with_an_object_of_the_class() -> None:
         )
         if key in alone:
             assert found["iou"][row] == pytest.approx(best[key][0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_nearest_objects_of_the_class_and_of_others(kind: Literal["bbox", "segm"]) -> None:
+    """Against IoU of every pair, pixel by pixel."""
+    truth, results = of_kind(kind, 2)
+    for row in [*truth["annotations"], *results]:  # whole pixels, for boxes the same as their masks
+        if kind == "bbox" and not row.get("iscrowd"):
+            row["segmentation"] = box_mask(*row["bbox"])
+    found = matches(truth, results, CATEGORIES, kind)
+    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    order = np.argsort([a["image_id"] for a in objects], kind="stable")
+    seen = 0
+    for row in results[::15]:
+        image = int(np.searchsorted(found["image_ids"], row["image_id"]))
+        label = CATEGORIES.ids.index(row["category_id"]) + 1
+        rows = np.flatnonzero((found["image"] == image) & (found["label"] == label) & (found["score"] == row["score"]))
+        x, y, w, h = row["bbox"]
+        if len(rows) != 1 or w < 1 or x + w > WIDTH or y + h > HEIGHT:  # a mask ends with the image
+            continue
+        mine = rle.decode(row["segmentation"]).astype(bool)
+        best: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+        for place, i in enumerate(order.tolist()):
+            a = objects[i]
+            if a["image_id"] == row["image_id"]:
+                runs = a["segmentation"]
+                if isinstance(runs, list):
+                    runs = rle.merge(rle.frPyObjects(runs, HEIGHT, WIDTH))
+                other = rle.decode(runs).astype(bool)
+                iou = (mine & other).sum() / (mine | other).sum()
+                best[a["category_id"] == row["category_id"]].append((float(iou), place))
+        for same, suffix in ((True, ""), (False, "_other")):
+            iou, near = found[f"iou{suffix}"][rows[0]], int(found[f"near{suffix}"][rows[0]])
+            top = max((value for value, _ in best[same]), default=0.0)
+            assert iou == pytest.approx(top, abs=1e-9)
+            assert near == -1 if top == 0 else near in [place for value, place in best[same] if value == top]
+            seen += top > 0
+        if found["found"][rows[0]] >= 0:
+            assert found["tp"][rows[0], 0]
+            assert found["gt_label"][found["found"][rows[0]]] == label
+    assert seen > 10
+    assert np.array_equal(found["found"] >= 0, found["tp"][:, 0])
+    taken = found["found"][found["found"] >= 0]
+    assert len(set(taken.tolist())) == len(taken)
 
 
 def test_no_detections_and_no_ground_truth() -> None:

@@ -10,16 +10,19 @@ from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.sweep.options import Sweep
 from detection.objective import DetectionAP
-from tests.detection.conftest import SMALL, write_backbone
+from tests.detection.conftest import SMALL, coco, write_backbone, write_scenes
+
+SCENES = ("objects", "render", "train_images", "val_images")
+"""Fields that data of files do not have."""
 
 
-def judge(folder: Path, **changes: object) -> DetectionAP:
+def judge(folder: Path, objectives: list[str] | None = None, **changes: object) -> DetectionAP:
     (folder / "detector.yaml").write_text(yaml.safe_dump(SMALL))
     tree = {
         "name": "s",
         "base": "none.yaml",
         "space": {"model.depth": {"choice": [18]}},
-        "objectives": ["AP"],
+        "objectives": objectives or ["AP"],
         "finetune": str(folder / "detector.yaml"),
         "finetune_with": {"schedule": {"total": 5}, **changes},
     }
@@ -28,11 +31,12 @@ def judge(folder: Path, **changes: object) -> DetectionAP:
 
 def test_a_runs_backbone_is_fine_tuned_once(tmp_path: Path) -> None:
     write_backbone(tmp_path / "run" / "artifact", seed=0)
-    mine = judge(tmp_path)
+    mine = judge(tmp_path, ["AP_masks", "macs", "AP"], detector={"masks": True})
     mine.check()
     found = mine(str(tmp_path / "run"))
     results = tmp_path / "run" / "detector" / "results" / "metrics.json"
-    assert found == json.loads(results.read_text())["bbox"]["AP"]
+    metrics = json.loads(results.read_text())
+    assert found == {"AP_masks": metrics["segm"]["AP"], "AP": metrics["bbox"]["AP"]}
     before = results.stat().st_mtime_ns
     assert mine(str(tmp_path / "run")) == found
     assert results.stat().st_mtime_ns == before
@@ -41,3 +45,14 @@ def test_a_runs_backbone_is_fine_tuned_once(tmp_path: Path) -> None:
 def test_mistakes_come_before_any_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"detector.yaml: optim.lrr: unknown key"):
         judge(tmp_path, optim={"lrr": 1}).check()
+    with pytest.raises(UserError, match=r"AP_masks: .*detector.masks false; add --finetune_with.detector.masks true"):
+        judge(tmp_path, ["AP_masks"]).check()
+    boxes = write_scenes(tmp_path / "data", "train", 3)
+    file = tmp_path / "data" / "annotations" / "instances_train.json"
+    tree = json.loads(file.read_text())
+    for annotation in tree["annotations"]:
+        del annotation["segmentation"]
+    file.write_text(json.dumps(tree))
+    changes = {"detector": {"masks": True}, "data": coco(boxes, boxes, **dict.fromkeys(SCENES))}
+    with pytest.raises(UserError, match=r"annotations of data.train and data.val have no segmentations"):
+        judge(tmp_path, ["AP_masks"], **changes).check()

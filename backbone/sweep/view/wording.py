@@ -21,7 +21,7 @@ def amount(name: str, value: float | None) -> str:
         return NONE
     if name == "val_error":
         return f"{value:.2f}\u00a0%"
-    if name == "AP":
+    if name in ("AP", "AP_masks"):
         return f"{value:.3f}"
     if name == "device_hours":
         return duration(3600 * value)

@@ -91,8 +91,9 @@ def test_a_bad_space_is_refused_with_the_field_named(sweep: Make, space: dict[st
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"search": "grid"}, r"search grid: optim.lr has no end of values"),
     ({"budget": {"trials": 0}}, r"budget.trials 0 means all points"),
-    ({"objectives": ["AP"]}, r"objective AP needs finetune"),
-    ({"finetune": "detector.yaml"}, r"objective AP needs finetune, .* nothing else reads it"),
+    ({"objectives": ["AP"]}, r"objectives AP and AP_masks need finetune"),
+    ({"objectives": ["AP_masks", "macs"]}, r"objectives AP and AP_masks need finetune"),
+    ({"finetune": "detector.yaml"}, r"AP_masks need finetune, .* nothing else reads it"),
     ({"objectives": ["macs", "macs"]}, r"give at least one, each once"),
     ({"scheduler": {"kind": "none", "grace": 2}}, r"scheduler.grace: is read by kind asha, not by none"),
     ({"scheduler": {"kind": "pbt"}}, r"scheduler pbt changes optim.lr as it goes"),

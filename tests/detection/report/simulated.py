@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.data.contract import Categories
+from detection.detections import encode
 from detection.matches import all_matches
 from detection.report.stored import Matches
 from detection.voc_ap import score_voc
@@ -18,8 +19,10 @@ from detection.voc_ap import score_voc
 SIDE = 240
 
 
-def ground_truth(images: int, names: list[str], seed: int = 0, crowds: bool = True) -> dict[str, Any]:
-    """A COCO instances dict; category ids have gaps, image ids are not in order."""
+def ground_truth(
+    images: int, names: list[str], seed: int = 0, crowds: bool = True, masks: bool = False
+) -> dict[str, Any]:
+    """A COCO instances dict; category ids have gaps, image ids are not in order. Masks are boxes without a corner."""
     rng = np.random.default_rng(seed)
     annotations = []
     ids = rng.permutation(images) * 3 + 5
@@ -37,6 +40,8 @@ def ground_truth(images: int, names: list[str], seed: int = 0, crowds: bool = Tr
                     "iscrowd": int(crowds and rng.random() < 0.08),
                 }
             )
+            if masks:
+                annotations[-1]["segmentation"] = [[x, y, x + w, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h]]
     return {
         "images": [{"id": int(i), "width": SIDE, "height": SIDE, "file_name": f"{i}.jpg"} for i in ids],
         "annotations": annotations,
@@ -44,8 +49,8 @@ def ground_truth(images: int, names: list[str], seed: int = 0, crowds: bool = Tr
     }
 
 
-def detections(truth: dict[str, Any], skill: float, seed: int = 0) -> list[dict[str, Any]]:
-    """Skill 0 finds little and invents much, 1 finds nearly all."""
+def detections(truth: dict[str, Any], skill: float, seed: int = 0, masks: bool = False) -> list[dict[str, Any]]:
+    """Skill 0 finds little and invents much, 1 finds nearly all. A mask is an ellipse in its box."""
     rng = np.random.default_rng(seed)
     categories = [c["id"] for c in truth["categories"]]
     found = []
@@ -53,6 +58,11 @@ def detections(truth: dict[str, Any], skill: float, seed: int = 0) -> list[dict[
     def add(image_id: int, category: int, box: np.ndarray, score: float) -> None:
         box = [float(round(v, 2)) for v in box]
         found.append({"image_id": image_id, "category_id": category, "bbox": box, "score": float(score)})
+        if masks:
+            x, y, w, h = box
+            across, down = np.ogrid[:SIDE, :SIDE][::-1]
+            inside = ((across - x) / w - 0.5) ** 2 + ((down - y) / h - 0.5) ** 2 < 0.25
+            found[-1]["segmentation"] = encode(inside)
 
     for a in truth["annotations"]:
         for _ in range(1 + (rng.random() < 0.15)):
@@ -69,13 +79,18 @@ def detections(truth: dict[str, Any], skill: float, seed: int = 0) -> list[dict[
     return found
 
 
-def stock(truth: dict[str, Any], found: list[dict[str, Any]]) -> COCOeval:
+def pixels(image_id: int) -> np.ndarray:
+    """An image of noise."""
+    return np.random.default_rng(image_id).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def stock(truth: dict[str, Any], found: list[dict[str, Any]], kind: str = "bbox") -> COCOeval:
     """pycocotools, evaluated and accumulated."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = json.loads(json.dumps(truth))
         coco.createIndex()
-        judge = COCOeval(coco, coco.loadRes(json.loads(json.dumps(found))), "bbox")
+        judge = COCOeval(coco, coco.loadRes(json.loads(json.dumps(found))), kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -112,25 +127,14 @@ def matches(judge: COCOeval) -> Matches:
     )
 
 
-def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any]]) -> Matches:
+def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any]]) -> None:
     """A `results/` folder as `detection.scoring` writes it."""
     folder.mkdir(parents=True)
-    judge = stock(truth, found)
-    own = matches(judge)
     categories = categories_of(truth)
-    stats = [None if v < 0 else float(v) for v in judge.stats]
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    precision = judge.eval["precision"][:, :, :, 0, 2]
-    per_class = {
-        c["name"]: {
-            "AP": float(precision[:, :, k].mean()) if precision[0, 0, k] >= 0 else None,
-            "AP50": float(precision[0, :, k].mean()) if precision[0, 0, k] >= 0 else None,
-            "objects": int((own.gt_label == k + 1).sum()),
-        }
-        for k, c in enumerate(truth["categories"])
-    }
+    masks = "segmentation" in truth["annotations"][0]
+    kinds = ("bbox", "segm") if masks else ("bbox",)
     metrics = {
-        "bbox": dict(zip(names, stats, strict=True)) | {"per_class": per_class},
+        **{kind: scores(stock(truth, found, kind), categories) for kind in kinds},
         "voc": score_voc(truth, found, categories),
         "images": len(truth["images"]),
         "detections": len(found),
@@ -140,8 +144,24 @@ def write_results(folder: Path, truth: dict[str, Any], found: list[dict[str, Any
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "detections.json").write_text(json.dumps(found))
     (folder / "ground_truth.json").write_text(json.dumps(truth))
-    np.savez(folder / "matches.npz", allow_pickle=False, **all_matches(truth, found, categories))
-    return own
+    np.savez(folder / "matches.npz", allow_pickle=False, **all_matches(truth, found, categories, masks))
+
+
+def scores(judge: COCOeval, categories: Categories) -> dict[str, Any]:
+    """pycocotools' opinion as metrics.json holds it."""
+    own = matches(judge)
+    stats = [None if v < 0 else float(v) for v in judge.stats]
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    precision = judge.eval["precision"][:, :, :, 0, 2]
+    per_class = {
+        name: {
+            "AP": float(precision[:, :, k].mean()) if precision[0, 0, k] >= 0 else None,
+            "AP50": float(precision[0, :, k].mean()) if precision[0, 0, k] >= 0 else None,
+            "objects": int((own.gt_label == k + 1).sum()),
+        }
+        for k, name in enumerate(categories.names)
+    }
+    return dict(zip(names, stats, strict=True)) | {"per_class": per_class}
 
 
 def categories_of(truth: dict[str, Any]) -> Categories:

@@ -1,8 +1,6 @@
 """The report against the results it is made of: numbers, page, pictures."""
 
-import base64
 import dataclasses
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from backbone.errors import UserError
 from detection.report import charts, page
 from detection.report.markdown import to_markdown
-from detection.report.pictures import BUDGET, Detected, gallery
 from detection.report.summary import GainsReport, Missing, Regime, Row, Training, to_json, write
 from detection.report.wording import headlines, minutes, needed, quantity, signed
 from tests.detection.report import simulated
@@ -63,14 +59,8 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def pixels(image_id: int) -> np.ndarray:
-    return np.random.default_rng(image_id).integers(0, 256, (simulated.SIDE, simulated.SIDE, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> GainsReport:
-    folder = tmp_path_factory.mktemp("results")
-    truth = simulated.ground_truth(50, NAMES)
+def made(folder: Path, images: int = 50, masks: bool = False) -> GainsReport:
+    truth = simulated.ground_truth(images, NAMES, masks=masks)
 
     def regime(label: str) -> Regime:
         if label == "from scratch":
@@ -81,7 +71,8 @@ def report(tmp_path_factory) -> GainsReport:
         results = []
         for seed, pretraining in enumerate(pretrainings):
             place = folder / f"{skill}-{seed}"
-            simulated.write_results(place, truth, simulated.detections(truth, skill, seed=int(1000 * skill) + seed))
+            found = simulated.detections(truth, skill, int(1000 * skill) + seed, masks)
+            simulated.write_results(place, truth, found)
             results.append(Training.read(str(place), seed, pretraining))
         pretrain = {"top-1": 0.871} if pretrained else {}
         return Row(label, "resnet18", pretrained, 28_400_000, macs, 340.0, pretrain, tuple(results), regime(label))
@@ -99,6 +90,11 @@ def report(tmp_path_factory) -> GainsReport:
         environment={"hardware": "2 cores", "torch": "2.15", "git": "5f3758a"},
         command="python jobs/gains.py --config a.yaml --name '<x>'",
     )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> GainsReport:
+    return made(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +247,7 @@ def test_page_has_the_numbers_of_the_json_and_no_others(summary: dict[str, Any])
 
 
 def test_page_loads_nothing_and_escapes_everything(report: GainsReport, tmp_path: Path) -> None:
-    write(str(tmp_path / "out"), report, pixels, resamples=20)
+    write(str(tmp_path / "out"), report, simulated.pixels, resamples=20)
     html = (tmp_path / "out/report.html").read_text()
     assert len(html) < 3_000_000
     parsed = Page(html)
@@ -326,68 +322,45 @@ def test_voc_data_are_told_in_vocs_measure(report: GainsReport, main: Any) -> No
     assert "points of VOC mAP over the baseline" in page.to_html(told)
 
 
-def test_pictures_tell_hits_from_errors() -> None:
-    def annotation(i: int, image: int, category: int, box: list[float], crowd: int = 0) -> dict[str, Any]:
-        return {"id": i, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
-
-    def detection(image: int, category: int, box: list[float], score: float) -> dict[str, Any]:
-        return {"image_id": image, "category_id": category, "bbox": box, "score": score}
-
-    truth = {
-        "images": [{"id": i, "width": 640, "height": 480} for i in range(1, 7)],
-        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
-        "annotations": [
-            annotation(1, 1, 4, [100, 100, 200, 100]),
-            annotation(2, 2, 4, [100, 100, 200, 100]),
-            annotation(3, 3, 4, [100, 100, 200, 100]),
-            annotation(4, 4, 4, [0, 0, 640, 480], crowd=1),
-            annotation(5, 5, 9, [0, 0, 320, 480]),
-        ],
-    }
-    found = [
-        detection(1, 4, [100, 100, 200, 100], 0.9),
-        detection(1, 4, [100, 100, 200, 95], 0.8),
-        detection(2, 9, [100, 100, 200, 90], 0.95),
-        detection(3, 4, [250, 100, 200, 100], 0.7),
-        detection(4, 4, [50, 50, 60, 60], 0.99),
-        detection(6, 9, [600, 440, 40, 40], 0.6),
-        detection(5, 9, [0, 0, 320, 480], 0.29),
-    ]
-    drawn = gallery(truth, [Detected("row", found, 3)], lambda i: np.full((480, 640, 3), i, np.uint8))
-    (errors,) = drawn.errors
-    assert [p.panels[0].caption for p in errors.wrong] == [
-        "dog 0.95: is cat, IoU 0.90",
-        "cat 0.80: found twice, IoU 0.95",
-        "cat 0.70: badly placed, IoU 0.14",
-        "dog 0.60: nothing is there",
-    ]
-    assert [p.panels[0].caption for p in errors.missed] == [
-        "dog, 50 % of the image: nothing found there",
-        "cat, 7 % of the image: nearest: dog 0.95, IoU 0.90",
-        "cat, 7 % of the image: nearest: cat 0.70, IoU 0.14",
-    ]
-    assert [p.image_id for p in drawn.samples] == [1, 2, 3, 5]
-    assert [p.caption for p in drawn.samples[0].panels] == ["Ground truth: 1 object", "row: 1 of 1 found, 1 wrong"]
-    (box,) = drawn.samples[0].panels[0].boxes
-    assert box.xywh == (50, 50, 100, 50)  # halved with the picture
-    for picture in (*drawn.samples, *errors.wrong, *errors.missed):
-        jpeg = Image.open(io.BytesIO(base64.b64decode(picture.jpeg)))
-        assert max(picture.width, picture.height) == 320
-        assert jpeg.width / jpeg.height == picture.width / picture.height
-        assert jpeg.width <= picture.width  # what is smaller is kept, and enlarged by the page
-        assert abs(int(np.asarray(jpeg).mean()) - picture.image_id) <= 1
-
-
-def test_pictures_keep_to_their_budget(monkeypatch) -> None:
-    truth = simulated.ground_truth(30, NAMES)
-    rows = [Detected("a", simulated.detections(truth, 0.3), 0)]
-    sizes = []
-    for budget in (BUDGET, 600_000):
-        monkeypatch.setattr("detection.report.pictures.BUDGET", budget)
-        drawn = gallery(truth, rows, pixels)
-        shown = [*drawn.samples, *drawn.errors[0].wrong, *drawn.errors[0].missed]
-        sizes.append(sum(len(p.jpeg) for p in shown))
-    assert sizes[1] <= 600_000 < sizes[0] <= BUDGET
+def test_masks_have_all_that_boxes_have(tmp_path: Path) -> None:
+    report = made(tmp_path, 20, masks=True)
+    told = write(str(tmp_path / "out"), report, simulated.pixels, resamples=50)
+    assert [(part["name"], part["main"]) for part in told["parts"]] == [("boxes", "AP"), ("masks", "AP_masks")]
+    for row, told_row in zip(report.rows, told["rows"], strict=True):
+        own = [t.metrics["segm"] for t in row.trainings]
+        for metric, key in (("AP_masks", "AP"), ("AP50_masks", "AP50"), ("AP75_masks", "AP75")):
+            assert told_row[metric]["value"] == pytest.approx(np.mean([one[key] for one in own]), abs=1e-12)
+        assert told_row["AP"]["value"] != told_row["AP_masks"]["value"]
+        assert np.mean(told_row["masks"]["curve"]) == pytest.approx(told_row["AP50_masks"]["value"], abs=1e-12)
+        by_class = np.mean([one["per_class"]["bus"]["AP"] for one in own])
+        assert told_row["masks"]["per_class"]["bus"]["AP"] == pytest.approx(by_class)
+        assert set(told_row["masks"]) == set(told_row["boxes"])
+    best, base, scratch = told["rows"]
+    gain = best["gain"]["AP_masks"]["absolute"]
+    assert gain["value"] == pytest.approx(best["AP_masks"]["value"] - base["AP_masks"]["value"])
+    assert gain["images"]["low"] < gain["value"] < gain["joint"]["high"]
+    assert best["spread"]["AP_masks"]["std"] > 0
+    assert scratch["gain"]["AP_masks"]["verdict"] is None
+    (first, *_), (line, *_) = headlines(told), headlines(told, 1)
+    assert ": AP " in first  # boxes' comes first
+    assert f": mask AP {100 * best['AP_masks']['value']:.1f} (" in line
+    html = (tmp_path / "out/report.html").read_text()
+    assert len(html) < 3_000_000
+    parsed = Page(html)
+    assert {"boxes", "masks"} <= {attrs.get("id") for attrs in parsed.all("section") + parsed.all("h2")}
+    for said in (html, (tmp_path / "out/report.md").read_text()):
+        assert "Gain in mask AP" in said
+        assert "mask AP50" in said
+    for chart in ("Gain in mask AP over", "mask AP against cost"):
+        assert any(chart in (svg["aria-label"] or "") for svg in parsed.all("svg"))
+    assert sum("precision over recall" in (svg["aria-label"] or "").lower() for svg in parsed.all("svg")) == 2
+    assert "Masks, plain-18 (seed 0): largest misses" in html
+    assert any((path["class"] or "") == "hit" for path in parsed.all("path"))
+    one = report.rows[1].trainings[0]
+    mixed = dataclasses.replace(one, matches={"bbox": one.matches["bbox"]})
+    rows = (report.rows[0], dataclasses.replace(report.rows[1], trainings=(mixed,)))
+    told = to_json(dataclasses.replace(report, rows=rows), resamples=10)
+    assert [part["name"] for part in told["parts"]] == ["boxes"]  # not all rows have them
 
 
 def test_one_row_and_no_detections(report: GainsReport) -> None:

@@ -33,7 +33,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     lines += [f"- {_cell(line)}" for line in missing(summary)]
     lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
     for part in summary["parts"]:
-        lines += [f"{part['name'].capitalize()}. {part['measure']}:", "", *_results(summary, part), ""]
+        lines += [f"{part['name'].capitalize()}, {part['measure']}:", "", *_results(summary, part), ""]
     for part in summary["parts"]:
         lines += [f"What varies, {part['name']}, and 95 % intervals of the gain by each noise and both:", ""]
         lines += [*_varies(summary, part), ""]

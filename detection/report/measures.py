@@ -29,10 +29,10 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "AP": Metric("bbox", "AP", "AP", "COCO's, mean over IoU 0.50 to 0.95"),
+    "AP": Metric("bbox", "AP", "AP", "over IoU 0.50 to 0.95 (COCO)"),
     "AP50": Metric("bbox", "AP50", "AP50", ""),
     "AP75": Metric("bbox", "AP75", "AP75", ""),
-    "AP_masks": Metric("segm", "AP", "mask AP", "COCO's, mean over IoU 0.50 to 0.95"),
+    "AP_masks": Metric("segm", "AP", "mask AP", "over IoU 0.50 to 0.95 (COCO)"),
     "AP50_masks": Metric("segm", "AP50", "mask AP50", ""),
     "AP75_masks": Metric("segm", "AP75", "mask AP75", ""),
     "mAP": Metric("voc", "mAP", "VOC mAP", "at IoU 0.5, area under the curve (VOC 2010 to 2012)"),

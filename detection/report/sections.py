@@ -39,7 +39,7 @@ def results(summary: dict[str, Any], part: dict[str, Any]) -> str:
             line += [("baseline", "soft"), (NONE, "soft")]
         body.append([_name(summary, row), *line])
     said = (
-        f"{part['name'].capitalize()}. {part['measure']}. Below a number its 95 % interval; grey: other images alone."
+        f"{part['name'].capitalize()}: {part['measure']}. Below a number its 95 % interval; grey: other images alone."
     )
     return table(said, head, body, _base(summary))
 

@@ -138,7 +138,7 @@ def described(metric: str) -> str:
 
 
 def headlines(summary: dict[str, Any], part: int = 0) -> list[str]:
-    """A sentence a row, the best first and the baseline last, each made of numbers."""
+    """A sentence a row, the best first and the baseline last, each made of numbers; of parts but the first gains alone."""
     base, main = summary["baseline"], summary["parts"][part]["main"]
     rows = sorted(summary["rows"], key=lambda row: (row["label"] == base, -(row[main]["value"] or 0)))
     lines = []
@@ -146,7 +146,7 @@ def headlines(summary: dict[str, Any], part: int = 0) -> list[str]:
         line = f"{row['label']}: {title(main)} {interval(row[main])}"
         gain = row["gain"].get(main)
         if not gain:
-            lines.append(f"{line}, the baseline.")
+            lines += [] if part else [f"{line}, the baseline."]
             continue
         line += f", {interval(gain['absolute'], signed)} over {base}"
         if gain["relative"]:

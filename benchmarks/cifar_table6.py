@@ -144,7 +144,7 @@ def draw(curves: dict[str, Any], note: str) -> bytes:
         top = 20 if lowest < 20 else 100  # the paper's, but for nets that learned little
         axes.set(
             xlabel="step",
-            xlim=(0, None),
+            xlim=(0, max((found["training"]["step"][-1:] or [1])[0] for found in curves.values())),
             ylim=(0, top),
             title={"plain": "plain nets", "resnet": "residual nets"}[family],
         )

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import TypeAdapter
-from results import parser, write
+from results import parser, save, write
 from torch import Tensor, nn
 
 from backbone.artifact import load
@@ -265,7 +265,7 @@ def detector(folder: Path, on_gpu: bool) -> str:
         task = Finetune.model_validate(tree)
         finetune.finetune(finetune.prepare(task, lambda _: None), world, records.append)
     losses = ", ".join(f"{record['loss']:.2f}" for record in records if record["kind"] == "log")
-    (judged,) = (record for record in records if record["kind"] == "evaluation")
+    judged = [record for record in records if record["kind"] == "evaluation"][-1]
     return f"losses {losses}; AP {judged['val_AP']:.2f}, of masks {judged['val_AP_masks']:.2f}"
 
 
@@ -304,6 +304,8 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need
     if given.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no GPU here; --device cpu shows that the script runs")
+    gpu = {"gpu": torch.cuda.get_device_name()} if given.device.type == "cuda" else {}
+    gpu |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for path, attempt in paths(given, Path(name)).items():
@@ -316,8 +318,8 @@ def main() -> None:
                 works, saw = "no", " ".join(f"{type(error).__name__}: {error}".split())[:600]
             rows.append({"path": path, "works": works, "saw": saw, "seconds": round(time.perf_counter() - began, 1)})
             print(" | ".join(map(str, rows[-1].values())), flush=True)
-    gpu = torch.cuda.get_device_name() if given.device.type == "cuda" else ""
-    write(given.output, rows, gpu=gpu, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
+            save(given.output, rows, **gpu)
+    write(given.output, rows, **gpu)
 
 
 if __name__ == "__main__":

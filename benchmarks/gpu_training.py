@@ -31,7 +31,7 @@ import cv2
 import torch
 from gpu_peers import Step, Timed, timm_loop, torchvision_loop
 from input_pipeline import encode_jpeg, repack
-from results import parser, write
+from results import parser, save, write
 
 from backbone.data.index import IndexedSource
 from backbone.data.raw import encode_raw
@@ -177,6 +177,7 @@ def measure(ways: list[Way], given: argparse.Namespace, deadline: float) -> None
                 rate = f"{given.batch / way.seconds[-1]:,.0f} images/s" if way.seconds else way.absent
                 took = time.monotonic() - began
                 print(f"{way.name}, {way.data}, turn {number + 1}: {rate} ({took:.0f} s in all)", flush=True)
+                save(given.output, rows_of(ways, given.batch))  # a run that is broken off leaves what it has
 
 
 def profile(way: Way, given: argparse.Namespace, steps: int = 5) -> dict[str, Any]:

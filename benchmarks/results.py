@@ -30,11 +30,16 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def write(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Print `rows` (one form, numbers or text); write them with command, versions, hardware, date, load and `more`."""
+    """Print `rows` (one form, numbers or text) and `save` them."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + " --- |" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    save(output, rows, **more)
+
+
+def save(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write `rows` with command, versions, hardware, date, load and `more`: also before the last is there."""
     host = {"cpu": _cpu(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "threads": torch.get_num_threads()}
     script = Path(sys.argv[0])
     command = " ".join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])

@@ -22,7 +22,7 @@ from backbone.data.stream import mix
 BINS = 31  # of magnitudes, of which RandAugment takes one
 MAGNITUDE, OPERATIONS = 9, 2  # RandAugment's, as torchvision's references train
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
-GREY = np.array([19595, 38470, 7471])  # shares of 65536: PIL's grey of RGB
+DOWN = 0.499  # OpenCV rounds to the nearest: less this, down
 
 
 class Operation(NamedTuple):
@@ -105,16 +105,19 @@ def vary(planes: np.ndarray, operation: Operation) -> None:
     VARY[operation.name](planes, operation.magnitude)
 
 
-def _look_up(planes: np.ndarray, table: np.ndarray) -> None:
-    """By a table of 256 values, which are clipped and rounded down."""
-    flat = planes.reshape(-1, planes.shape[-1])
-    cv2.LUT(flat, np.clip(table, 0, 255).astype(np.uint8), dst=flat)
+def _flat(planes: np.ndarray) -> np.ndarray:
+    """[..., H, W] as one plane, the same memory."""
+    return planes.reshape(-1, planes.shape[-1])
 
 
-def _mix(planes: np.ndarray, other: np.ndarray, factor: float) -> None:
-    """Into factor * planes + (1 - factor) * other, clipped and rounded down. Shapes [..., H, W]."""
-    flat = planes.reshape(-1, planes.shape[-1])
-    cv2.addWeighted(flat, factor, other.reshape(flat.shape), 1 - factor, -0.499, dst=flat)
+def _scale(planes: np.ndarray, factor: float, offset: float = 0.0) -> None:
+    """Into factor * planes + offset, which is nowhere below 0; clipped and rounded down."""
+    cv2.convertScaleAbs(_flat(planes), dst=_flat(planes), alpha=factor, beta=offset - DOWN)
+
+
+def _mix(planes: np.ndarray, other: np.ndarray, factor: float, offset: float = 0.0) -> None:
+    """Into factor * planes + (1 - factor) * other + offset, clipped and rounded down."""
+    cv2.addWeighted(_flat(planes), factor, _flat(other), 1 - factor, offset - DOWN, dst=_flat(planes))
 
 
 def _grey(planes: np.ndarray) -> np.ndarray:
@@ -192,12 +195,13 @@ def _translate_y(planes: np.ndarray, pixels: float) -> None:
 
 
 def _brightness(planes: np.ndarray, more: float) -> None:
-    _look_up(planes, LEVELS * np.float32(1 + more))
+    _scale(planes, 1 + more)
 
 
 def _contrast(planes: np.ndarray, more: float) -> None:
-    mean = np.float32(int(cv2.mean(_grey(planes))[0] + 0.5))
-    _look_up(planes, mean + np.float32(1 + more) * (LEVELS - mean))
+    """Mixed with the mean grey."""
+    mean = int(cv2.mean(_grey(planes))[0] + 0.5)
+    cv2.addWeighted(_flat(planes), 1 + more, _flat(planes), 0, -more * mean - DOWN, dst=_flat(planes))
 
 
 def _colour(planes: np.ndarray, more: float) -> None:
@@ -211,10 +215,9 @@ def _sharpness(planes: np.ndarray, more: float) -> None:
     if min(planes.shape[1:]) < 3:
         return
     before = planes.copy()
-    flat = planes.reshape(-1, planes.shape[-1])
-    mean = cv2.blur(flat, (3, 3))
-    # 9 / 13 of the mean of all nine pixels and 4 / 13 of the one amid them
-    _mix(planes, mean, 1 + more * 9 / 13)
+    _mix(
+        planes, cv2.blur(_flat(planes), (3, 3)), 1 + more * 9 / 13
+    )  # SMOOTH is 9 / 13 of the mean, 4 / 13 of the pixel
     for edge in np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]:
         planes[edge] = before[edge]
 
@@ -224,8 +227,10 @@ def _posterize(planes: np.ndarray, bits: float) -> None:
 
 
 def _solarize(planes: np.ndarray, share: float) -> None:
-    levels = np.arange(256)  # compared with a double, as PIL does
-    _look_up(planes, np.where(levels < 255.0 * share, levels, 255 - levels))
+    """255 less what is not below the threshold."""
+    flat = _flat(planes)
+    _, above = cv2.threshold(flat, math.ceil(255.0 * share) - 1, 255, cv2.THRESH_BINARY)
+    cv2.bitwise_xor(flat, above, dst=flat)
 
 
 def _autocontrast(planes: np.ndarray, _: float) -> None:
@@ -233,18 +238,18 @@ def _autocontrast(planes: np.ndarray, _: float) -> None:
         least, most = int(plane.min()), int(plane.max())
         if least < most:
             scale = 255 / (most - least)
-            _look_up(plane, np.arange(256) * scale - least * scale)
+            _scale(plane, scale, -least * scale)
 
 
 def _equalize(planes: np.ndarray, _: float) -> None:
     for plane in planes:
         counts = cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
-        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        step = (plane.size - counts[plane.max()]) // 255
         if step:
-            _look_up(plane, (step // 2 + np.cumsum(counts) - counts) // step)
+            table = (step // 2 + np.cumsum(counts) - counts) // step
+            cv2.LUT(plane, np.minimum(table, 255).astype(np.uint8), dst=plane)
 
 
-LEVELS = np.arange(256, dtype=np.float32)
 VARY: dict[str, Callable[[np.ndarray, float], None]] = {
     "Identity": lambda planes, _: None,
     "ShearX": _shear_x,

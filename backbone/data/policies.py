@@ -150,15 +150,14 @@ def _warp(planes: np.ndarray, matrix: tuple[float, float, float, float, float, f
     # the pixel at the edge.
     framed = cv2.copyMakeBorder(cv2.merge([*planes, planes[0]]), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     shifted = np.array([[a, b, c + (a + b) / 2 + 0.5], [d, e, f + (d + e) / 2 + 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(framed, shifted, (width, height), flags=flags)
+    moved = cv2.warpAffine(framed, shifted, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    cv2.split(moved, [*planes, np.empty_like(planes[0])])
     rows = np.arange(height) + 0.5
     first, last = _between(a, b * rows + c, width, width)
     other_first, other_last = _between(d, e * rows + f, width, height)
     first, last = np.maximum(first, other_first), np.minimum(last, other_last)
-    column = np.arange(width, dtype=np.int16)  # numpy compares these at once
-    inside = (column >= first[:, None]) & (column < last[:, None])
-    cv2.split(cv2.copyTo(moved, inside.view(np.uint8)), [*planes, np.empty_like(planes[0])])
+    column = np.arange(width, dtype=np.int16)  # numpy compares many of these at once
+    planes *= ((column >= first[:, None]) & (column < last[:, None])).view(np.uint8)
 
 
 def _between(slope: float, offsets: np.ndarray, width: int, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def write(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
 
 def save(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     """Write `rows` with command, versions, hardware, date, load and `more`: also before the last is there."""
-    host = {"cpu": _cpu(), "cores": os.cpu_count(), "load_1min": os.getloadavg()[0], "threads": torch.get_num_threads()}
+    host = {"cpu": cpu(), "load_1min": os.getloadavg()[0], "threads": torch.get_num_threads()}
     script = Path(sys.argv[0])
     command = " ".join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
     record = {"command": command, "rows": rows, **more, "host": host, **environment()}
@@ -48,8 +50,23 @@ def save(output: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     output.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
+def cpu() -> dict[str, Any]:
+    """What computes here, as `lscpu` and torch name it: a hypervisor's "AMD EPYC" alone says too little."""
+    try:
+        told = subprocess.run(["lscpu"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
+    except OSError:  # not on Linux
+        told = ""
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in told.splitlines())}
+    flags = said.get("Flags", "").split()
+    return {
+        "model": said.get("Model name") or platform.processor() or platform.machine(),
+        "vendor, family, model, stepping": " ".join(
+            said.get(name, "?") for name in ("Vendor ID", "CPU family", "Model", "Stepping")
+        ),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),  # what torch's kernels are chosen for
+        "bf16": [name for name in ("avx512_bf16", "amx_bf16", "amx_tile") if name in flags],
+        "caches": {name: said[name] for name in ("L1d cache", "L2 cache", "L3 cache") if name in said},
+    }

@@ -76,12 +76,12 @@ def coco(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 def voc_area(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """VOC's mAP since 2010, the area under the envelope, float64 [1, B]; otherwise as `coco`."""
-    return _mean(class_ap(matches, weights, _whole_area)[:, 0])[None]
+    return mean(class_ap(matches, weights, _whole_area)[:, 0])[None]
 
 
 def voc_eleven(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """VOC's mAP of 2007, at 11 points of recall, float64 [1, B]; otherwise as `coco`."""
-    return _mean(class_ap(matches, weights, _eleven_points)[:, 0])[None]
+    return mean(class_ap(matches, weights, _eleven_points)[:, 0])[None]
 
 
 def paired_draws(
@@ -135,11 +135,11 @@ def _same_images(rows: Mapping[str, Sequence[Matches]]) -> np.ndarray:
 
 def _summarised(per_class: np.ndarray) -> np.ndarray:
     """[K, 10, B] -> AP, AP50, AP75 [3, B]."""
-    return np.stack([_mean(per_class.mean(1)), _mean(per_class[:, AT50]), _mean(per_class[:, AT75])])
+    return np.stack([mean(per_class.mean(1)), mean(per_class[:, AT50]), mean(per_class[:, AT75])])
 
 
-def _mean(per_class: np.ndarray) -> np.ndarray:
-    """[K, B] -> [B]: over classes that have ground truth."""
+def mean(per_class: np.ndarray) -> np.ndarray:
+    """[K, B] -> [B]: over classes that have ground truth, which are not NaN."""
     present = ~np.isnan(per_class)
     with np.errstate(invalid="ignore"):
         return np.where(present, per_class, 0).sum(0) / present.sum(0)

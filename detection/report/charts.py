@@ -48,31 +48,45 @@ def gains(summary: dict[str, Any], part: dict[str, Any]) -> str:
 
 
 def classes(summary: dict[str, Any], part: dict[str, Any]) -> str:
-    """AP of each class: a dot a row of the report, joined by a line, classes the baseline does best on top."""
-    own = {row["label"]: row[part["name"]]["per_class"] for row in summary["rows"]}
+    """AP of each class, classes the baseline does best on top."""
+    by_row = {row["label"]: row[part["name"]]["per_class"] for row in summary["rows"]}
+    own = {label: {name: one["AP"] for name, one in classes.items()} for label, classes in by_row.items()}
     base = own[summary["baseline"]]
-    names = [n for n in summary["classes"] if base[n]["AP"] is not None]
-    names.sort(key=lambda n: -base[n]["AP"])
+    names = [n for n in summary["classes"] if base[n] is not None]
+    return _dots(summary, own, sorted(names, key=lambda n: -(base[n] or 0)), "AP", "AP by class")
+
+
+def errors(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    """What each kind of error costs."""
+    by_row = {row["label"]: row[part["name"]]["errors"] for row in summary["rows"]}
+    own = {label: {kind: one["cost"]["value"] for kind, one in errors.items()} for label, errors in by_row.items()}
+    return _dots(summary, own, list(own[summary["baseline"]]), "points of AP50 lost", "AP50 lost to each kind of error")
+
+
+def _dots(
+    summary: dict[str, Any], own: dict[str, dict[str, float | None]], names: Sequence[str], axis: str, title: str
+) -> str:
+    """A line a name, with a dot for each row of the report."""
     left, right, top = _margin([{"label": n} for n in names]), WIDTH - 24, 8
     bottom = top + 26 * len(names)
-    got = {n: [classes[n]["AP"] for classes in own.values()] for n in names}
+    got = {n: [values[n] for values in own.values()] for n in names}
     ticks = _ticks(0, 100 * max((v for vs in got.values() for v in vs if v is not None), default=1))
     x = _scale(ticks, left, right)
-    parts = [_grid_x(ticks, x, top, bottom, "AP")]
+    parts = [_grid_x(ticks, x, top, bottom, axis)]
     for i, name in enumerate(names):
         y = top + 26 * (i + 0.5)
         present = [100 * v for v in got[name] if v is not None]
         parts.append(_text(left - 12, y, _short(name, left), "end"))
-        parts.append(_line(x(min(present)), y, x(max(present)), y, "join"))
+        parts.append(_line(x(min(present, default=0)), y, x(max(present, default=0)), y, "join"))
         for label in sorted(own, key=lambda label: label != summary["baseline"]):
-            value = own[label][name]["AP"]
+            value = own[label][name]
             if value is not None:
                 tip = f"<title>{escape(label)}: {percent(value)}</title>"
                 spot = f'cx="{x(100 * value):.1f}" cy="{y:.1f}" r="5"'
                 parts.append(f'<circle class="dot {_series(summary, label)}" {spot}>{tip}</circle>')
     told = "; ".join(f"{n}: " + ", ".join(percent(v) for v in got[n]) for n in names)
     order = ", ".join(row["label"] for row in summary["rows"])
-    return _svg(bottom + 42, "AP by class", f"In the order {order}. {told}", parts)
+    return _svg(bottom + 42, title, f"In the order {order}. {told}", parts)
 
 
 def curves(summary: dict[str, Any], part: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from detection.report import paper
 from detection.report.wording import (
+    ERRORS,
     NONE,
     REGIME,
     SIZES,
@@ -22,6 +23,7 @@ from detection.report.wording import (
     signed,
     title,
     trained,
+    why,
 )
 
 
@@ -34,6 +36,13 @@ def to_markdown(summary: dict[str, Any]) -> str:
     lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
     for part in summary["parts"]:
         lines += [f"{part['name'].capitalize()}, {part['measure']}:", "", *_results(summary, part), ""]
+    for part in summary["parts"]:
+        lines += [
+            f"Why, {part['name']}: AP50 lost to each kind of error, and more (+) or less (−) than the baseline:",
+            "",
+        ]
+        lines += [*_errors(summary, part), "", *(f"- {_cell(line)}" for line in why(summary, part)), ""]
+    lines += [ERRORS, ""]
     for part in summary["parts"]:
         lines += [f"What varies, {part['name']}, and 95 % intervals of the gain by each noise and both:", ""]
         lines += [*_varies(summary, part), ""]
@@ -90,6 +99,16 @@ def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
             ]
         )
     return _table(head, body)
+
+
+def _errors(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    body = []
+    for row in summary["rows"]:
+        own = row[part["name"]]["errors"]
+        body.append([row["label"], *(interval(one["cost"]) for one in own.values())])
+        if row["label"] != summary["baseline"]:
+            body.append(["more or less", *(interval(one["difference"], signed) for one in own.values())])
+    return _table(["Backbone", *summary["rows"][0][part["name"]]["errors"]], body)
 
 
 def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:

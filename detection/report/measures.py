@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from detection.report.bootstrap import coco, voc_area, voc_eleven
+from detection.report.errors import KINDS, costs
 from detection.report.stored import Kind, Matches
 
 Main = Literal["AP", "mAP", "mAP07"]
@@ -65,11 +66,17 @@ class Part:
 
     columns: tuple[str, ...]
     measures: tuple[Measure, ...]
+    errors: Measure
+    """What each kind of error costs, in the order of `detection.report.errors.KINDS`."""
 
 
 def parts(main: Main, masks: bool = False) -> tuple[Part, ...]:
     """What a report is made of: boxes, and masks where there are some."""
-    boxes = Part("boxes", "AP", BOXES.names, (BOXES,))
+    errors = Measure("bbox", KINDS, costs)
+    boxes = Part("boxes", "AP", BOXES.names, (BOXES,), errors)
     if main != "AP":
-        boxes = Part("boxes", main, (main, *BOXES.names), (VOC[main], BOXES))
-    return (boxes, Part("masks", "AP_masks", MASKS.names, (MASKS,))) if masks else (boxes,)
+        boxes = Part("boxes", main, (main, *BOXES.names), (VOC[main], BOXES), errors)
+    if not masks:
+        return (boxes,)
+    errors = Measure("segm", tuple(f"{kind}_masks" for kind in KINDS), costs)
+    return boxes, Part("masks", "AP_masks", MASKS.names, (MASKS,), errors)

@@ -51,6 +51,7 @@ def _part(summary: dict[str, Any], part: dict[str, Any]) -> str:
     name = part["name"]
     return (
         f'<section aria-labelledby="{name}"><h2 id="{name}">{name.capitalize()}</h2>{sections.drawn(summary, part)}'
+        f"<h3>Why: what each kind of error costs</h3>{sections.errors(summary, part)}"
         f"<h3>Class by class</h3>{sections.classes(summary, part)}</section>"
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 from detection.report import charts
 from detection.report.tables import Cell, table, two, wide
 from detection.report.wording import (
+    ERRORS,
     NONE,
     REGIME,
     between,
@@ -19,6 +20,7 @@ from detection.report.wording import (
     signed,
     title,
     trained,
+    why,
 )
 
 MOST_DOTS = 30  # classes; more become a table
@@ -114,6 +116,28 @@ def regimes(summary: dict[str, Any]) -> str:
         [_name(summary, row), *((escape(cell), "text") for cell in regime(row["regime"]))] for row in summary["rows"]
     ]
     return table("How each was trained.", ["Backbone", *REGIME], body, _base(summary))
+
+
+def errors(summary: dict[str, Any], part: dict[str, Any]) -> str:
+    by_row = {row["label"]: row[part["name"]]["errors"] for row in summary["rows"]}
+    kinds = list(by_row[summary["baseline"]])
+    costs = [[_name(summary, row)] for row in summary["rows"]]
+    differences: list[list[Cell]] = []
+    for row, line in zip(summary["rows"], costs, strict=True):
+        own = by_row[row["label"]]
+        line += [two(interval(own[kind]["cost"])) for kind in kinds]
+        if own[kinds[0]]["difference"]:
+            differences.append([_name(summary, row), *(two(interval(own[k]["difference"], signed)) for k in kinds)])
+    head = ["Backbone", *kinds]
+    said = "".join(f"<li>{escape(line)}</li>" for line in why(summary, part))
+    pieces = [
+        f'<ul class="more">{said}</ul><p class="soft">{escape(ERRORS)}</p>',
+        f'<div class="card">{charts.legend(summary)}{wide(charts.errors(summary, part))}</div>',
+        table(f"{part['name'].capitalize()}: AP50 lost to each kind of error.", head, costs, _base(summary)),
+    ]
+    if differences:
+        pieces.append(table(f"The same, more (+) or less (−) than {summary['baseline']}.", head, differences))
+    return "".join(pieces)
 
 
 def classes(summary: dict[str, Any], part: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from backbone.storage import filesystem, join
 from detection.report import intervals, markdown, page, paper
 from detection.report.bootstrap import RECALLS, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
+from detection.report.errors import KINDS
 from detection.report.measures import METRICS, Main, Part, parts
 from detection.report.pictures import BUDGET, Detected, Gallery, gallery
 from detection.report.stored import Kind, Matches, load
@@ -139,7 +140,7 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
         resamples,
         seed,
         report.half_width,
-        [measure for part in told for measure in part.measures],
+        [measure for part in told for measure in (*part.measures, part.errors)],
     )
     rows = [_row(row, statistics[row.label], told) for row in report.rows]
     return _finite(
@@ -237,7 +238,7 @@ def _row(row: Row, statistics: RowStatistics, told: Sequence[Part]) -> dict[str,
         "spread": {metric: asdict(statistics.spread[metric]) for metric in metrics if statistics.spread},
         "independent": statistics.independent,
         "pretrainings": 0 if row.pretrained is None else len({t.pretrain_seed for t in row.trainings}),
-        **{part.name: _part(row, part, shares) for part in told},
+        **{part.name: _part(row, part, shares) | {"errors": _errors(statistics, part)} for part in told},
         "trainings": [
             {
                 "seed": t.seed,
@@ -272,6 +273,17 @@ def _part(row: Row, part: Part, shares: Sequence[float]) -> dict[str, Any]:
             for name in objects
         },
         "curve": np.average(curves, axis=0, weights=shares).tolist(),
+    }
+
+
+def _errors(statistics: RowStatistics, part: Part) -> dict[str, Any]:
+    """What each kind of error costs in AP50, and how much more than it costs the baseline."""
+    return {
+        kind: {
+            "cost": asdict(statistics.mean[name]),
+            "difference": asdict(statistics.gain[name].absolute) if statistics.gain else None,
+        }
+        for kind, name in zip(KINDS, part.errors.names, strict=True)
     }
 
 

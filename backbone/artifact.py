@@ -22,8 +22,10 @@ from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
+from backbone.nets.external import External
+from backbone.nets.vgg import VGG
 from backbone.noise import NOISE_FACTOR, noise
-from backbone.options import NetOptions
+from backbone.options import AnyNet, ExternalNet, NetOptions, net_options
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 
@@ -49,20 +51,17 @@ def save(
     Raises:
         UserError: the place cannot be written.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    tensors = {name.removeprefix(net.prefix): t.cpu().contiguous() for name, t in net.state_dict().items()}
     extra: dict[str, bytes] = {}
     if inputs.mean_image is not None:
         extra["mean_image.safetensors"] = save_tensors({"mean_image": inputs.mean_image.cpu().contiguous()})
     weights = save_tensors(tensors)
-    # Batch statistics shared over ranks or within groups are a matter of training; the net that is left is the same.
-    options = net.options.model_copy(update={"bn_group": 0})
-    if options.norm == "sync":
-        options = options.model_copy(update={"norm": "batch"})
-    last = list(net.stages.values())[-1]
+    options, last = net.options.lasting, list(net.stages.values())[-1]
     config = {
         "architecture": timm_name(options) or f"raybone_{options.name}",
         "num_classes": net.num_classes,
         "num_features": last.channels,
+        **({"model_args": options.arguments} if isinstance(options, ExternalNet) else {}),
         "pretrained_cfg": {
             "num_classes": net.num_classes,
             "input_size": [3, inputs.size, inputs.size],
@@ -71,7 +70,7 @@ def save(
             "mean": list(inputs.mean),
             "std": list(inputs.std),
             "label_names": list(classes),
-            **({"first_conv": "conv1", "classifier": "fc"} if options.net != "vgg" else {}),  # for timm's other heads
+            **_layers(net),
         },
         "raybone": {
             "format": FORMAT,
@@ -115,8 +114,8 @@ def load(url: str | Path) -> tuple[Backbone, InputConvention, dict[str, Any]]:
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise UserError(f"{url}/{name}: SHA-256 is not the one in config.json; the file is damaged or exchanged")
     try:
-        net = build(NetOptions.model_validate(block["net"]), config["num_classes"])
-        tensors = load_tensors(weights)
+        net = build(net_options(block["net"]), config["num_classes"])
+        tensors = {net.prefix + name: tensor for name, tensor in load_tensors(weights).items()}
         inputs = _inputs(config, load_tensors(mean_image)["mean_image"] if mean_image else None)
     except (ValidationError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"{url}: config.json or weights cannot be read: {' '.join(str(error).split())}") from error
@@ -211,11 +210,13 @@ def probe_images() -> Tensor:
     return torch.cat([image, image // 2 + torch.arange(3).view(1, 3, 1, 1).byte() * 60])
 
 
-def timm_name(options: NetOptions) -> str | None:
+def timm_name(options: AnyNet) -> str | None:
     """The timm architecture that computes the same from the same keys; None where timm has no such net.
 
     timm and torchvision cannot express stride in the first 1x1, and would load such weights without a word.
     """
+    if isinstance(options, ExternalNet):
+        return options.model.partition(".")[0]
     if options.net == "vgg":
         usual = NetOptions(net="vgg", depth=options.depth, norm=options.norm)
         return options.name if options == usual and options.norm in ("batch", "none") else None
@@ -223,6 +224,13 @@ def timm_name(options: NetOptions) -> str | None:
         usual = NetOptions(depth=options.depth, zero_init_residual=options.zero_init_residual)
         return options.name if options == usual else None
     return None
+
+
+def _layers(net: Backbone) -> dict[str, Any]:
+    """The names of first convolution and classifier, without which timm puts no other head on."""
+    if isinstance(net, External):
+        return {name: net.model.pretrained_cfg[name] for name in ("first_conv", "classifier")}
+    return {} if isinstance(net, VGG) else {"first_conv": "conv1", "classifier": "fc"}
 
 
 def _inputs(config: dict[str, Any], mean_image: Tensor | None) -> InputConvention:

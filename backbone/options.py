@@ -5,7 +5,7 @@ artifact records.
 """
 
 from math import gcd
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -82,6 +82,23 @@ class NetOptions(Strict):
         family = self.net.replace("resnet", "plain") if self.shortcut == "none" else self.net
         return f"{family}{self.depth}"
 
+    @property
+    def called(self) -> str:
+        """The name, with the width where it is another than that net's."""
+        return self.name + (f", width {self.width:g}" if self.width != 1 else "")
+
+    @property
+    def told(self) -> str:
+        """What an import says of it besides."""
+        return f"stride in the {'first 1x1' if self.stride_in_1x1 else '3x3'}"
+
+    @property
+    def lasting(self) -> "NetOptions":
+        """What an artifact records. How ranks and groups share statistics is a matter of training; the net that is left
+        is the same."""
+        norm = "batch" if self.norm == "sync" else self.norm
+        return self.model_copy(update={"bn_group": 0, "norm": norm})
+
     def check_maps(self, size: int, images: int) -> None:
         """Check that every map has pixels, and every norm more than one value to take statistics over.
 
@@ -150,3 +167,65 @@ class NetOptions(Strict):
         if self.width <= 0 or self.bn_group < 0:
             raise ValueError("width must be positive and bn_group must not be negative")
         return self
+
+
+class ExternalNet(Strict):
+    """A net that another library builds: of its registered names alone, without weights of its own."""
+
+    net: Literal["external"] = "external"
+    """Not one of raybone's."""
+
+    library: Literal["timm"] = "timm"
+    """Who builds it."""
+
+    version: str
+    """Of the library. Another version may build another net, and is refused."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$")
+    """Its name there, such as resnext50_32x4d; the tag of weights may follow."""
+
+    arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What its builder is told beside the number of classes, such as drop_path_rate."""
+
+    norm: Literal["batch", "group", "layer", "none"]
+    """Normalisation. group: also where the library has batch norm."""
+
+    @property
+    def name(self) -> str:
+        """What people call this net."""
+        return self.model
+
+    @property
+    def called(self) -> str:
+        """The name: nothing else of it has another width."""
+        return self.name
+
+    @property
+    def told(self) -> str:
+        """What an import says of it besides."""
+        norms = "no norms" if self.norm == "none" else f"{self.norm} norm"
+        given = "".join(f", {name} {value}" for name, value in self.arguments.items())
+        return f"built by {self.library} {self.version}{given}, {norms}"
+
+    @property
+    def lasting(self) -> "ExternalNet":
+        """What an artifact records."""
+        return self
+
+    @model_validator(mode="after")
+    def _harmless(self) -> "ExternalNet":
+        # What loads files or downloads, and what raybone itself says.
+        taken = [name for name in self.arguments if name in NOT_ARGUMENTS or name.startswith("pretrained")]
+        if taken:
+            raise ValueError(f"arguments: {', '.join(taken)}: not for a net's builder; leave it out")
+        return self
+
+
+NOT_ARGUMENTS = ("checkpoint_path", "cache_dir", "features_only", "num_classes", "in_chans", "out_indices")
+AnyNet = NetOptions | ExternalNet
+
+
+def net_options(tree: dict[str, Any]) -> AnyNet:
+    """The options that an artifact records; pydantic's ValidationError where they are none."""
+    model = ExternalNet if tree.get("net") == "external" else NetOptions
+    return model.model_validate(tree)

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from backbone.options import NetOptions
+from backbone.options import AnyNet
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Stage:
 class RegionLayers:
     """What reads one region of C4 instead of a whole image; `to_map`, then `to_vector`, each run in order.
 
-    Residual and plain nets: C5, then the average pool. VGG: no map; fc6 and fc7, which stand in for the whole map.
+    VGG: no map; fc6 and fc7, which stand in for the whole map. Others: C5, then the average pool.
     """
 
     to_map: tuple[nn.Module, ...]
@@ -42,9 +43,11 @@ class Backbone(nn.Module, ABC):
     CIFAR nets. The last stage is what the head of `classify` reads.
     """
 
-    options: NetOptions
+    options: AnyNet
     num_classes: int
     stages: dict[str, Stage]
+    prefix: ClassVar[str] = ""
+    """What keys have before the name that artifacts, and the library of an external net, give them."""
 
     def forward(self, x: Tensor, through: str | None = None) -> dict[str, Tensor]:
         """Map images [N, 3, H, W] to one map a stage, keyed and ordered like `stages`; none beyond stage `through`."""

@@ -124,6 +124,7 @@ class ResNet(Backbone):
 
         inputs = scaled(base, options.width)
         self.options, self.num_classes, self.stages = options, num_classes, {}
+        self.preact = options.preact
         self.conv1 = conv(3, inputs, 3) if cifar else conv(3, inputs, 7, 2)
         self.bn1 = norm(inputs)
         self.relu = nn.ReLU(inplace=True)
@@ -139,14 +140,14 @@ class ResNet(Backbone):
             self.stages[f"C{i + 2}"] = Stage(inputs, stem_stride * 2**i)
         self.norm = norm(inputs) if options.preact else nn.Identity()
         self.fc = nn.Linear(inputs, num_classes)
-        self._init_weights()
+        self._init_weights(options.zero_init_residual)
 
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         """See `Backbone.parts`. With pre-activation the closing norm and ReLU end the last part."""
         parts: dict[str, tuple[nn.Module, ...]] = {"stem": (self.conv1, self.bn1, self.relu, self.maxpool)}
         for i, name in enumerate(self.stages):
             parts[name] = (self.get_submodule(f"layer{i + 1}"),)
-        if self.options.preact:
+        if self.preact:
             parts[name] = (*parts[name], self.norm, self.relu)
         return parts
 
@@ -160,7 +161,7 @@ class ResNet(Backbone):
         *_, last = self(x).values()
         return self.fc(adaptive_avg_pool2d(last, 1).flatten(1))
 
-    def _init_weights(self) -> None:
+    def _init_weights(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # He et al. 2015 (arXiv:1502.01852) derive a forward rule, fan in (eq. 10), and a backward rule, fan out
@@ -168,7 +169,7 @@ class ResNet(Backbone):
                 # (resnet-1k-layers), fb.resnet.torch and torchvision take fan out.
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for unit in self.modules():
-            if self.options.zero_init_residual and isinstance(unit, Unit):
+            if zero_init_residual and isinstance(unit, Unit):
                 # A pre-activation branch ends with a convolution, not with a norm, so that is what starts at 0 there.
                 # Its input is not 0, so it learns from the first step on.
                 last = (unit.conv3 or unit.conv2) if unit.preact else (unit.bn3 or unit.bn2)

@@ -3,6 +3,7 @@
 python jobs/import.py --source torchvision --weights resnet50-0676ba61.pth --output runs/torchvision-resnet50/artifact
 python jobs/import.py --source detectron2 --weights R-50.pkl --output runs/r50/artifact \
     --stride_in_1x1 true --channel_order BGR --mean 0.485 0.456 0.406 --std 0.00392157 0.00392157 0.00392157
+python jobs/import.py --source timm --model resnext50_32x4d --weights downloads/resnext50 --output runs/resnext/artifact
 """
 
 import sys
@@ -17,9 +18,8 @@ def main() -> None:
 
     done = importing.run(options)
     net, inputs = done.found.net, done.found.inputs
-    where = "first 1x1" if net.options.stride_in_1x1 else "3x3"
-    width = f", width {net.options.width:g}" if net.options.width != 1 else ""
-    print(f"net       {net.options.name}{width}, {net.num_classes} classes, stride in the {where}")
+    print(f"net       {net.options.called}, {net.num_classes} classes, {net.options.told}")
+    print(f"stages    {', '.join(f'{name} {s.channels} at stride {s.stride}' for name, s in net.stages.items())}")
     print(f"input     {inputs.channel_order}, mean {inputs.mean}, std {inputs.std} on the 0..1 scale, red green blue")
     print("".join(f"note      {note}\n" for note in done.notes), end="")
     if done.agreements:

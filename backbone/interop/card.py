@@ -32,7 +32,7 @@ def write(
 ) -> str:
     """The card of the files whose SHA-256 are `sums`; `block` is the artifact's own."""
     made, net, i = block["provenance"], source.net, source.inputs
-    name = net.options.name + (f"-width-{net.options.width:g}" if net.options.width != 1 else "")
+    name = net.options.called.replace(", width ", "-width-")
     data = made.get("recipe", {}).get("data", {})
     kind = data.get("source", "unknown")
     head: dict[str, Any] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone
+from backbone.nets.external import External
 from backbone.options import NetOptions
 
 Files = dict[str, bytes]
@@ -30,6 +31,12 @@ class Source:
     classes: tuple[str, ...]
     place: str
     """Where the export will lie, as the user wrote it."""
+
+    @property
+    def options(self) -> NetOptions:
+        """The net's, which is one of raybone's own."""
+        assert isinstance(self.net.options, NetOptions)
+        return self.net.options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,7 @@ class Facts:
 
 def state(net: Backbone) -> dict[str, Tensor]:
     """The net's tensors, with the batch counters that frozen norms lack and strict loaders ask for."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    tensors = {name.removeprefix(net.prefix): t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     for name in [name for name in tensors if name.endswith("running_var")]:
         tensors.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return tensors
@@ -65,6 +72,8 @@ def rgb_state(source: Source) -> dict[str, Tensor]:
     tensors = state(source.net)
     if source.inputs.channel_order == "BGR":
         first = "conv1.weight" if "conv1.weight" in tensors else "features.0.weight"
+        if isinstance(source.net, External):
+            first = f"{source.net.model.pretrained_cfg['first_conv']}.weight"
         tensors[first] = tensors[first].flip(1).contiguous()
     return tensors
 

@@ -17,7 +17,7 @@ def write(source: Source) -> Files:
         for name, t in state(net).items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
-    bottleneck = net.options.depth >= 50
+    bottleneck = source.options.depth >= 50
     base = net.stages["C2"].channels
     mean, std = ([255 * v for v in values] for values in (i.mean, i.std))
     config: dict[str, Any] = {
@@ -28,8 +28,8 @@ def write(source: Source) -> Files:
             "PIXEL_STD": std[::-1] if i.channel_order == "BGR" else std,
             "BACKBONE": {"FREEZE_AT": 2},
             "RESNETS": {
-                "DEPTH": net.options.depth,
-                "STRIDE_IN_1X1": net.options.stride_in_1x1,
+                "DEPTH": source.options.depth,
+                "STRIDE_IN_1X1": source.options.stride_in_1x1,
                 "NORM": "FrozenBN",
                 "STEM_OUT_CHANNELS": net.state_dict()["conv1.weight"].shape[0],
                 "RES2_OUT_CHANNELS": base,

@@ -17,7 +17,7 @@ from backbone.interop import card, detectron2, mmdetection, onnx, probe, timm, t
 from backbone.interop.common import Answer, Files, Source
 from backbone.interop.convert import convert
 from backbone.interop.layouts import Layout
-from backbone.options import NetOptions
+from backbone.options import AnyNet, NetOptions
 from backbone.storage import write_folder
 
 BLOCK = "raybone.json"
@@ -30,13 +30,21 @@ class Target:
     write: Callable[[Source], Files]
     snippet: Callable[[Source], str]
     obstacle: Callable[[NetOptions], str]
-    """Why it cannot have a net; empty: it can."""
+    """Why it cannot have a net of raybone's own; empty: it can."""
     answers: Callable[[Path, Source], Answer] | None = None
     """Its own side of the probe; None: it is not on the package index, so its side is the way back alone."""
     packages: tuple[str, ...] = ()
     """What `write` and `answers` need; the last one answers."""
     way_back: str = ""
     """Whose names an import would read it with."""
+    external: bool = False
+    """Whether it can have nets of other libraries."""
+
+    def refuses(self, options: AnyNet) -> str:
+        """Why it cannot have a net; empty: it can."""
+        if isinstance(options, NetOptions):
+            return self.obstacle(options)
+        return "" if self.external else f"it has none of {options.library}'s nets by their names"
 
 
 def _usual(options: NetOptions) -> str:
@@ -93,7 +101,13 @@ TARGETS: dict[str, Target] = {
         "torchvision",
     ),
     "timm": Target(
-        timm.write, timm.snippet, partial(_resnet, stride=False, width=False, vgg=True), timm.answers, ("timm",), "timm"
+        timm.write,
+        timm.snippet,
+        partial(_resnet, stride=False, width=False, vgg=True),
+        timm.answers,
+        ("timm",),
+        "timm",
+        external=True,
     ),
     "transformers": Target(
         transformers.write, transformers.snippet, _resnet, transformers.answers, ("transformers",), "transformers"
@@ -105,7 +119,9 @@ TARGETS: dict[str, Target] = {
         lambda options: _resnet(options) or _doubles(options),
         way_back="mmdetection",
     ),
-    "onnx": Target(onnx.write, onnx.snippet, lambda options: "", onnx.answers, ("onnxscript", "onnxruntime")),
+    "onnx": Target(
+        onnx.write, onnx.snippet, lambda options: "", onnx.answers, ("onnxscript", "onnxruntime"), external=True
+    ),
 }
 
 
@@ -151,11 +167,11 @@ def export(url: str, to: str, output: str, license: str = "unknown") -> Exported
     return Exported(tuple(agreements), notes, snippet, tuple(files))
 
 
-def refuse(options: NetOptions, to: str) -> None:
+def refuse(options: AnyNet, to: str) -> None:
     """UserError if the framework cannot have the net; names those that can."""
-    reason = TARGETS[to].obstacle(options)
+    reason = TARGETS[to].refuses(options)
     if reason:
-        able = [name for name, target in TARGETS.items() if not target.obstacle(options)]
+        able = [name for name, target in TARGETS.items() if not target.refuses(options)]
         raise UserError(f"{options.name} cannot go to {to}: {reason}. These can have it: {', '.join(able)}")
 
 
@@ -167,7 +183,7 @@ def verify(source: Source, to: str, files: Files) -> list[probe.Agreement]:
         UserError: one does not, or cannot read them.
     """
     target, found = TARGETS[to], []
-    if target.way_back:
+    if target.way_back and isinstance(source.net.options, NetOptions):
         given = {name: data for name, data in files.items() if name != BLOCK}
         back = convert(Layout(target.way_back), given, f"the {to} export read back")
 
@@ -198,7 +214,7 @@ def installed(package: str) -> bool:
     return True
 
 
-def _notes(options: NetOptions, mean_image: bool, order: str, to: str) -> tuple[str, ...]:
+def _notes(options: AnyNet, mean_image: bool, order: str, to: str) -> tuple[str, ...]:
     notes = []
     if mean_image:
         notes.append("The mean image gives way to its channel means: logits of images of its own size change slightly.")
@@ -206,7 +222,7 @@ def _notes(options: NetOptions, mean_image: bool, order: str, to: str) -> tuple[
         notes.append("The net reads BGR, this framework feeds RGB: the channels of the first kernels were reversed.")
     if to in ("torchvision-detection", "detectron2", "mmdetection"):
         notes.append("Left out, since a detector has no use for it: the classifier (fc.weight, fc.bias).")
-    if to == "detectron2" and options.depth < 50:
+    if to == "detectron2" and isinstance(options, NetOptions) and options.depth < 50:
         notes.append(
             "FPN alone: detectron2's C4 head is of bottlenecks always, and would start at random beneath this net."
         )

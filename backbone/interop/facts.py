@@ -21,14 +21,14 @@ def said_beside(layout: Layout, tree: Any, files: Files, where: str) -> Facts:
     inner = inner_config(layout, tree, files)
     try:
         given = {**files, "meta.py": inner.encode(errors="replace")} if inner else files
-        return _sound(ORIGINS[layout.source].facts(given))
+        return sound(ORIGINS[layout.source].facts(given))
     except Exception as error:  # it is somebody else's file, and can be anything
         if inner:
             return Facts()  # what it does not say is asked
         raise UserError(f"{where}: the config beside the weights cannot be read: {error!r}") from error
 
 
-def _sound(facts: Facts) -> Facts:
+def sound(facts: Facts) -> Facts:
     """The same; ValueError for numbers that no image could be normalised or cut with."""
     if not all(math.isfinite(value) for value in facts.mean or ()):
         raise ValueError(f"mean {facts.mean}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from backbone import artifact
 from backbone.errors import UserError
+from backbone.interop import external
 from backbone.interop.advice import Advice
 from backbone.interop.common import Facts, Files, Source
 from backbone.interop.convert import Imported, convert
@@ -33,14 +34,16 @@ def run(options: Import) -> Brought:
     Raises:
         UserError: anything is unexplained, missing, contradictory, unsaid, damaged or does not agree; names it.
     """
-    files, unread = read(options.weights)
+    files, unread = ({}, []) if options.random else read(options.weights)
     where = options.weights
-    try:
-        found = convert(
-            Layout(options.source, options.entry, options.prefix, options.drop), files, where, _given(options)
-        )
-    except Advice as advice:
-        raise advice.commands(options) from advice
+    if options.model:
+        found = external.bring(options, files, _given(options))
+    else:
+        layout = Layout(options.source, options.entry, options.prefix, options.drop)
+        try:
+            found = convert(layout, files, where, _given(options))
+        except Advice as advice:
+            raise advice.commands(options) from advice
     made = _answers_its_probe(found, files, where)
     # Caffe's own nets have a home in detectron2.
     to = "detectron2" if options.source == "caffe" else options.source
@@ -48,15 +51,15 @@ def run(options: Import) -> Brought:
     agreements: list[Agreement] = []
     if to not in TARGETS:
         notes.append("not asked: no framework has the nets of CIFAR, so nothing but their names and shapes was checked")
-    elif TARGETS[to].obstacle(found.net.options):
+    elif TARGETS[to].refuses(found.net.options):
         notes.append(f"not asked: {to}, which has no such net")
     else:
         source = Source(net=found.net, inputs=found.inputs, classes=found.classes, place="weights")
         agreements = verify(source, to, TARGETS[to].write(source))
     imported = {
         "source": options.source,
-        "file": where,
-        "sha256": {name: hashlib.sha256(files[name]).hexdigest() for name in weights_files(files, where)},
+        "file": where or "random weights",
+        "sha256": {name: hashlib.sha256(files[name]).hexdigest() for name in _read(files, where)},
         "notes": notes,
         "agreements": [asdict(row) for row in agreements],
     }
@@ -89,6 +92,10 @@ def _given(options: Import) -> Facts:
         crop_pct=options.crop_pct or None,
         classes=classes,
     )
+
+
+def _read(files: Files, where: str) -> list[str]:
+    return weights_files(files, where) if files else []
 
 
 def _answers_its_probe(found: Imported, files: Files, where: str) -> dict[str, Any]:

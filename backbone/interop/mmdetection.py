@@ -28,10 +28,10 @@ def model_text(source: Source) -> str:
     ),
     backbone=dict(
         type="ResNet",
-        depth={net.options.depth},
+        depth={source.options.depth},
         stem_channels={net.state_dict()["conv1.weight"].shape[0]},
-        base_channels={channels[0] // (4 if net.options.depth >= 50 else 1)},
-        style="{"caffe" if net.options.stride_in_1x1 else "pytorch"}",
+        base_channels={channels[0] // (4 if source.options.depth >= 50 else 1)},
+        style="{"caffe" if source.options.stride_in_1x1 else "pytorch"}",
         # Statistics, gamma and beta stay as pretrained, as in the paper.
         norm_cfg=dict(type="BN", requires_grad=False),
         norm_eval=True,

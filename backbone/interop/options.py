@@ -1,6 +1,8 @@
 """What the jobs `export` and `import` are told. Imports neither torch nor anything slow."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from backbone.options import Strict
 
@@ -28,7 +30,17 @@ class Import(Strict):
     """Whose names the weights have. caffe: MSRA's nets as Detectron blobs, LAYER.INDEX blobs or torchvision's names.
     cifar: nets of 6n+2 layers from repositories for CIFAR. torchvision: those of most other training code too."""
 
-    weights: str
+    model: str = ""
+    """timm: a net by its name there, such as resnext50_32x4d, which timm builds; any with four stages at strides 4, 8,
+    16 and 32. Empty: a net of raybone's own."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """model: what its builder is told beside the number of classes: --arguments.drop_path_rate 0.1."""
+
+    random: bool = False
+    """model: with random weights instead of a file's, to train from scratch or to try it."""
+
+    weights: str = Field("", validate_default=True)
     """File of any name (of torch.save, .safetensors, .npz, a pickle), or folder with one such file and the framework's
     config, or the index of shards. Nothing that lies in it is run."""
 
@@ -72,3 +84,23 @@ class Import(Strict):
 
     classes: str = ""
     """Text file with a class a line. Empty: as the config says, else 0, 1, 2, ..."""
+
+    @field_validator("weights")
+    @classmethod
+    def _given(cls, value: str, info: ValidationInfo) -> str:
+        if not value and not info.data.get("random"):
+            raise ValueError("name a file or folder of weights, or with --model give --random true to draw them")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Import":
+        if self.model and self.source != "timm":
+            raise ValueError(f"model {self.model}: timm builds it; give --source timm")
+        if not self.model and (self.random or self.arguments):
+            raise ValueError("random, arguments: of nets that timm builds; name one by --model")
+        if self.random and self.weights:
+            raise ValueError("random, weights: give one of them")
+        own = [name for name in ("stride_in_1x1", "shortcut_pad", "dilation") if getattr(self, name)]
+        if self.model and own:
+            raise ValueError(f"{', '.join(own)}: of raybone's own nets; timm knows {self.model}, leave it out")
+        return self

@@ -13,6 +13,7 @@ from backbone.inputs import InputConvention
 from backbone.interop.common import Answer
 from backbone.nets import Backbone, build
 from backbone.noise import NOISE_FACTOR, noise
+from backbone.options import NetOptions
 
 # Of the largest value of a map, fp32 on CPU. Other orders of the same sums differ by some 1e-6 in shallow nets; where
 # they differ by more, what the net's own noise explains is allowed, 1e-5 and more in trained nets of 50 layers and up.
@@ -105,8 +106,11 @@ def _cause(
     """The one mistake that explains an answer, if there is one."""
     other_order = "RGB" if inputs.channel_order == "BGR" else "BGR"
 
+    own = net.options if isinstance(net.options, NetOptions) else None
+
     def restrided() -> dict[str, Tensor]:
-        options = net.options.model_copy(update={"stride_in_1x1": not net.options.stride_in_1x1})
+        assert own
+        options = own.model_copy(update={"stride_in_1x1": not own.stride_in_1x1})
         with torch.device("meta"):
             twin = build(options, net.num_classes)
         twin.load_state_dict(net.state_dict(), assign=True)
@@ -124,7 +128,7 @@ def _cause(
             partial(ours, net, replace(inputs, **turned), given),
         )
     )
-    if net.options.net == "resnet" and net.options.depth >= 50:
+    if own and own.net == "resnet" and own.depth >= 50:
         tries.append(("its stride lies in the other convolution: look at " + STRIDES, restrided))
     for cause, attempt in tries:
         if all(row.relative <= allowed[row.stage] for row in _differences(attempt(), theirs, "")):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from backbone.artifact import timm_name
 from backbone.interop.common import (
     Answer,
@@ -18,6 +20,7 @@ from backbone.interop.common import (
     to_json,
     with_maps,
 )
+from backbone.nets.external import External
 
 
 def write(source: Source) -> Files:
@@ -32,13 +35,19 @@ def write(source: Source) -> Files:
         "std": list(i.std),
         "label_names": list(source.classes),
     }
-    vgg = source.net.options.net == "vgg"
-    # Without these two, timm cannot put on another head or take other than three channels.
-    given |= (
-        {"first_conv": "features.0", "classifier": "head.fc"} if vgg else {"first_conv": "conv1", "classifier": "fc"}
-    )
-    features = 4096 if vgg else source.net.stages["C5"].channels
-    config = {"architecture": timm_name(source.net.options), "num_classes": classes, "num_features": features}
+    config: dict[str, Any] = {"architecture": timm_name(source.net.options), "num_classes": classes}
+    # Without first_conv and classifier, timm cannot put on another head or take other than three channels.
+    net = source.net
+    if isinstance(net, External):
+        own = net.model.pretrained_cfg
+        given |= {name: own[name] for name in ("first_conv", "classifier")}
+        config |= {"num_features": net.model.num_features, "model_args": net.external.arguments}
+    elif net.options.net == "vgg":
+        given |= {"first_conv": "features.0", "classifier": "head.fc"}
+        config |= {"num_features": 4096}
+    else:
+        given |= {"first_conv": "conv1", "classifier": "fc"}
+        config |= {"num_features": net.stages["C5"].channels}
     return {
         "model.safetensors": safetensors(rgb_state(source)),
         "config.json": to_json({**config, "pretrained_cfg": given}),
@@ -64,7 +73,21 @@ def answers(folder: Path, source: Source) -> Answer:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     given = timm.data.resolve_model_data_config(model)
     mean, std = list(given["mean"]), list(given["std"])
-    return with_maps(model, lambda images: model(normalized(images, mean, std)), stage_modules(source.net.options))
+    net = source.net
+    modules = net.stage_modules if isinstance(net, External) else stage_modules(source.options)
+    answer = with_maps(model, lambda images: model(normalized(images, mean, std)), modules)
+    if not (isinstance(net, External) and net.nhwc):
+        return answer
+
+    def turned(images: Tensor) -> dict[str, Tensor]:
+        return {stage: v.permute(0, 3, 1, 2) if v.dim() == 4 else v for stage, v in answer(images).items()}
+
+    return turned
+
+
+def architecture(files: Files) -> str:
+    """The name of the net in `config.json`, if there is one."""
+    return str(json.loads(files["config.json"]).get("architecture", "")) if "config.json" in files else ""
 
 
 def facts(files: Files) -> Facts:

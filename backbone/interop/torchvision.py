@@ -44,7 +44,7 @@ def write(source: Source) -> Files:
 
 def snippet(source: Source) -> str:
     """How to load it."""
-    i, name = source.inputs, source.net.options.name
+    i, name = source.inputs, source.options.name
     return f"""
 import torch
 import torchvision
@@ -69,7 +69,7 @@ def answers(folder: Path, source: Source) -> Answer:
     """torchvision's net, loaded from the folder, fed as the folder says."""
     given = json.loads((folder / "preprocessing.json").read_text())
     tensors = torch.load(io.BytesIO((folder / "model.pth").read_bytes()), weights_only=True)
-    return net_answers(tensors, source.net.options, source.net.num_classes, given["mean"], given["std"])
+    return net_answers(tensors, source.options, source.net.num_classes, given["mean"], given["std"])
 
 
 def net_answers(
@@ -99,7 +99,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 # fasterrcnn_resnet50_fpn(weights=None) would build norms that train, on two images at a time.
 body = resnet_fpn_backbone(
-    backbone_name="{source.net.options.name}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    backbone_name="{source.options.name}", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
 )
 body.body.load_state_dict(torch.load("{source.place}/backbone.pth", weights_only=True))
 # The detector normalises: feed it RGB images of 0..1, not normalised before.
@@ -115,7 +115,7 @@ model = FasterRCNN(
 def detection_answers(folder: Path, source: Source) -> Answer:
     """The body of torchvision's FPN with frozen norms, and its detectors' own transform."""
     given = json.loads((folder / "detector.json").read_text())
-    name = source.net.options.name
+    name = source.options.name
     fpn = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
     fpn.body.load_state_dict(torch.load(io.BytesIO((folder / "backbone.pth").read_bytes()), weights_only=True))
     transform = GeneralizedRCNNTransform(1, 1, **given)
@@ -123,7 +123,7 @@ def detection_answers(folder: Path, source: Source) -> Answer:
     def forward(images: Tensor) -> None:
         fpn.body(torch.stack([transform.normalize(image) for image in images.float() / 255]))
 
-    return with_maps(fpn.body, forward, stage_modules(source.net.options))
+    return with_maps(fpn.body, forward, stage_modules(source.options))
 
 
 def facts(files: Files) -> Facts:

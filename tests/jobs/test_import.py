@@ -31,4 +31,5 @@ def test_torchvision_weights_become_an_artifact(run_job: Run, tmp_path: Path) ->
 
 def test_what_is_unsaid(run_job: Run) -> None:
     done = run_job("import", "--source", "timm")
-    assert (done.returncode, done.stderr) == (2, "error: weights: Field required\nerror: output: Field required\n")
+    said = "weights: name a file or folder of weights, or with --model give --random true to draw them"
+    assert (done.returncode, done.stderr) == (2, f"error: {said} (got '')\nerror: output: Field required\n")

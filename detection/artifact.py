@@ -21,7 +21,7 @@ from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_backbone
-from backbone.options import NetOptions
+from backbone.options import net_options
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from detection.data.contract import Categories
@@ -66,7 +66,7 @@ def save(
         "raybone_detector": {
             "format": FORMAT,
             "detector": detector.options.model_dump(mode="json"),
-            "net": _net(detector).model_dump(mode="json"),
+            "net": detector.backbone.body.options.lasting.model_dump(mode="json"),
             "categories": {"names": list(categories.names), "ids": list(categories.ids)},
             # Detection sees images of any size, so a mean image gives way to its channel means.
             "inputs": conventions,
@@ -102,7 +102,7 @@ def load(url: str | Path) -> Loaded:
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block["inputs"].items()}
         inputs = InputConvention(**said, size=block["shorter_side"])
         # The head is not the backbone's, so a class is enough.
-        net = build_backbone(NetOptions.model_validate(block["net"]), 1)
+        net = build_backbone(net_options(block["net"]), 1)
         detector, tensors = build(options, net, len(categories)), load_tensors(weights)
         longer_side = int(block["longer_side"])
     except (ValidationError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -120,12 +120,6 @@ def load(url: str | Path) -> Loaded:
                 "The description does not fit the weights: look at net, detector and inputs"
             )
     return Loaded(detector, inputs, categories, longer_side, block)
-
-
-def _net(detector: Detector) -> NetOptions:
-    """The backbone's options. How statistics were shared is a matter of training; the net that is left is the same."""
-    options = detector.backbone.body.options.model_copy(update={"bn_group": 0})
-    return options.model_copy(update={"norm": "batch"}) if options.norm == "sync" else options
 
 
 def read_config(url: str | Path) -> dict[str, Any]:

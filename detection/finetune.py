@@ -21,7 +21,7 @@ from backbone.job import Job
 from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
 from backbone.nets.count import macs, parameters
-from backbone.options import NetOptions
+from backbone.options import AnyNet, NetOptions, net_options
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
@@ -58,15 +58,21 @@ def load_backbone(recipe: Finetune) -> tuple[Backbone, InputConvention, dict[str
     """
     net, inputs, block = backbones.load(recipe.backbone)
     if recipe.from_scratch:
-        options = scratch_net(NetOptions.model_validate(block["net"]), recipe.detector.norm)
+        options = scratch_net(net_options(block["net"]), recipe.detector.norm)
         torch.manual_seed(mix(recipe.seed, 1) >> 1)
         net = build_backbone(options, net.num_classes)
         block = {**block, "net": options.model_dump(mode="json")}
     return net, inputs, block
 
 
-def scratch_net(options: NetOptions, norm: str) -> NetOptions:
-    """The net that trains from scratch under `detector.norm`: every option of the given one, but for the norms."""
+def scratch_net(options: AnyNet, norm: str) -> AnyNet:
+    """The net that trains from scratch under `detector.norm`: every option of the given one, but for the norms.
+
+    Nets of other libraries keep theirs, but for batch norm that gives way to group norm.
+    """
+    if not isinstance(options, NetOptions):
+        grouped = norm == "group" and options.norm == "batch"
+        return options.model_copy(update={"norm": "group"}) if grouped else options
     if norm == "group":
         return options.model_copy(update={"norm": "group", "bn_group": 0})
     return options if options.norm == "batch" else options.model_copy(update={"norm": "batch"})
@@ -227,7 +233,7 @@ class Detection:
     def net_on_meta(self) -> Backbone:
         """The whole backbone without memory, to count on."""
         with torch.device("meta"):
-            return build_backbone(NetOptions.model_validate(self.backbone["net"]), len(self.backbone["classes"]))
+            return build_backbone(net_options(self.backbone["net"]), len(self.backbone["classes"]))
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
         """This rank's training batches."""

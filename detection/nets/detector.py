@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -15,6 +16,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from backbone.errors import UserError
 from backbone.nets import Backbone
+from backbone.nets.contract import run
+from backbone.nets.external import External
 from detection.nets import policy
 from detection.nets.heads import Heads, box_predictor
 from detection.nets.proposals import ProposalHead, Proposals
@@ -146,6 +149,8 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         raise UserError(
             f"detector.roi.size {size}: fc6 of {net.options.name} reads {head.size}x{head.size} cells; give {head.size}"
         )
+    if isinstance(net, External):
+        _check_regions(net, size)
     _prune(net, [*(m for part in net.parts().values() for m in part), *head.to_vector])
     policy.apply(options, net)
     stage = net.stages["C4"]
@@ -159,6 +164,23 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         **(masks if options.masks else {}),
     )
     return Detector(options, Features(net, None), _rpn(options, stage.channels, [options.anchor_sizes]), heads)
+
+
+@torch.no_grad()
+def _check_regions(net: External, size: int) -> None:
+    """UserError where the last stage cannot run on regions of C4, as that of a net made for images of one size."""
+    net.eval()  # so that it leaves no trace in the statistics
+    region = torch.zeros(1, net.stages["C4"].channels, size, size, device=next(net.parameters()).device)
+    try:
+        found = list(run(net.region_layers().to_map, region).shape)
+    except Exception as error:  # each net of a thousand refuses in its own way
+        found = " ".join(str(error).split())[:200]
+    net.train()
+    if found != [1, net.stages["C5"].channels, -(-size // 2), -(-size // 2)]:
+        raise UserError(
+            f"detector.kind c4: the last stage of {net.options.name} cannot run on regions of {size}x{size} cells: "
+            f"{found}; use kind fpn, or another roi.size"
+        )
 
 
 def _rpn(options: DetectorOptions, channels: int, sizes: list[tuple[float, ...]]) -> Proposals:

@@ -1,15 +1,17 @@
 """What of a backbone stays as it is while a detector is trained: norms and first parts."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.errors import UserError
 from backbone.nets import Backbone
+from backbone.nets.external import External
 from backbone.nets.norm import GroupedBatchNorm2d
 from detection.options import DetectorOptions
 
-NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
+NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 # By the backbone's model.norm: what detector.norm may be, and what to do where it is something else.
 ALLOWED = {
@@ -17,6 +19,7 @@ ALLOWED = {
     "sync": (("frozen", "trainable", "sync"), "for group, pretrain the backbone with model.norm group"),
     "frozen": (("frozen",), "for another one, pretrain the backbone with model.norm batch"),
     "group": (("group",), "its group norm has no statistics to fix or share; to keep it fixed, raise freeze_at"),
+    "layer": (("frozen", "trainable", "group"), "its layer norm has no statistics, and trains or does not"),
     "none": (("frozen", "trainable"), "it has no norms at all, so that both mean the same"),
 }
 
@@ -29,6 +32,7 @@ def check(options: DetectorOptions, net: Backbone) -> None:
     """
     allowed, fix = ALLOWED[net.options.norm]
     if options.norm not in allowed:
+        fix = "nets of other libraries keep their norms" if isinstance(net, External) else fix
         raise UserError(
             f"detector.norm {options.norm}: {net.options.name} with model.norm {net.options.norm} takes "
             f"{' or '.join(allowed)}; {fix}"
@@ -44,13 +48,20 @@ def check(options: DetectorOptions, net: Backbone) -> None:
 def apply(options: DetectorOptions, net: Backbone) -> None:
     """Exchange the norms of `net` and fix its first parts, in place; keys stay, less the counters of frozen norms.
 
-    In fixed parts batch norms are always frozen: training must not move their statistics either.
+    In fixed parts batch norms are always frozen: training must not move their statistics either. Nothing is dropped at
+    random there: what is fixed gives the same maps in training.
     """
     fixed = [module for part in list(net.parts().values())[: options.freeze_at] for module in part]
     inside = {id(m) for module in fixed for m in module.modules()}
     for name, module in list(net.named_modules()):
         if isinstance(module, _BatchNorm):
             net.set_submodule(name, _exchange(module, "frozen" if id(module) in inside else options.norm))
+        elif isinstance(module, nn.LayerNorm) and options.norm == "frozen":
+            module.requires_grad_(False)
+        elif id(module) in inside and isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif id(module) in inside and hasattr(module, "drop_prob"):  # timm's stochastic depth
+            module.drop_prob = 0.0
     for module in fixed:
         module.requires_grad_(False)
 
@@ -62,15 +73,32 @@ def count_norms(net: nn.Module) -> tuple[int, int]:
     return len(norms) - trained, trained
 
 
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """In place of timm's batch norms that end with an activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def _exchange(norm: _BatchNorm, policy: str) -> nn.Module:
+    acts = hasattr(norm, "act")
+    if policy == "sync" and acts:
+        from timm.layers import convert_sync_batchnorm  # torch's would lose the activation
+
+        return convert_sync_batchnorm(norm)
     if policy == "sync":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     if policy == "frozen":
-        new: nn.Module = FrozenBatchNorm2d(norm.num_features, norm.eps)
+        new: nn.Module = (FrozenBatchNormAct2d if acts else FrozenBatchNorm2d)(norm.num_features, norm.eps)
     elif isinstance(norm, GroupedBatchNorm2d):
         # bn_group divides the device batch of pretraining; as in a backbone artifact, plain batch norm is what stays.
         new = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     else:
         return norm
     new.to(norm.weight).load_state_dict(norm.state_dict())
+    if acts:
+        new.drop, new.act = norm.drop, norm.act
     return new.train(norm.training)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backbone.errors import UserError
-from backbone.options import NetOptions
+from backbone.options import net_options
 from backbone.storage import filesystem, join
 from backbone.training.recipe import identity
 from backbone.training.run import run_url
@@ -106,10 +106,10 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
     seconds = [_training_seconds(run_url(recipe), recipe.optim.batch) for recipe in runs.values()]
     made_by = [one.metrics["provenance"] for one in trainings]
     backbone, scratch = made_by[0]["backbone"], bool(gains.rows[label].scratch)
-    net = NetOptions.model_validate(backbone["net"])
+    net = net_options(backbone["net"])
     return summary.Row(
         label=label,
-        net=net.name + (f", width {net.width:g}" if net.width != 1 else ""),
+        net=net.called,
         pretrained=None if scratch else _pretrained_on(backbone["provenance"]),
         params=made_by[0]["cost"]["parameters"],
         macs=made_by[0]["cost"]["backbone_macs"],

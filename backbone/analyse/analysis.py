@@ -8,7 +8,7 @@ import torch
 
 from backbone import artifact
 from backbone.analyse.figures import draw_gradients, draw_responses, draw_scaling
-from backbone.analyse.measures import gradient_norms, layer_responses, shortcut_factors, shortcut_path
+from backbone.analyse.measures import gradient_norms, layer_responses, no_responses, shortcut_factors, shortcut_path
 from backbone.analyse.options import Analysis
 from backbone.data.batches import ValSet
 from backbone.data.sources import Source, none_readable
@@ -44,6 +44,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
     labels, pixels = batch["labels"][read], batch["images"][read]
     images = plain.normalize(pixels)
     gradients, responses, scaling = [], [], []
+    left_out: dict[str, str] = {}
     for depth in options.depths:
         for shortcut in ("none", "A"):
             net = initial(NetOptions(net="cifar_resnet", depth=depth, shortcut=shortcut), options.seed, source)
@@ -54,7 +55,10 @@ def analyse(options: Analysis) -> dict[str, Any]:
         places = torch.from_numpy(class_targets((url,), [block["classes"]], net.num_classes, source))
         of = {**about(net), "of": url, "trained": training_of(block["provenance"])}
         gradients.append({**of, "state": "trained", "units": gradient_norms(net, seen, places[labels])})
-        responses.append({**of, "layers": layer_responses(net, seen.split(32))})
+        if reason := no_responses(net):
+            left_out[url] = reason
+        else:
+            responses.append({**of, "layers": layer_responses(net, seen.split(32))})
     for scale in options.scales if options.depths else ():
         scaled = NetOptions(net="cifar_resnet", depth=max(options.depths), shortcut="A", shortcut_scale=scale)
         net = initial(scaled, options.seed, source)
@@ -65,6 +69,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
     record = {
         "gradients": gradients,
         "responses": responses,
+        "without_responses": left_out,
         "scaling": scaling,
         "provenance": {
             "analysis": options.model_dump(mode="json"),
@@ -94,8 +99,11 @@ def initial(options: NetOptions, seed: int, source: Source) -> Backbone:
 
 def about(net: Backbone) -> dict[str, Any]:
     """What a figure calls a net."""
-    kind = "plain" if net.options.shortcut == "none" else "residual"
-    return {"name": net.options.name.removeprefix("cifar_"), "kind": kind, "depth": net.options.depth}
+    options = net.options
+    if not isinstance(options, NetOptions):
+        return {"name": options.name, "kind": "external", "depth": None}
+    kind = "plain" if options.shortcut == "none" else "residual"
+    return {"name": options.name.removeprefix("cifar_"), "kind": kind, "depth": options.depth}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -113,4 +121,4 @@ def table(record: dict[str, Any]) -> str:
         lines.append(
             f"{row['name']:<12}layer responses: median {statistics.median(deviations):.3g}, of {len(deviations)}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *record["without_responses"].values()])

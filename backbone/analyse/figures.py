@@ -70,7 +70,7 @@ def draw_scaling(rows: list[dict[str, Any]], name: str) -> bytes:
 
 def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """In the order of the legend: by depth, plain before residual."""
-    return sorted(rows, key=lambda row: (row["depth"], row["kind"]))
+    return sorted(rows, key=lambda row: (row["depth"] or 0, row["kind"]))
 
 
 def _title(rows: list[dict[str, Any]]) -> str:

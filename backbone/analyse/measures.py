@@ -14,20 +14,46 @@ from torch.nn import functional as F
 
 from backbone.errors import UserError
 from backbone.nets import Backbone, build
+from backbone.nets.external import External
 from backbone.nets.resnet import Unit
 from backbone.options import NetOptions
 
 
-def units(net: Backbone) -> dict[str, Unit]:
-    """The units by name, from the image to the classes.
+def units(net: Backbone) -> dict[str, nn.Module]:
+    """The units by name, from the image to the classes; of external nets the blocks of each stage.
 
     Raises:
         UserError: the net has none (VGG).
     """
-    found = {name: module for name, module in net.named_modules() if isinstance(module, Unit)}
+    blocks = {id(block) for block in net.blocks()} if isinstance(net, External) else set()
+    found = {name: m for name, m in net.named_modules() if isinstance(m, Unit) or id(m) in blocks}
     if not found:
         raise UserError(f"{net.options.name} has no units to look at; residual and plain nets have")
     return found
+
+
+def no_responses(net: Backbone) -> str:
+    """Why there are no layer responses of a net as in Fig. 7; empty: there are."""
+    if isinstance(net.options, NetOptions) and net.options.preact:
+        return f"{net.options.name} with preact: BN comes before the layer, so Fig. 7's responses do not exist"
+    if not _normed_layers(net):
+        return f"{net.options.name}: its BN has the activation in it, or there is none: no responses as in Fig. 7"
+    return ""
+
+
+def _normed_layers(net: Backbone) -> dict[str, nn.Module]:
+    """The BN behind each 3x3 layer, by the layer's name."""
+    pairs: dict[str, tuple[Any, Any]] = {}
+    if not isinstance(net, External):
+        pairs["conv1"] = net.get_submodule("conv1"), net.get_submodule("bn1")
+    for name, unit in units(net).items():
+        for i in (1, 2):
+            pairs[f"{name}.conv{i}"] = getattr(unit, f"conv{i}", None), getattr(unit, f"bn{i}", None)
+    return {
+        name: norm
+        for name, (layer, norm) in pairs.items()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and norm and not hasattr(norm, "act")
+    }
 
 
 @torch.no_grad()
@@ -37,29 +63,19 @@ def layer_responses(net: Backbone, batches: Iterable[Tensor]) -> list[dict[str, 
     Over all samples, channels and positions, in eval mode. At initialisation it says nothing: BN gives every layer 1.
 
     Args:
-        net: residual or plain net.
+        net: residual or plain net, or one of timm's of its ResNet family.
         batches: normalised images [N, 3, H, W].
 
     Returns:
         [{layer, std}], from the image to the classes.
 
     Raises:
-        UserError: a VGG, or pre-activation, where BN comes before the layer.
+        UserError: see `no_responses`.
     """
-    if net.options.preact:
-        raise UserError(
-            f"{net.options.name} with preact: BN comes before the layer, so Fig. 7's responses do not exist"
-        )
+    if reason := no_responses(net):
+        raise UserError(reason)
     net = copy.deepcopy(net).eval()
-    layers: dict[str, tuple[nn.Module, nn.Module]] = {"conv1": (net.get_submodule("conv1"), net.get_submodule("bn1"))}
-    for name, unit in units(net).items():
-        pairs = {"conv1": (unit.conv1, unit.bn1), "conv2": (unit.conv2, unit.bn2)}
-        layers |= {f"{name}.{layer}": pair for layer, pair in pairs.items()}
-    norms = {
-        name: norm
-        for name, (conv, norm) in layers.items()
-        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)
-    }
+    norms = _normed_layers(net)
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in norms}
 
     def add(name: str) -> Callable[..., None]:
@@ -83,14 +99,14 @@ def gradient_norms(net: Backbone, images: Tensor, labels: Tensor) -> list[dict[s
     """The gradient that each unit gets, in training mode: with the batch's statistics.
 
     Args:
-        net: residual or plain net.
+        net: residual, plain or external net.
         images: normalised [N, 3, H, W].
         labels: int64 [N].
 
     Returns:
         [{unit, output, weights}], from the image to the classes. `output`: of the sum of the samples' cross-entropies
         by what the unit gives out, the L2 norm of a sample, root mean square over samples. `weights`: of their mean by
-        the weights of the unit's convolutions, L2 norm.
+        the weights of the unit's convolutions and linear layers, L2 norm.
 
     Raises:
         UserError: a VGG.
@@ -100,7 +116,8 @@ def gradient_norms(net: Backbone, images: Tensor, labels: Tensor) -> list[dict[s
     F.cross_entropy(net.classify(images).float(), labels, reduction="sum").backward()
     rows = []
     for name, unit in units(net).items():
-        weights = [m.weight.grad for m in unit.modules() if isinstance(m, nn.Conv2d) and m.weight.grad is not None]
+        layers = [m for m in unit.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        weights = [m.weight.grad for m in layers if m.weight.grad is not None]
         of_weights = torch.stack([gradient.double().square().sum() for gradient in weights]).sum().sqrt()
         rows.append(
             {

@@ -11,7 +11,7 @@ class Analysis(Strict):
     command line gives the fields, or a YAML file (--config FILE)."""
 
     backbone: tuple[str, ...] = ()
-    """Trained artifacts: residual or plain nets. All must read images of one size."""
+    """Trained artifacts: residual, plain or external nets. All must read images of one size."""
 
     depths: tuple[int, ...] = (20, 56, 110)
     """CIFAR nets, plain and residual (option A), to look at as they are initialised."""

@@ -19,7 +19,9 @@ from backbone.evaluate.options import BackboneEvaluation
 from backbone.evaluate.paper import beside, markdown
 from backbone.evaluate.protocols import Member, score
 from backbone.job import Job
+from backbone.nets.external import External
 from backbone.nets.vgg import VGG
+from backbone.options import NetOptions
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from backbone.training.memory import out_of_memory_is_final
@@ -79,6 +81,8 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
             raise UserError(
                 f"{url}: a VGG is fully convolutional at 224 px; this one reads {size}: leave multi-scale out"
             )
+        if isinstance(net, External) and "multi-scale" in recipe.protocols:
+            raise UserError(f"{url}: only raybone's own nets are fully convolutional; leave multi-scale out")
         sizes.append((size, crop_pct))
     seed = trained_on.get("seed", 0)
     source = open_images(recipe.data, seed)
@@ -160,7 +164,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
         if result["nets"] == 1:
             place = recipe.backbone.index(result["of"])
             options = members[place].net.options
-            result |= {"net": options.name, "shortcut": options.shortcut, "trained": trained[place]}
+            shortcut = options.shortcut if isinstance(options, NetOptions) else ""
+            result |= {"net": options.name, "shortcut": shortcut, "trained": trained[place]}
         else:
             result |= {"net": "", "shortcut": "", "trained": " / ".join(dict.fromkeys(trained))}
     results["paper"] = beside(results["results"])

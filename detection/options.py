@@ -87,7 +87,8 @@ class DetectorOptions(Strict):
 
     norm: Literal["frozen", "trainable", "sync", "group"]
     """What becomes of the backbone's norms, and nothing is assumed. frozen: fixed statistics and affine, as in the
-    paper. trainable: batch norm goes on as in pretraining. sync: over all workers. group: the backbone has that."""
+    paper. trainable: batch norm goes on as in pretraining. sync: over all workers. group: the backbone has
+    that, or layer norm."""
 
     freeze_at: int = Field(ge=0, le=5)
     """Parts of the backbone that do not train, from the image up: 0 none, 1 the stem, 2 also C2, ... 5 also C5."""

@@ -11,7 +11,10 @@ class Foreign(UserError):
     """The weights of a net that raybone has not; says of which."""
 
     def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: the weights of {what}, which no net of raybone computes")
+        super().__init__(
+            f"{where}: the weights of {what}, which no net of raybone computes; timm's nets come in by --source timm "
+            "--model NAME"
+        )
 
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -1,4 +1,3 @@
-
 """A net of timm as a classifier that is judged and looked into."""
 
 import json

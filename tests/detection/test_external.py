@@ -1,4 +1,3 @@
-
 """A net of timm as a row of a comparison: fine-tuned, trained from scratch, judged, reported."""
 
 import json

@@ -5,7 +5,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,7 @@ from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches, prepared
+from detection.initial import Taken, fill
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
 
@@ -51,11 +52,15 @@ CURVES = (
 
 def load_backbone(recipe: Finetune) -> tuple[Backbone, InputConvention, dict[str, Any]]:
     """The recipe's verified backbone, its input convention and what its artifact says; from scratch: `scratch_net` with
-    new weights drawn from the seed, and the net that it is in place of the artifact's.
+    new weights drawn from the seed, and the net that it is in place of the artifact's. From a detector: its net, whose
+    weights come with all the others, see `begin`.
 
     Raises:
-        UserError: it is not a backbone artifact, or not an intact one.
+        UserError: it is not such an artifact, or not an intact one.
     """
+    if recipe.from_detector:
+        old = artifact.load(recipe.from_detector)
+        return build_backbone(net_options(old.block["net"]), 1), old.inputs, {**old.block, "classes": ["none"]}
     net, inputs, block = backbones.load(recipe.backbone)
     if recipe.from_scratch:
         options = scratch_net(net_options(block["net"]), recipe.detector.norm)
@@ -97,6 +102,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     net, inputs, block = load_backbone(recipe)
     train, val = open_sources(recipe.data)
     detector = build_detector(recipe, net, train)
+    taken = begin(recipe, detector, train)
     check_ground_truth(val)
     check_readable(val)
     for split, source in (("train", train), ("val", val)):
@@ -115,6 +121,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
     recipe = open_run(recipe, fingerprints, state_bytes)
     scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if recipe.optim.lr_batch else ""
+    if taken:
+        say(f"from {recipe.from_detector}: {taken.told(len(train.categories))}")
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
     say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
     return Finetuning(run_url(recipe), recipe)
@@ -176,6 +184,7 @@ def write_results(
             "weights_sha256": None if recipe.from_scratch else task.backbone["weights_sha256"],
             "provenance": task.backbone["provenance"],
         },
+        **({"from_detector": {"url": recipe.from_detector, **asdict(task.taken)}} if task.taken else {}),
         "cost": {
             "parameters": parameters(model),
             "backbone_macs": macs(task.net_on_meta(), recipe.data.shorter_side[-1]),
@@ -208,6 +217,7 @@ class Detection:
         recipe = self.recipe
         net, self.inputs, self.backbone = load_backbone(recipe)
         self.model = build_detector(recipe, net, self.train_source)
+        self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
         optim = recipe.optim
         self.train = TrainSet(
@@ -289,3 +299,10 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
     return build(recipe.detector, net, len(train.categories))
+
+
+def begin(recipe: Finetune, detector: Detector, train: DetectionSource) -> Taken | None:
+    """Give a detector the weights of the one it goes on from, where the recipe names one; UserError as `fill`."""
+    if not recipe.from_detector:
+        return None
+    return fill(detector, train.categories, artifact.load(recipe.from_detector), recipe)

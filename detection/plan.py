@@ -6,7 +6,7 @@ from backbone.training.plan import lr_curve, lr_line
 from backbone.training.precision import foretold
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.sources import open_sources
-from detection.finetune import build_detector, check_ground_truth, load_backbone
+from detection.finetune import begin, build_detector, check_ground_truth, load_backbone
 from detection.nets import summary
 from detection.recipe import Finetune
 
@@ -24,6 +24,7 @@ def describe(recipe: Finetune) -> str:
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})
     check_split(recipe)
     detector = build_detector(recipe, net, train)
+    taken = begin(recipe, detector, train)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
     workers = recipe.scaling.processes
     accumulation = recipe.optim.batch / micro_batch / workers
@@ -39,7 +40,8 @@ def describe(recipe: Finetune) -> str:
     )
     lines = [
         ("run", run_url(recipe)),
-        ("backbone", f"{net.options.name} of {recipe.backbone}: {weights}"),
+        ("backbone", f"{net.options.name} of {recipe.backbone or recipe.from_detector}: {weights}"),
+        *([("start", taken.told(classes))] if taken else []),
         ("inputs", f"{inputs.channel_order}, mean {_short(inputs.mean)}, deviation {_short(inputs.std)}"),
         ("detector", f"{recipe.title}, {classes} classes: {parameters(detector):,} parameters"),
         ("policy", summary(detector)),

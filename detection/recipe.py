@@ -20,6 +20,7 @@ class Finetune(TrainingRecipe):
 
     PLACES: ClassVar[tuple[str, ...]] = (
         "backbone",
+        "from_detector",
         "eval_batch",
         *(f"data.{field}" for field in ("train", "val", "train_annotations", "val_annotations", "cache", "workers")),
     )
@@ -31,10 +32,21 @@ class Finetune(TrainingRecipe):
         "detector.rpn.inside_only": False,
         "detector.roi.beta": TORCHVISION_BETA,
         "detector.roi.init": "uniform",
+        "new_heads": False,
     }
 
-    backbone: str
+    backbone: str = ""
     """Backbone artifact: a folder or URL. It is verified, and gives the net, its weights and its input convention."""
+
+    from_detector: str = ""
+    """Detector artifact to go on from, in place of a backbone: a folder or URL. Net, input convention and all weights
+    that fit are its own; what belongs to classes is taken for those of the same name, and is new for others."""
+
+    class_names: dict[str, str] = Field(default_factory=dict)
+    """from_detector: what a class of data.train is called there, where otherwise: --class_names.tvmonitor tv."""
+
+    new_heads: bool = False
+    """from_detector: take nothing that belongs to classes."""
 
     from_scratch: bool = False
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
@@ -85,6 +97,14 @@ class Finetune(TrainingRecipe):
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.schedule.hold_lr:
             raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
+        if bool(self.backbone) == bool(self.from_detector):
+            raise ValueError("backbone, from_detector: give one of them")
+        if self.from_detector and self.from_scratch:
+            raise ValueError("from_scratch, from_detector: give one of them; a backbone says which net is to be new")
+        if (self.class_names or self.new_heads) and not self.from_detector:
+            raise ValueError("class_names, new_heads are read with from_detector only")
+        if self.class_names and self.new_heads:
+            raise ValueError("class_names, new_heads: give one of them")
         if self.from_scratch and (self.detector.norm == "frozen" or self.detector.freeze_at):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"

@@ -1,6 +1,7 @@
 """Put a backbone into a detector and train it, on this machine or on a Ray cluster:
 
 python jobs/finetune.py --config jobs/recipes/coco-modern/faster-rcnn-fpn.yaml --backbone runs/my-resnet50/artifact
+python jobs/finetune.py --config jobs/recipes/voc-paper/faster-rcnn-c4.yaml --from_detector runs/coco-detector/artifact
 ray job submit --working-dir . -- python jobs/finetune.py --config ... --run.storage /shared/runs
 """
 

@@ -15,7 +15,7 @@ from backbone.data.findings import Diagnosis, Finding
 from backbone.data.sources import check_classes, open_source
 from backbone.errors import UserError
 from tests.backbone.data.making import ALL, make_shards
-from tests.backbone.data.test_decode import PHOTO, encode
+from tests.backbone.data.pictures import PHOTO, encode
 
 
 def picture(number: int, **options: Any) -> bytes:

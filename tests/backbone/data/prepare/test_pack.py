@@ -11,8 +11,8 @@ from backbone.data.decode import decode
 from backbone.data.prepare.pack import encode, pack, read_header, reduce
 from backbone.data.raw import HEADER, decode_raw, encode_raw, raw_shape
 from backbone.errors import BadImage
-from tests.backbone.data.test_decode import PHOTO, smooth
-from tests.backbone.data.test_decode import encode as stored
+from tests.backbone.data.pictures import PHOTO, smooth
+from tests.backbone.data.pictures import encode as stored
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (256, 341, 3), (3, 70000, 3), (123456, 1, 3)])

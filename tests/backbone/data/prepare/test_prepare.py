@@ -24,7 +24,7 @@ from backbone.errors import UserError
 from backbone.training import pretrain
 from backbone.training.ray_train import launch
 from tests.backbone.data.making import ALL, forget, make_folder, make_parquet, make_shards
-from tests.backbone.data.test_decode import PHOTO, encode, smooth
+from tests.backbone.data.pictures import PHOTO, encode, smooth
 from tests.backbone.data.test_ilsvrc import make_train
 
 

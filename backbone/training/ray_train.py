@@ -28,6 +28,7 @@ from backbone.stopping import Stopped, stop_of
 from backbone.stopping import check as check_stop
 from backbone.storage import filesystem, join
 from backbone.training.display import Display
+from backbone.training.lone import run_alone
 from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
 
 
@@ -40,6 +41,7 @@ class Payload:
 
 
 P = TypeVar("P", bound=Payload)
+ENVIRONMENT = {"NO_ALBUMENTATIONS_UPDATE": "1"}
 Worker = Callable[[P, World, Report], dict[str, Any]]
 
 
@@ -63,7 +65,7 @@ def launch(
         UserError: the cluster lacks what is asked for, a node does not see the storage, or a worker found a mistake of
             the user's.
         Lost: workers were killed or lost more often than `max_failures`.
-        ray.train.TrainingFailedError: they failed so often in some other way.
+        ray.train.TrainingFailedError: they failed so often in some other way. Of a lone worker its last error.
     """
     display = Display(payload.url, label, watch)
     try:
@@ -112,9 +114,6 @@ def _launch_on_ray(
     worker: Worker[P], payload: P, scaling: Scaling, display: Display, held: Lease | None
 ) -> dict[str, Any]:
     ray, started = connect(display.say)
-    from ray.exceptions import ActorDiedError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -127,49 +126,16 @@ def _launch_on_ray(
             queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
             listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
             listener.start()
-            elastic = 0 < scaling.min_workers < scaling.num_workers
             told = {"worker": worker, "payload": payload, "queue": queue, "cwd": str(Path.cwd()), "held": held}
-            trainer = TorchTrainer(
-                _on_worker,
-                train_loop_config=told,
-                scaling_config=ScalingConfig(
-                    num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
-                    use_gpu=scaling.use_gpu,
-                    resources_per_worker=bundle(scaling),
-                    placement_strategy=scaling.placement,
-                ),
-                run_config=RunConfig(
-                    # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
-                    name=f"{payload.url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-                    storage_path=join(payload.url, "ray"),
-                    failure_config=FailureConfig(max_failures=scaling.max_failures),
-                    callbacks=[_failure_callback(queue)],
-                    worker_runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
-                ),
-                torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
-            )
-            # In a thread: Ray's own answer to Ctrl-C, which it gives in the main one, is a traceback.
-            fit = in_thread(trainer.fit)
-            while not wait([fit], timeout=0.5).done:
-                check_stop()
-            try:
-                result = fit.result()
-            except TrainingFailedError as error:
-                cause = getattr(error, "controller_failure", None)
-                if isinstance(cause, UserError | FloatingPointError):
-                    raise cause from None
-                failures = getattr(error, "worker_failures", {})
-                if not _dead(failures):
-                    raise
-                raise Lost(
-                    f"{_first_failure(failures)}, for want of memory perhaps, more often than scaling.max_failures "
-                    f"{scaling.max_failures}"
-                ) from error
-            except ActorDiedError as error:
-                raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
+            if scaling.num_workers == 1:
+                result = run_alone(
+                    _on_lone_worker, {**told, "scaling": scaling}, scaling, ENVIRONMENT, _restarts(queue)
+                )
+            else:
+                result = _fit(told, scaling)
             queue.put(None)
             listener.join()
-            return result.return_value
+            return result
     finally:
         if queue is not None:
             ray.kill(queue.actor)
@@ -179,17 +145,84 @@ def _launch_on_ray(
             ray.shutdown()
 
 
+def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+    """Several workers, by Ray Train."""
+    from ray.exceptions import ActorDiedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    url, elastic = told["payload"].url, 0 < scaling.min_workers < scaling.num_workers
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config=told,
+        scaling_config=ScalingConfig(
+            num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=bundle(scaling),
+            placement_strategy=scaling.placement,
+        ),
+        run_config=RunConfig(
+            # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
+            name=f"{url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=join(url, "ray"),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+            callbacks=[_failure_callback(told["queue"])],
+            worker_runtime_env={"env_vars": ENVIRONMENT},
+        ),
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
+    )
+    # In a thread: Ray's own answer to Ctrl-C, which it gives in the main one, is a traceback.
+    fit = in_thread(trainer.fit)
+    while not wait([fit], timeout=0.5).done:
+        check_stop()
+    try:
+        return fit.result().return_value
+    except TrainingFailedError as error:
+        cause = getattr(error, "controller_failure", None)
+        if isinstance(cause, UserError | FloatingPointError):
+            raise cause from None
+        failures = getattr(error, "worker_failures", {})
+        if not _dead(failures):
+            raise
+        raise Lost(
+            f"{_first_failure(failures)}, for want of memory perhaps, more often than scaling.max_failures "
+            f"{scaling.max_failures}"
+        ) from error
+    except ActorDiedError as error:
+        raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
+
+
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on every worker, under Ray Train."""
     import ray.train
     from ray.train.torch import get_device
 
-    if Path(config["cwd"]).is_dir():  # Ray Train works in a folder of its own; relative paths are the driver's
-        os.chdir(config["cwd"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # workers of a node see all its GPUs; Ray chooses one but does not set it
+
+    def evaluated(record: dict[str, Any]) -> None:
+        """All ranks are here; oftener would wait for Ray's controller each time."""
+        metrics = {k: v for k, v in record.items() if k not in ("kind", "total")}
+        ray.train.report({**metrics, "checkpoint_path": join(config["payload"].url, "checkpoints")})
+
+    return _work(config, world, evaluated)
+
+
+def _on_lone_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs on the only worker."""
+    scaling: Scaling = config["scaling"]
+    with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
+        return _work(config, world, lambda record: None)
+
+
+def _work(config: dict[str, Any], world: World, evaluated: Report) -> dict[str, Any]:
+    """What each worker does; `evaluated` is given evaluations on every rank."""
+    import ray
+
+    if Path(config["cwd"]).is_dir():  # Ray works in folders of its own; relative paths are the driver's
+        os.chdir(config["cwd"])
     queue, payload = config["queue"], config["payload"]
     fs, path = filesystem(payload.url)
     if not fs.exists(join(path, "run.json")):  # the driver wrote it
@@ -202,14 +235,19 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     def report(record: dict[str, Any]) -> None:
         if world.is_first:
             queue.put_nowait_batch([record])
-        if record["kind"] == "evaluation":  # all ranks are here; oftener would wait for Ray's controller each time
-            metrics = {k: v for k, v in record.items() if k not in ("kind", "total")}
-            ray.train.report({**metrics, "checkpoint_path": join(payload.url, "checkpoints")})
+        if record["kind"] == "evaluation":
+            evaluated(record)
 
     if world.is_first:
         where = ", ".join(f"{nodes.count(node)} on {node}" for node in sorted(set(nodes)))
         report({"kind": "say", "text": f"{world.size} worker(s) on {world.device.type}: {where}"})
     return config["worker"](payload, world, _while_held(config["held"], report) if world.is_first else report)
+
+
+def _restarts(queue: Any) -> Callable[[str], None]:
+    """Tells of a failed worker in the run's output."""
+    text = "going on from the newest checkpoint if restarts are left"
+    return lambda how: queue.put({"kind": "say", "text": f"{how}; {text}", "restarts": True})
 
 
 def _failure_callback(queue: Any) -> Any:
@@ -222,8 +260,7 @@ def _failure_callback(queue: Any) -> Any:
             for error in worker_exceptions.values():
                 if isinstance(error, UserError | FloatingPointError):
                     raise error
-            text = f"{_first_failure(worker_exceptions)}; going on from the newest checkpoint if restarts are left"
-            queue.put({"kind": "say", "text": text, "restarts": True})
+            _restarts(queue)(_first_failure(worker_exceptions))
 
     return OnFailure()
 

@@ -1,0 +1,76 @@
+"""One worker on the cluster, without Ray Train: that starts six processes beside it, 25 s of processor time, to connect
+workers, and this one has nobody to be connected with.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from backbone.cluster import bundle
+from backbone.compute import Scaling
+from backbone.errors import Lost, UserError, last_line
+from backbone.stopping import check
+
+KILLED = "worker 0 was killed or its node was lost"
+
+
+def run_alone(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    told: dict[str, Any],
+    scaling: Scaling,
+    environment: dict[str, str],
+    failed: Callable[[str], None],
+) -> dict[str, Any]:
+    """`function(told)` in a process of the cluster; where that is lost or fails, again, `max_failures` times.
+
+    `failed` is told of each failure that is not the last, in words.
+
+    Raises:
+        UserError: a mistake of the user's, found there.
+        FloatingPointError: the training diverged.
+        Lost: the process was killed or lost more often than `max_failures`.
+        Stopped: somebody stopped it; the process is ended.
+        Exception: what `function` raised each time.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    # A group, as Ray Train's workers have: by it others see what training holds, and what it waits for.
+    group = placement_group([bundle(scaling)])
+    # The process ends with its task, as its memory and threads do.
+    task = ray.remote(max_calls=1)(function).options(
+        num_cpus=scaling.cpus_per_worker,
+        num_gpus=int(scaling.use_gpu),
+        max_retries=0,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+        runtime_env={"env_vars": environment},
+        name="LoneWorker",
+    )
+    running = None
+    try:
+        for left in reversed(range(scaling.max_failures + 1)):
+            running = task.remote(told)
+            try:
+                while not ray.wait([running], timeout=0.5)[0]:
+                    check()
+                return ray.get(running)
+            except RayTaskError as error:
+                cause = error.cause
+                if not left or isinstance(cause, UserError | FloatingPointError):
+                    raise cause from error
+                failed(f"worker 0 failed ({type(cause).__name__}: {last_line(cause)})")
+            except RayError as error:
+                if not left:
+                    raise Lost(
+                        f"{KILLED}, for want of memory perhaps, more often than scaling.max_failures "
+                        f"{scaling.max_failures}"
+                    ) from error
+                failed(KILLED)
+        raise AssertionError
+    finally:
+        with suppress(RayError):  # the cluster may be gone
+            if running is not None:
+                ray.cancel(running, force=True)
+            remove_placement_group(group)

@@ -38,6 +38,9 @@ class Common:
 
     detection_ap: DetectionAP | None
 
+    alone: bool
+    """A trial's own process is the only worker of its run: another would take seconds to start, in every trial."""
+
 
 def run_trial(config: dict[str, Any], common: Common) -> None:
     """Train the trial's recipe as an ordinary run and report to Tune. `config` is its {"id", "folder", "point"}.
@@ -51,6 +54,8 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     if Path(common.cwd).is_dir():  # Tune works in a folder of its own; relative paths are the driver's
         os.chdir(common.cwd)
     recipe = recipe_of(common.sweep, common.tree, common.url, config["folder"], config["point"])
+    if common.alone:
+        recipe = recipe.model_copy(update={"scaling": recipe.scaling.model_copy(update={"num_workers": 0})})
     segment = Segment.of(tune.get_context().get_trial_name(), recipe, config, tune.get_checkpoint())
     if not segment.passes_on:  # what came between the last report and an interruption
         for record in evaluations(segment.url):
@@ -120,7 +125,7 @@ def _row(record: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
     return {
         **row,
         "share": record["step"] / record["total"],
-        "device_hours": record["train_seconds"] * scaling.num_workers / 3600,
+        "device_hours": record["train_seconds"] * scaling.processes / 3600,
     }
 
 
@@ -128,6 +133,8 @@ def latency_ms(artifact: str, scaling: Scaling) -> float:
     """Median time of one image through a backbone, in milliseconds, on what one training worker has."""
     import ray
 
+    if not scaling.num_workers:
+        return _measure(artifact, scaling.use_gpu, scaling.cpus_per_worker)
     # A task of its own, outside the trial's share of the cluster, which is next to nothing.
     options: dict[str, Any] = {"num_cpus": scaling.cpus_per_worker, "num_gpus": int(scaling.use_gpu)}
     measure = ray.remote(_measure).options(**options, scheduling_strategy="DEFAULT")

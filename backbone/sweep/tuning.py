@@ -8,16 +8,18 @@ scheduler is told again what it had seen.
 import json
 import logging
 import os
+import pickle
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from backbone.cluster import check_alive
+from backbone.cluster import bundle, check_alive
 from backbone.errors import last_line
 from backbone.storage import join
 from backbone.sweep.board import Board
@@ -26,13 +28,13 @@ from backbone.sweep.record import ROUNDING, Trial
 from backbone.sweep.trial import Common, DetectionAP, run_trial
 
 TRIAL_MEMORY = 256 * 2**20
-"""Bytes a trial's own process asks for, and no CPU: those are for the run's workers, which it starts."""
+"""Bytes a trial's own process asks for, and no CPU, where the run's workers are processes that it starts."""
 
 LOOKED = 5.0
 """Seconds between two looks whether the cluster is still there."""
 
 RETRIES = 2
-"""How often a trial whose own process was lost, with its node, is started again."""
+"""How often such a process, when it was lost with its node, is started again."""
 
 
 def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> None:
@@ -44,11 +46,14 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
     else:
         space, scheduler = {}, _scheduler(board)
         search = _Points(board, scheduler)
+    scaling = board.base.scaling
+    # Not with a detector to train, whose workers would wait for what the trial holds.
+    alone = scaling.num_workers == 1 and detection_ap is None
     # Not in the trials' configs: those are the columns of TensorBoard's HParams.
-    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap)
+    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap, alone)
     trainable = tune.with_parameters(run_trial, common=common)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),
+        tune.with_resources(trainable, bundle(scaling) if alone else {"memory": TRIAL_MEMORY}),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -61,7 +66,7 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=join(board.record.url, "tune"),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            failure_config=tune.FailureConfig(max_failures=scaling.max_failures if alone else RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             callbacks=[_Recorder(board)],
             stop=_Budget(board),
@@ -189,7 +194,9 @@ class _Recorder(tune.Callback):
         self.board.heartbeat()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.board.say(f"[{trial}] its process was lost; it is started again and goes on from its newest checkpoint")
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # written just now, on this machine
+        how = "its process was killed or lost" if isinstance(error, RayActorError) else _cause(error)
+        self.board.say(f"[{trial}] {how}; it is started again and goes on from its newest checkpoint")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.board.started(self._trial(trial))

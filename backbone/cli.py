@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from backbone.errors import LOST, Lost, UserError
 from backbone.kinds import section_model
-from backbone.stopping import Stopped, heed, stop_of
+from backbone.stopping import Stopped, asked, heed, stop_of
 from backbone.supervise import BUG, end_with_watcher, is_watched
 
 T = TypeVar("T", bound=BaseModel)
@@ -61,7 +61,7 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     except (UserError, FloatingPointError) as error:
         fail(error)
     except BaseException as error:
-        stop = stop_of(error)
+        stop = stop_of(error) or asked()  # importing makes other errors of it
         if stop and not Stopped.told:
             print(f"stopped; submit again to {again}" if again else "stopped")
         if stop:

@@ -52,6 +52,11 @@ def check() -> None:
         raise Stopped(_asked[0])
 
 
+def asked() -> Stopped | None:
+    """The signal that came, if one did."""
+    return Stopped(_asked[0]) if _asked else None
+
+
 def stop_of(error: BaseException) -> Stopped | None:
     """The request to stop that an exception is; None where it is something else."""
     if isinstance(error, Stopped):

@@ -6,6 +6,7 @@ python jobs/analyse.py --backbone runs/resnet20/artifact runs/plain20/artifact -
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.analyse.options import Analysis
 from backbone.cli import parse, run_main
 

@@ -12,6 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
+import backbone.begin  # noqa: F401
 from backbone.cli import fail, run_main
 from backbone.errors import UserError
 from backbone.sweep.record import read

@@ -7,6 +7,9 @@ python jobs/doctor.py --source voc --images /data/VOC2007:trainval,/data/VOC2012
 Exit code 0: no errors. 1: errors. 2: there is nothing of the kind at the place named.
 """
 
+import backbone.begin  # noqa: F401
+
+# isort: split
 import json
 import sys
 from pathlib import Path

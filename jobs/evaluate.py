@@ -11,6 +11,7 @@ import sys
 from itertools import pairwise
 from typing import Any
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, read_yaml, run_main
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation

@@ -6,6 +6,7 @@ python jobs/export.py --artifact runs/my-resnet50/artifact --to detectron2 --out
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.interop.options import Export
 

@@ -7,6 +7,7 @@ ray job submit --working-dir . -- python jobs/finetune.py --config ... --run.sto
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from detection.recipe import Finetune
 

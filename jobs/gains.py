@@ -7,6 +7,7 @@ ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /s
 import sys
 import time
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, rates_of, run_main
 from backbone.errors import UserError
 from detection.gains import Gains, plan, run

@@ -8,6 +8,7 @@ python jobs/import.py --source timm --model resnext50_32x4d --weights downloads/
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.interop.options import Import
 

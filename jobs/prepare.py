@@ -8,6 +8,7 @@ Run the same again to go on after a stop, or to verify what is there.
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.data.prepare.options import Prepare
 

@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.sto
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, rates_of, run_main
 from backbone.training.recipe import Recipe
 

@@ -7,6 +7,7 @@ ray job submit --working-dir . -- python jobs/sweep.py --config ... --storage /s
 import sys
 import time
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.lease import lease
 from backbone.storage import filesystem, join

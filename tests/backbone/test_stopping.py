@@ -1,6 +1,7 @@
 """Signals as a job meets them: one line and the code shells expect; the second at once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,3 +113,34 @@ def test_what_nohup_ignores_stays_ignored(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode == 143
+
+
+WRAPPED = """
+    try:
+        print('at work')
+        while True: time.sleep(0.01)
+    except KeyboardInterrupt: raise RuntimeError('Error calling __set_name__')
+"""
+
+
+def test_what_importing_makes_of_it_is_no_error(start: Start) -> None:
+    process = start(WRAPPED)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=300)[0] == "stopped; submit again to go on\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_line_while_a_job_is_importing(signum: int, code: int) -> None:
+    for job in (ROOT / "jobs").glob("*.py"):
+        imported = re.findall(r"^(?:from|import) (\S+)", job.read_text(), re.MULTILINE)
+        assert (
+            next(name for name in imported if name.split(".")[0] not in sys.stdlib_module_names) == "backbone.begin"
+        ), job
+    script = "import backbone.begin, time; print('importing', flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signum)
+        assert process.communicate(timeout=300)[0] == "stopped\n"
+    assert process.returncode == code

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from detection import artifact
@@ -123,12 +122,6 @@ MISTAKES = [
     pytest.param(no_objects, "no object to train on", id="no objects"),
     pytest.param(lambda folder: ["--from_scratch"], "what is random must train", id="random and frozen"),
     pytest.param(lambda folder: ["--detector.knd", "c4"], "perhaps you meant --detector.kind", id="unknown option"),
-    pytest.param(
-        lambda folder: ["--scaling.num_workers", "1", "--scaling.use_gpu", "true"],
-        "do not fit on the cluster",
-        id="no GPU",
-        marks=[pytest.mark.ray, pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")],
-    ),
 ]
 
 

@@ -18,10 +18,10 @@ from tests.conftest import ROOT
 # All of it takes five to eight minutes on two quiet cores; a part of it shows that everything works together.
 FULL = bool(os.environ.get("RAYBONE_TEST_FULL"))
 A_PART = [
-    *"--pretrain_with.schedule.total 1 --pretrain_with.data.train_images 1024".split(),
-    *"--pretrain_with.data.val_images 256".split(),
-    *"--finetune_with.schedule.total 2 --finetune_with.schedule.warmup 0 --finetune_with.data.train_images 64".split(),
-    *"--finetune_with.data.val_images 50".split(),
+    *"--pretrain_with.schedule.total 1 --pretrain_with.data.train_images 512".split(),
+    *"--pretrain_with.data.val_images 256 --pretrain_with.run.precise_bn 128".split(),
+    *"--finetune_with.schedule.total 1 --finetune_with.schedule.warmup 0 --finetune_with.data.train_images 64".split(),
+    *"--finetune_with.data.val_images 40".split(),
 ]
 
 

@@ -121,11 +121,11 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert all(trial.id in page for trial in record.trials)
 
 
-def test_a_sweep_that_the_cluster_cannot_hold_is_refused(tmp_path: Path, run_job: Any) -> None:
+def test_a_sweep_that_the_cluster_cannot_hold_is_refused(tmp_path: Path, run_job: Any, joined: dict[str, str]) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     tree = {**SWEEP, "base": str(tmp_path / "tiny.yaml"), "storage": str(tmp_path)}
     tree["base_with"] = {"scaling": {"num_workers": 16, "cpus_per_worker": 64}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
-    done = run_job("sweep", "--config", str(tmp_path / "sweep.yaml"))
-    assert done.returncode == 2
+    done = run_job("sweep", "--config", str(tmp_path / "sweep.yaml"), **joined)
+    assert done.returncode == 2, done.stderr
     assert "error: scaling: 16 workers of 64 CPU each do not fit on the cluster, which has room for 0" in done.stderr

@@ -1,4 +1,4 @@
-"""Run by test_cluster.py in a process of its own: a cluster of two nodes on this host, one of which dies mid-run."""
+"""Run by test_ray_train.py in a process of its own: a cluster of two nodes on this host, one of which dies mid-run."""
 
 import copy
 import os
@@ -7,7 +7,11 @@ import threading
 import time
 from pathlib import Path
 
-os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8", "RAY_AUTH_MODE": "token"}
+os.environ |= {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
 
 import torch
 
@@ -26,23 +30,17 @@ from ray.cluster_utils import Cluster
 
 
 def recipe(storage: str, name: str, **scaling: object) -> Recipe:
-    changes = {"name": name, "run.storage": storage, "optim.micro_batch": 8, "schedule.total": 150}
+    changes = {"name": name, "run.storage": storage, "optim.micro_batch": 8, "schedule.total": 60}
     changes |= {"run.checkpoint_every": 5, **{f"scaling.{field}": value for field, value in scaling.items()}}
     return validate(Recipe, copy.deepcopy(TINY), "two_nodes", changes)
 
 
 def main(storage: str) -> None:
-    head = {
-        "node_ip_address": "127.0.0.2",
-        "num_cpus": 0,
-        "include_dashboard": False,
-        "object_store_memory": 100 * 2**20,
-    }
     # Addresses of their own: Ray tells nodes apart by them.
+    size = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    head = {**size, "node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
-    nodes = [
-        cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{i}", object_store_memory=100 * 2**20) for i in (3, 4)
-    ]
+    other = cluster.add_node(**size, node_ip_address="127.0.0.3")
     ray.init(address=cluster.address, log_to_driver=False)
     elastic = recipe(storage, "elastic", num_workers=2, min_workers=1, placement="SPREAD", max_failures=5)
     checkpoints = Path(storage) / "elastic" / "checkpoints"
@@ -50,7 +48,7 @@ def main(storage: str) -> None:
     def kill() -> None:
         while not list(checkpoints.glob("step-*")):
             time.sleep(0.05)
-        cluster.remove_node(nodes[1], allow_graceful=False)
+        cluster.remove_node(other, allow_graceful=False)
         print("killed a node", flush=True)
 
     killer = threading.Thread(target=kill)

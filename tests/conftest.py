@@ -14,6 +14,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "RAY_TRA
 # Processes of Ray Train's that no test looks at, each seconds of a run's start: one for its dashboard, one for nodes
 # that are about to be taken away.
 os.environ |= {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+os.environ |= {"RAY_worker_niceness": "0"}  # with Ray's 15 workers starve beside any other process, also a test's
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported, which some tests do themselves
 
 import pytest

@@ -124,7 +124,7 @@ def test_a_process_of_this_machine_that_lives_is_never_followed(url: str) -> Non
     leave(url, replace(myself, pid=living.pid, born=leases._born(living.pid), since=1e9, renewed=1e9))
     with pytest.raises(UserError, match=rf"by pid {living.pid} on"), lease(url):
         pass
-    assert living.communicate(b"\n", timeout=20)
+    assert living.communicate(b"\n", timeout=120)
     with lease(url):
         pass
 
@@ -216,7 +216,7 @@ def test_of_many_that_begin_or_take_over_at_once_one_holds(tmp_path: Path) -> No
             "held",
         ]
         for one in those:
-            one.communicate("\n", timeout=20)
+            one.communicate("\n", timeout=120)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

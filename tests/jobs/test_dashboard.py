@@ -48,7 +48,7 @@ class Witness:
     def __init__(self, browser: Any, **context: Any) -> None:
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(120_000)
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -90,7 +90,7 @@ def serving(url: str) -> Iterator[tuple[str, int]]:
     server = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(200):
+        for _ in range(1200):
             assert server.poll() is None, server.stdout and server.stdout.read()
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
                 break
@@ -98,7 +98,7 @@ def serving(url: str) -> Iterator[tuple[str, int]]:
         yield address, port
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(100)
 
 
 def numbers(figure_data: list[dict[str, Any]]) -> list[Any]:

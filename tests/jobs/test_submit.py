@@ -34,7 +34,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     dashboard = free_port()
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # The entrypoint's `python` is found on the PATH of the process that started the cluster.
-    env |= {"RAY_AUTH_MODE": "token", "HOME": str(home), "PATH": f"{BIN}:{env['PATH']}"}
+    env |= {"RAY_AUTH_MODE": "token", "HOME": str(home), "PATH": f"{BIN}:{env['PATH']}", "RAY_worker_niceness": "0"}
     env["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb")  # short, for sockets; and no trace of this cluster in /tmp/ray
     subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     ports = {"port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}

@@ -21,7 +21,7 @@ def open_page(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec
     assert spec.origin
     monkeypatch.setattr(sys, "argv", ["app.py", url])
-    page = AppTest.from_file(spec.origin, default_timeout=20).run()
+    page = AppTest.from_file(spec.origin, default_timeout=120).run()
     assert not page.exception
     return page
 

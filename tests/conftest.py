@@ -64,29 +64,57 @@ def job_server() -> Iterator[subprocess.Popen]:
         server.kill()
 
 
-@pytest.fixture
-def run_job(job_server: subprocess.Popen, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`run_job("pretrain", "--config", ...)`: run a job as a user would, in the repository's root; output as text."""
+class StartedJob:
+    """A job that runs in a process of its own."""
 
-    def run(job: str, *words: str, timeout: float = 550, **env: str) -> subprocess.CompletedProcess:
-        folder = tmp_path_factory.mktemp("job")
+    def __init__(self, server: subprocess.Popen, folder: Path, job: str, words: tuple[Any, ...], env: dict) -> None:
+        self.server, self.folder = server, folder
+        self.args = ["python", f"jobs/{job}.py", *map(str, words)]
         asked = {
-            "path": f"jobs/{job}.py",
-            "words": [str(word) for word in words],
+            "path": self.args[1],
+            "words": self.args[2:],
             "env": {**os.environ, "RAY_ADDRESS": "local", **env},  # a cluster of its own, not one that runs here
             "cwd": str(ROOT),
             "out": str(folder / "out"),
             "err": str(folder / "err"),
         }
-        assert job_server.stdin
-        assert job_server.stdout
-        print(json.dumps(asked), file=job_server.stdin, flush=True)
-        killer = threading.Timer(timeout, os.kill, (int(job_server.stdout.readline()), signal.SIGKILL))
+        assert server.stdin
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        self.pid = int(self._answer())
+
+    def _answer(self) -> str:
+        assert self.server.stdout
+        return self.server.stdout.readline()
+
+    def wait(self, timeout: float) -> subprocess.CompletedProcess:
+        """What became of it; after `timeout` seconds it is killed."""
+        killer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
         killer.start()
-        code = int(job_server.stdout.readline())
+        code = int(self._answer())
         killer.cancel()
-        out, err = ((folder / name).read_text() for name in ("out", "err"))
-        return subprocess.CompletedProcess(["python", asked["path"], *asked["words"]], code, out, err)
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(self.args, code, out, err)
+
+
+Start = Callable[..., StartedJob]
+
+
+@pytest.fixture
+def start_job(job_server: subprocess.Popen, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """`start_job("pretrain", "--config", ...)`, as `run_job`; the next one may be started when this one has ended."""
+
+    def start(job: str, *words: Any, **env: str) -> StartedJob:
+        return StartedJob(job_server, tmp_path_factory.mktemp("job"), job, words, env)
+
+    return start
+
+
+@pytest.fixture
+def run_job(start_job: Start) -> Run:
+    """`run_job("pretrain", "--config", ...)`: run a job as a user would, in the repository's root; output as text."""
+
+    def run(job: str, *words: Any, timeout: float = 550, **env: str) -> subprocess.CompletedProcess:
+        return start_job(job, *words, **env).wait(timeout)
 
     return run
 

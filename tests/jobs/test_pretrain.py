@@ -17,6 +17,7 @@ import pytest
 
 from backbone import load
 from backbone.data.synthetic import CLASSES, SyntheticSource
+from tests.conftest import Start
 
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("RAYBONE_TEST_DATA", "")
@@ -47,19 +48,18 @@ def folder_words(folders: Path) -> list[str]:
     return ["--data.source", "imagefolder", "--data.train", str(folders / "train"), "--data.val", str(folders / "val")]
 
 
-def test_kill_resume_kill_resume_is_bit_exact(tmp_path: Path, run_job: Run) -> None:
+def test_kill_resume_kill_resume_is_bit_exact(tmp_path: Path, run_job: Run, start_job: Start) -> None:
     """kill -9, twice, at no particular moment; the artifact's weights are those of a run left alone."""
     words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--schedule.total", "120"]
     assert run_job("pretrain", *words, "--name", "whole").returncode == 0
-    command = [sys.executable, "jobs/pretrain.py", *words, "--name", "killed"]
+    checkpoints = tmp_path / "killed" / "checkpoints"
     for wanted in (20, 65):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        checkpoints = tmp_path / "killed" / "checkpoints"
-        while not list(checkpoints.glob(f"step-{wanted:08d}")):
-            assert process.poll() is None, "it ended before it could be killed"
+        job = start_job("pretrain", *words, "--name", "killed")
+        while not (checkpoints / f"step-{wanted:08d}").exists():
+            os.kill(job.pid, 0)  # it has not ended
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(job.pid, signal.SIGKILL)
+        assert job.wait(60).returncode == -signal.SIGKILL
     last = run_job("pretrain", *words, "--name", "killed")
     assert re.search(r"resuming at step (6[5-9]|7\d|8\d) of 120", last.stdout), last.stdout
     whole, killed = ((tmp_path / name / "artifact" / "model.safetensors").read_bytes() for name in ("whole", "killed"))

@@ -145,13 +145,12 @@ def front(record: Record, objective: Objective, name: str) -> list[Trial]:
     return sorted((t for t in record.trials if t.id in ids), key=lambda t: (cost(record, t, name), t.id))
 
 
-def grid_axes(record: Record) -> tuple[str, str] | None:
-    """The two fields to lay a grid over: of those the space lists values of, 12 at most, depth first, then the most."""
+def grid_fields(record: Record) -> list[str]:
+    """Fields a grid can be laid over: those the space lists values of, 12 at most, depth first, then the most."""
     space = record.sweep.get("space") or {}
     listed = [f for f in varying(record) if math.isfinite(_size(space.get(f) or {}))]
     few = [field for field in listed if len(_distinct(record.trials, field)) <= 12]
-    few.sort(key=lambda f: (not f.endswith("depth"), -len(_distinct(record.trials, f))))
-    return (few[0], few[1]) if len(few) > 1 else None
+    return sorted(few, key=lambda f: (not f.endswith("depth"), -len(_distinct(record.trials, f))))
 
 
 def planned(record: Record) -> int:

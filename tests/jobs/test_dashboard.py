@@ -116,7 +116,8 @@ def go_on(record: Record) -> None:
     for epoch in range(4, 9):
         time.sleep(0.4)
         error = 40 - 3.25 * epoch
-        running.history.append({"step": 100 * epoch, "epoch": epoch, "val_error": error, "val_loss": 1.0})
+        row = {"step": 100 * epoch, "epoch": epoch, "val_error": error, "val_loss": 1.0, "val_images": 10_000.0}
+        running.history.append(row)
         running.values["device_hours"] = epoch / 100
         if epoch == 6:
             record.trials.append(make_trial(11, "running", 20, False, STEPS, 0.3, 1))
@@ -149,9 +150,9 @@ def test_a_sweep_goes_on_before_ones_eyes(tmp_path: Path, browser: Any) -> None:
 
         now = read(record.url)
         table = witness.table()
-        lowest = [float(line[3]) for line in table if line[3]]
+        lowest = [float(line[4]) for line in table if line[4]]
         assert lowest == sorted(lowest), "sorting was kept"
-        assert {line[0].split()[0]: line[3] for line in table} == {
+        assert {line[0].split()[0]: line[4] for line in table} == {
             t.id: f"{t.best_error:g}" if t.id == "0009" else str(t.best_error) if t.history else "" for t in now.trials
         }
         assert {line[0].split()[0]: line[1].split(maxsplit=1)[1] for line in table} == {

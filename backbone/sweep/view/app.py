@@ -12,18 +12,19 @@ import streamlit as st
 
 from backbone.errors import UserError
 from backbone.storage import is_local
-from backbone.sweep.analysis import planned
+from backbone.sweep.analysis import grid_fields, planned
 from backbone.sweep.record import Record, Trial, read
 from backbone.sweep.standing import leading
-from backbone.sweep.view import chart, figures, files, summary
-from backbone.sweep.view.panels import Panel, alone, left_of_budget, panels
-from backbone.sweep.view.wording import NONE, amount, duration
+from backbone.sweep.view import chart, compare, figures, files, summary
+from backbone.sweep.view.grid import grid
+from backbone.sweep.view.panels import Panel, alone, left_of_budget, missing, panels
+from backbone.sweep.view.wording import NONE, amount, duration, short_names
 
 # Between two readings: of a running sweep on this machine, and of any other.
 SECONDS, SLOW_SECONDS = 2, 15
 
 STYLE = """<style>
-.block-container, .stMainBlockContainer { max-width: 1180px; padding-top: 2.2rem; padding-bottom: 4rem; }
+.block-container, .stMainBlockContainer { max-width: 1400px; padding-top: 2.2rem; padding-bottom: 4rem; }
 .st-key-plotly { display: none; }
 .sweep { opacity: .68; font-weight: 600; margin: 0 0 .4rem; }
 .sweep b { padding: .1rem .55rem; border-radius: 1rem; border: 1px solid currentColor; margin-left: .4rem; }
@@ -36,7 +37,12 @@ STYLE = """<style>
 .stMainBlockContainer h3 { font-size: 1.2rem; padding: .6rem 0 0; }
 .facts dt { opacity: .68; font-weight: 400; } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .figure .parcoords .axis path, .figure .parcoords .axis line { stroke: #8b8f96 !important; }
-[class*="st-key-scroll-"] { overflow-x: auto; }
+[class*="st-key-scroll-"], .scroll { overflow-x: auto; }
+.differences { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.differences th, .differences td { text-align: left; padding: .4rem .7rem; border: 0; }
+.differences tr { border-bottom: 1px solid rgba(128,128,128,.3); } .differences td { min-width: 7rem; }
+.differences th:first-child { padding-left: 0; max-width: 10rem; overflow-wrap: anywhere; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 @media (max-width: 560px) {
   .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
   .block-container, .stMainBlockContainer { padding-left: 1rem; padding-right: 1rem; }
@@ -70,13 +76,15 @@ def page(record: Record) -> None:
     """Head and the chosen panel."""
     header(record)
     found = {panel.key: panel for panel in panels(record)}
-    tabs = {"trials": "Trials", **{key: panel.tab for key, panel in found.items()}}
+    tabs = {"trials": "Trials", "compare": "Compare", **{key: panel.tab for key, panel in found.items()}}
     if st.session_state.get("view") not in tabs:  # a click on the chosen one takes it back
         st.session_state["view"] = st.session_state.get("last_view", "trials")
     chosen = st.pills("View", list(tabs), format_func=tabs.__getitem__, key="view", label_visibility="collapsed")
     st.session_state["last_view"] = chosen or "trials"
     if chosen in found:
         draw(found[chosen], record)
+    elif chosen == "compare":
+        side_by_side(record)
     else:
         trials(record)
 
@@ -106,12 +114,83 @@ def draw(panel: Panel, record: Record) -> None:
     """One panel: caption and figure."""
     st.subheader(panel.title, anchor=False)
     st.caption(panel.said(record))
-    figure = panel.draw(record)
+    axes = grid_axes(record) if panel.key == "grid" else None
+    figure = grid(record, axes) if axes else panel.draw(record)
     if figure is None:
-        st.info("Nothing to draw yet.", icon=":material/hourglass_empty:")
+        if why := missing(record, panel):
+            st.info(why, icon=":material/hourglass_empty:")
     else:
         wide = 640 if panel.key == "parallel" else 0
         chart.show(figure, f"figure-{panel.key}", f"{panel.title}. {panel.said(record)}", wide)
+
+
+def grid_axes(record: Record) -> tuple[str, str] | None:
+    """The two fields that were chosen for the grid; None where there is no choice."""
+    fields = grid_fields(record)
+    if len(fields) < 2:
+        return None
+    names = short_names(fields)
+    with st.container(horizontal=True):
+        down = _one("Down", "grid-down", fields, names)
+        across = _one("Across", "grid-across", [field for field in fields if field != down], names)
+    return down, across
+
+
+def _one(label: str, key: str, options: list[str], names: dict[str, str]) -> str:
+    """A choice of one that outlives its widget, as `_several`."""
+    if st.session_state.get(key) not in options:
+        before = st.session_state.get(f"last-{key}")
+        st.session_state[key] = before if before in options else options[0]
+    st.session_state[f"last-{key}"] = st.selectbox(label, options, format_func=names.__getitem__, key=key)
+    return st.session_state[f"last-{key}"]
+
+
+def filtered(record: Record) -> list[Trial]:
+    """The trials that pass what was chosen by field."""
+    names, chosen = compare.labels(record), {}
+    every = compare.filters(record)
+    closed = not any(st.session_state.get(f"last-filter-{field}") for field in every)
+    with st.expander("Filter by field", expanded=not closed), st.container(horizontal=True):
+        for field, values in every.items():
+            chosen[field] = _several(names[field], f"filter-{field}", list(values), [], format_func=values.__getitem__)
+    return compare.passing(record, chosen)
+
+
+def _several(label: str, key: str, options: list[str], first: list[str], **more: Any) -> list[str]:
+    """A choice of several that outlives its widget, which is dropped while another view is shown."""
+    if key not in st.session_state:
+        st.session_state[key] = [one for one in st.session_state.get(f"last-{key}", first) if one in options]
+    st.session_state[f"last-{key}"] = st.multiselect(label, options, key=key, **more)
+    return st.session_state[f"last-{key}"]
+
+
+def side_by_side(record: Record) -> None:
+    """Chosen trials: their curves in a colour each, and what differs."""
+    st.subheader("Compare trials", anchor=False)
+    begun = [trial for trial in filtered(record) if trial.history]
+    first = compare.first_choice(record, begun)
+    before = st.session_state.get("last-compared", first)
+    ids = list(dict.fromkeys([*before, *(trial.id for trial in begun)]))  # what is compared stays, filtered or not
+    if not ids:
+        st.info("No trial has been evaluated yet.", icon=":material/hourglass_empty:")
+        return
+    most = len(compare.COLOURS)
+    words = {i: summary.told(record, record.trial(i)) for i in ids}
+    label = f"Trials, up to {most}"
+    chosen = _several(label, "compared", ids, first, format_func=words.__getitem__, max_selections=most)
+    figure = compare.curves(record, chosen)
+    if figure is not None:
+        chart.show(figure, "figure-compare", f"Validation error of trials {', '.join(chosen)}")
+    heads = "".join(
+        f'<th><span class="swatch" style="background: {colour}"></span>{escape(i)}</th>'
+        for i, colour in zip(chosen, compare.COLOURS, strict=False)
+    )
+    rows = [
+        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(text)}</td>' for text in values)}</tr>"
+        for label, values in compare.differences(record, chosen)
+    ]
+    table = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    st.html(f'<div class="scroll"><table class="differences">{table}</table></div>')
 
 
 def trials(record: Record) -> None:
@@ -119,7 +198,11 @@ def trials(record: Record) -> None:
     if not record.trials:
         st.info("The first trial has not been proposed yet.", icon=":material/hourglass_empty:")
         return
-    head, lines = summary.table(record)
+    shown = filtered(record)
+    if not shown:
+        st.info("No trial passes the filters.", icon=":material/filter_alt:")
+        return
+    head, lines = summary.table(record, shown)
     columns: dict[str, list[Any]] = {name: [line[i].key for line in lines] for i, name in enumerate(head)}
     columns["state"] = [line[1].text for line in lines]
     interval = head.index(summary.INTERVAL)
@@ -132,7 +215,7 @@ def trials(record: Record) -> None:
     )
     formats |= {"multiply-adds": number(format="compact"), "cost": number("cost (device-hours)", format="%.3g")}
     formats["rung"] = number(f"rung of {len(record.rungs)}") if record.rungs else None
-    ids = [t.id for t in record.trials]
+    ids = [t.id for t in shown]
     st.dataframe(
         columns,
         column_config=formats,
@@ -144,9 +227,12 @@ def trials(record: Record) -> None:
         placeholder=NONE,
     )
     st.caption("A column's name sorts by it; the box left of a trial, or the list below, opens it.")
+    name = f"{record.name}.csv"
+    st.download_button("Table as CSV", compare.as_csv(record, shown), name, "text/csv", on_click="ignore")
     if st.session_state.get("trial") not in ids:
-        running = [t.id for t in record.of_state("running")]
-        st.session_state["trial"] = st.session_state.get("last_trial") or record.best or (running or ids)[0]
+        running = [t.id for t in shown if t.state == "running"]
+        wanted = [st.session_state.get("last_trial"), record.best, *running, *ids]
+        st.session_state["trial"] = next(i for i in wanted if i in ids)
     chosen = st.selectbox("Trial", ids, format_func=lambda i: summary.told(record, record.trial(i)), key="trial")
     st.session_state["last_trial"] = chosen
     detail(record, record.trial(chosen))

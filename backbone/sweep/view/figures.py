@@ -7,7 +7,6 @@ Text and grid colours are left to the page around, so that figures follow light 
 import math
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -15,7 +14,7 @@ from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial
 from backbone.sweep.standing import interval, word
 from backbone.sweep.view.axes import cost_label, dimension, error_bars, log_ticks
-from backbone.sweep.view.wording import STATES, amount, point, short, short_names, spelled_out
+from backbone.sweep.view.wording import STATES, amount, point, short, short_names
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY = "#0072B2 #E69F00 #009E73 #D55E00 #CC79A7 #56B4E9 #8b8f96".split()
 FAINT = "rgba(128,128,128,0.22)"
@@ -48,7 +47,7 @@ def curves(record: Record) -> go.Figure | None:
     drawn = [t for t in record.trials if t.history]
     if not drawn:
         return None
-    figure, shown = _figure("epoch", "validation error (%)"), set()
+    figure, shown = blank("epoch", "validation error (%)"), set()
     for trial in sorted(drawn, key=lambda t: t.id == record.best):  # the best on top
         look, n, best = LOOKS[trial.state], len(trial.history), trial.id == record.best
         symbols, sizes = ["circle"] * (n - 1) + [look.end], [4] * (n - 1) + [10]
@@ -113,7 +112,7 @@ def against(record: Record, cost: str) -> go.Figure | None:
     ]
     if not points:
         return None
-    figure = _figure(cost_label(record, cost), objective.label)
+    figure = blank(cost_label(record, cost), objective.label)
     families = list(dict.fromkeys(analysis.family(t) for t in record.trials if t.net))
     front = analysis.front(record, objective, cost)
     if front:
@@ -172,57 +171,13 @@ def against(record: Record, cost: str) -> go.Figure | None:
     return figure
 
 
-def grid(record: Record) -> go.Figure | None:
-    """The best finished trial of each pair of values of two fields. Cells nobody finished say so and have no colour."""
-    axes = analysis.grid_axes(record)
-    if not axes:
-        return None
-    objective, (down, across) = record.objectives[0], axes
-    rows, columns = analysis.ordered(record, down), analysis.ordered(record, across)
-    z: list[list[float | None]] = []
-    text: list[list[str]] = []
-    left_open: list[tuple[int, int]] = []
-    for row in rows:
-        z.append([])
-        text.append([])
-        for column in columns:
-            here = [t for t in record.trials if _is(t, down, row) and _is(t, across, column)]
-            done = [s for t in here if t.state == "finished" and (s := analysis.score(t, objective)) is not None]
-            best = None if not done else min(done) if objective.mode == "min" else max(done)
-            z[-1].append(best)
-            text[-1].append(amount(objective.name, best) if done else "")
-            if here and not done:
-                left_open.append((len(z[-1]) - 1, len(z) - 1))
-    names = short_names([down, across])
-    figure = _figure(names[across], names[down])
-    figure.add_heatmap(
-        z=z,
-        x=[short(text, 26) for text in spelled_out(columns)],
-        y=[short(text, 26) for text in spelled_out(rows)],
-        text=text,
-        texttemplate="%{text}",
-        hovertemplate=f"{escape(names[down])} %{{y}}, {escape(names[across])} %{{x}}: %{{text}}<extra></extra>",
-        colorscale=SCALE,
-        reversescale=objective.mode == "max",
-        showscale=False,
-        xgap=3,
-        ygap=3,
-    )
-    for x, y in left_open:
-        figure.add_annotation(x=x, y=y, text="unfinished", showarrow=False, font={"size": 11, "color": GREY})
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
-    figure.update_layout(height=max(260, 90 + 56 * len(rows)))
-    return figure
-
-
 def importance(record: Record) -> go.Figure | None:
     """A bar a field, the largest on top."""
     if not record.importance:
         return None
     names = short_names(list(record.importance))
     rows = sorted(record.importance.items(), key=lambda item: item[1])
-    figure = _figure("share of the explained variation", "")
+    figure = blank("share of the explained variation", "")
     figure.add_bar(
         x=[share for _, share in rows],
         y=[short(names[field], 24) for field, _ in rows],
@@ -245,7 +200,7 @@ def rates(record: Record) -> go.Figure | None:
     drawn = [t for t in record.trials if t.lr]
     if not drawn:
         return None
-    figure, shown = _figure("epoch", "learning rate"), set()
+    figure, shown = blank("epoch", "learning rate"), set()
     for trial in sorted(drawn, key=lambda t: t.id == record.best):
         look = LOOKS[trial.state]
         figure.add_scatter(
@@ -286,7 +241,7 @@ def costs(record: Record) -> go.Figure | None:
     drawn = [t for t in record.trials if t.values.get("device_hours")]
     if not drawn:
         return None
-    figure = _figure("trial", "device-hours")
+    figure = blank("trial", "device-hours")
     for state in STATES:
         mine = [t for t in drawn if t.state == state]
         if mine:
@@ -307,7 +262,8 @@ def costs(record: Record) -> go.Figure | None:
     return figure
 
 
-def _figure(x: str, y: str) -> go.Figure:
+def blank(x: str, y: str) -> go.Figure:
+    """A figure without data, its axes labelled."""
     figure = go.Figure()
     axis = {"gridcolor": FAINT, "zeroline": False, "linecolor": FAINT, "automargin": True}
     figure.update_layout(
@@ -368,10 +324,6 @@ def one_length(record: Record) -> float:
 
 def has(record: Record, trial: Trial, cost: str) -> bool:
     return analysis.cost(record, trial, cost) is not None
-
-
-def _is(trial: Trial, field: str, given: Any) -> bool:
-    return field in trial.point and analysis.key(trial.point[field]) == analysis.key(given)
 
 
 def _first(name: str, shown: set[str]) -> bool:

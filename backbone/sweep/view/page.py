@@ -1,24 +1,30 @@
 """The sweep as one HTML page that needs nothing else: no server, no network, light or dark, wide or narrow."""
 
+import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files as resources
 from string import Template
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from backbone.storage import join
+from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
 from backbone.sweep.standing import word
-from backbone.sweep.view import summary
+from backbone.sweep.view import compare, summary
 from backbone.sweep.view.files import Texts, best_recipe, of_all
-from backbone.sweep.view.panels import left_of_budget, panels, said_of_costs
+from backbone.sweep.view.grid import grid
+from backbone.sweep.view.panels import left_of_budget, missing, panels, said_of_costs
 from backbone.sweep.view.summary import Cell
-from backbone.sweep.view.wording import STATES, point
+from backbone.sweep.view.wording import STATES, point, short_names
 
 FILE = "report.html"
+LONG = 30
+"""Letters of a cell above which its words may wrap."""
 
 
 def report(record: Record) -> str:
@@ -36,8 +42,9 @@ def to_html(record: Record, texts: Mapping[str, Texts], best: str = "") -> str:
         facts=_facts(record),
         best=_best(record, texts, best),
         panels=_panels(record),
+        compare=_compare(record),
         pareto=_pareto(record),
-        trials=_table("A column's name sorts by it.", *summary.table(record), _best_line(record)),
+        trials=_csv(record) + _table("A column's name sorts by it.", *summary.table(record), _best_line(record)),
         failed=_failed(record, texts),
         details="".join(_detail(record, t, texts.get(t.id, Texts())) for t in record.trials),
         provenance=_provenance(record),
@@ -70,21 +77,101 @@ def _panels(record: Record) -> str:
     for panel in panels(record):
         figure = panel.draw(record)
         said = escape(panel.said(record))
-        chart = '<p class="none">Nothing to draw yet.</p>'
+        why = missing(record, panel)
+        chart = f'<p class="none">{escape(why)}</p>' if why else ""
         if figure is not None:
-            # "<" is spelled out so that no text of the sweep can end the script element.
-            drawing = json.dumps(json.loads(figure.to_json())).replace("<", "\\u003c")
+            drawing = _json(json.loads(figure.to_json()))
             height = figure.layout.height
             chart = (
                 f'<div class="scroll"><div class="figure {panel.key}" id="figure-{panel.key}" role="img" '
                 f'aria-label="{escape(panel.title)}. {said}" style="height:{height}px"></div></div>'
                 f'<script type="application/json" id="data-{panel.key}">{drawing}</script>'
             )
+        if panel.key == "grid" and figure is not None:
+            chart = _grid_axes(record) + chart
         title = escape(panel.title)
         cards.append(
             f'<figure class="card" id="{panel.key}"><h3>{title}</h3><figcaption>{said}</figcaption>{chart}</figure>'
         )
     return "".join(cards)
+
+
+def _json(tree: Any) -> str:
+    """For a script element, which no text of the sweep can end: "<" is spelled out."""
+    return json.dumps(tree).replace("<", "\\u003c")
+
+
+def _grid_axes(record: Record) -> str:
+    """The choice of the grid's two fields, with the figure of each pair."""
+    fields = analysis.grid_fields(record)
+    names = short_names(fields)
+    pairs = [(down, across) for down in fields for across in fields if down != across]
+    drawn = {f"{down}|{across}": grid(record, (down, across)) for down, across in pairs}
+    figures = {pair: json.loads(figure.to_json()) for pair, figure in drawn.items() if figure is not None}
+    first = {"down": fields[0], "across": fields[1]}
+    selects = [_select(axis, f"grid-{axis}", {f: names[f] for f in fields}, first[axis]) for axis in first]
+    return (
+        f'<p class="filters">{"".join(selects)}</p>'
+        f'<script type="application/json" id="grid-figures">{_json(figures)}</script>'
+    )
+
+
+def _select(label: str, name: str, options: Mapping[str, str], chosen: str = "") -> str:
+    listed = "".join(
+        f'<option value="{escape(v)}"{" selected" if v == chosen else ""}>{escape(text)}</option>'
+        for v, text in options.items()
+    )
+    return f'<label>{escape(label)} <select data-name="{escape(name)}">{listed}</select></label>'
+
+
+def _compare(record: Record) -> str:
+    """Filters, trials to tick, and places for their curves and differences, which the page's script fills."""
+    trials = [t for t in record.trials if t.history]
+    if not trials:
+        return '<p class="soft">No trial has been evaluated yet.</p>'
+    fields = compare.fields_of(record)
+    figure = compare.curves(record, [trials[0].id])
+    told = {
+        "colours": compare.COLOURS,
+        "chosen": compare.first_choice(record, trials),
+        "layout": json.loads(figure.to_json())["layout"] if figure else {},
+        "trials": {
+            t.id: {
+                "name": escape(f"{t.id} {t.net}"),
+                "dash": "solid" if t.state in ("finished", "running") else "dash",
+                "x": [row["epoch"] for row in t.history],
+                "y": [row["val_error"] for row in t.history],
+                "outcome": compare.outcome(record, t),
+                "recipe": compare.recipe_words(record, t, fields),
+            }
+            for t in trials
+        },
+        "passing": {
+            field: {key: [t.id for t in compare.passing(record, {field: [key]})] for key in values}
+            for field, values in compare.filters(record).items()
+        },
+    }
+    names = compare.labels(record)
+    selects = "".join(
+        _select(names[field], field, {"": "all", **values}) for field, values in compare.filters(record).items()
+    )
+    boxes = "".join(
+        f'<label title="{escape(point(t.point))}"><input type="checkbox" value="{escape(t.id)}"> {escape(t.id)}</label>'
+        for t in trials
+    )
+    return (
+        f'<p class="soft">Tick up to {len(compare.COLOURS)} trials. Filters narrow these and the table of trials.</p>'
+        f'<p class="filters" id="filters">{selects}</p><p class="chips" id="chips">{boxes}</p>'
+        '<div id="figure-compare"></div><div class="scroll" tabindex="0" role="region" aria-label="What differs">'
+        '<table id="differences"></table></div>'
+        f'<script type="application/json" id="compare-trials">{_json(told)}</script>'
+    )
+
+
+def _csv(record: Record) -> str:
+    text = base64.b64encode(compare.as_csv(record).encode()).decode()
+    name = escape(f"{record.name}.csv")
+    return f'<p><a class="copy" download="{name}" href="data:text/csv;base64,{text}">Table as CSV</a></p>'
 
 
 def _pareto(record: Record) -> str:
@@ -176,7 +263,8 @@ def _table(caption: str, head: Sequence[str], lines: Sequence[Sequence[Cell]], b
     for i, (first, *rest) in enumerate(lines):
         link = f'<a href="#trial-{escape(str(first.key))}">{escape(first.text)}</a>'
         cells = "".join(
-            f"<td{_class(words)}{_key(c)}>{_stated(c)}</td>" for c, words in zip(rest, text[1:], strict=True)
+            f"<td{_class(words, len(cell.text) > LONG)}{_key(cell)}>{_stated(cell)}</td>"
+            for cell, words in zip(rest, text[1:], strict=True)
         )
         body.append(f'<tr{" class=base" if i == base else ""}><th scope="row"{_key(first)}>{link}</th>{cells}</tr>')
     title = escape(caption)
@@ -196,5 +284,5 @@ def _key(cell: Cell) -> str:
     return "" if cell.key is None else f' data-key="{escape(str(cell.key))}"'
 
 
-def _class(words: bool) -> str:
-    return ' class="text"' if words else ""
+def _class(words: bool, long: bool = False) -> str:
+    return f' class="text{" long" if long else ""}"' if words else ""

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial
 from backbone.sweep.standing import EXACT, interval, leading
-from backbone.sweep.view import figures
+from backbone.sweep.view import figures, grid
 from backbone.sweep.view.figures import has, one_length, scored, trials
 from backbone.sweep.view.wording import STATES, duration
 
@@ -45,11 +45,24 @@ def panels(record: Record) -> list[Panel]:
             found.append(Panel(f"against-{cost}", tab, f"{noun} against {name}", _drawn(cost), _said(cost)))
     return [
         *found,
-        Panel("grid", "Grid", "Grid", figures.grid, said_of_grid),
+        Panel("grid", "Grid", "Grid", grid.grid, said_of_grid),
         Panel("importance", "Importance", "Importance of each field", figures.importance, said_of_importance),
         Panel("rates", "Learning rates", "Learning rates", figures.rates, said_of_rates),
         Panel("costs", "Cost so far", "Cost so far", figures.costs, said_of_costs),
     ]
+
+
+def missing(record: Record, panel: Panel) -> str:
+    """What to say where there is no figure: that it may come, or why there will be none."""
+    if record.state != "finished":
+        return "Nothing to draw yet."
+    reasons = {
+        "grid": "No two fields have listed values that several trials differ in.",
+        "importance": "No field explains anything." if len(record.of_state("finished")) >= analysis.FEWEST else "",
+        "parallel": "No field varies between finished trials.",
+        "rates": "No trial has a schedule.",
+    }
+    return reasons.get(panel.key, "No trial has both values." if panel.key.startswith("against") else "No trial ran.")
 
 
 def alone(record: Record, trial: Trial) -> Record:
@@ -103,7 +116,8 @@ def said_of_grid(record: Record) -> str:
 def said_of_importance(record: Record) -> str:
     done = len(record.of_state("finished"))
     if not record.importance:
-        return f"It needs {analysis.FEWEST} finished trials that differ; so far {done} finished."
+        so_far = "" if record.state == "finished" else "so far "
+        return f"It needs {analysis.FEWEST} finished trials that differ; {so_far}{done} finished."
     few = " With so few, take it as a hint." if done < 20 else ""
     return (
         f"Why the {done} finished trials differ in {record.objectives[0].label}: what each field explains alone, as a "

@@ -110,7 +110,7 @@ def test_plan_and_time_left(record: Record) -> None:
 
 
 def test_axes(record: Record) -> None:
-    assert analysis.grid_axes(record) == ("model.depth", "model.shortcut")
+    assert analysis.grid_fields(record)[:2] == ["model.depth", "model.shortcut"]
     assert analysis.varying(record) == ["model.depth", "model.shortcut", "schedule", "optim.lr"]
     assert analysis.ordered(record, "schedule") == [STEPS, COSINE]
     assert analysis.ordered(record, "model.depth") == [20, 32, 44, 56]

@@ -65,6 +65,38 @@ def test_a_trial_in_full(record: Record, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [trace["meta"] for trace in figures_of(page)[0]["data"]] == ["0005"]
 
 
+def test_trials_side_by_side(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters choose what the table shows and what may be compared; both outlive another view."""
+    write_runs(record)
+    page = open_page(record.url, monkeypatch)
+    (filters,) = [one for one in page.multiselect if one.key == "filter-model.depth"]
+    filters.set_value(["20", "44"]).run()
+    chosen = [t.id for t in record.trials if t.point["model.depth"] in (20, 44)]
+    assert [cell.split()[0] for cell in page.dataframe[0].value["trial"]] == chosen
+    page.button_group[0].set_value("compare").run()
+    (compared,) = [one for one in page.multiselect if one.key == "compared"]
+    done = sorted((t for t in record.of_state("finished") if t.id in chosen), key=lambda t: t.values["val_error"])
+    first = compared.value
+    assert first[: len(done)] == [t.id for t in done]
+    compared.set_value(["0001", "0005"]).run()
+    assert not page.exception
+    assert [trace["meta"] for trace in figures_of(page)[0]["data"]] == ["0001", "0005"]
+    assert "<th>optim.lr</th><td>0.1</td><td>1</td>" in text_of(page)
+    page.button_group[0].set_value("grid").run()
+    page.selectbox[0].set_value("model.shortcut").run()  # until now across
+    assert page.selectbox[1].value == "model.depth"
+    page.selectbox[1].set_value("schedule").run()
+    (figure,) = figures_of(page)
+    assert (figure["data"][0]["y"], figure["data"][0]["x"]) == (["A", "none"], ["steps", "cosine"])
+    page.button_group[0].set_value("compare").run()
+    (compared,) = [one for one in page.multiselect if one.key == "compared"]
+    assert compared.value == ["0001", "0005"]
+    (filters,) = [one for one in page.multiselect if one.key == "filter-model.depth"]
+    assert filters.value == ["20", "44"]
+    page.button_group[0].set_value("grid").run()
+    assert [box.value for box in page.selectbox] == ["model.shortcut", "schedule"]
+
+
 def test_what_was_chosen_outlives_new_data_and_other_views(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     write_runs(record)
     page = open_page(record.url, monkeypatch)

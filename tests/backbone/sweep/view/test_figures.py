@@ -8,6 +8,7 @@ import pytest
 from backbone.sweep import analysis
 from backbone.sweep.record import Objective, Record, Trial, read
 from backbone.sweep.view import figures
+from backbone.sweep.view.grid import grid
 from backbone.sweep.view.panels import left_of_budget, panels, said_of_costs
 from backbone.sweep.view.wording import spelled_out
 from tests.backbone.sweep.conftest import COSINE, EPOCHS, STEPS, make_trial
@@ -123,7 +124,7 @@ def test_objective_against_objective(written: Record) -> None:
 
 
 def test_grid_shows_the_best_finished_and_leaves_the_rest_open(written: Record) -> None:
-    figure = figures.grid(written)
+    figure = grid(written)
     assert figure
     heat = figure.data[0]
     assert list(heat.y) == ["20", "32", "44", "56"]

@@ -1,5 +1,6 @@
 """The report as a file: whole, escaped, in need of nothing. In a browser: tests/jobs/test_dashboard.py."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from backbone.sweep.record import Record
-from backbone.sweep.view import page
+from backbone.sweep.view import compare, page
 from backbone.sweep.view.files import TAIL, Texts, of_trial
+from backbone.sweep.view.grid import grid
 from backbone.sweep.view.panels import panels
 from tests.backbone.sweep.conftest import write_runs
 
@@ -71,6 +73,38 @@ def test_the_tables_hold_the_numbers(record: Record) -> None:
         assert not trial.history or trial.best_error in numbers
     pareto = text[text.index('id="pareto"') : text.index('id="trials"')]
     assert set(re.findall(r'href="#trial-(\d+)"', pareto)) == set(record.pareto)
+
+
+def test_a_finished_sweep_promises_no_more_pictures(record: Record) -> None:
+    """Three finished trials say nothing of importance, and a space of rates has no grid."""
+    record.state, record.trials, record.importance = "finished", record.of_state("finished")[:3], {}
+    record.best, record.pareto = "0002", ["0002"]
+    for trial in record.trials:
+        trial.point = {"optim.lr": trial.point["optim.lr"]}
+    text = page.to_html(record, {})
+    assert "yet" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "It needs 5 finished trials that differ; 3 finished." in text
+    assert "No two fields have listed values" in text
+    record.state = "running"
+    assert "Nothing to draw yet." in page.to_html(record, {})
+
+
+def test_what_the_reader_chooses_from(record: Record) -> None:
+    """The table as CSV, the grid of each pair of fields, and the trials to compare lie in the page."""
+    text = page.to_html(record, {})
+    data = re.findall(r'download="sample.csv" href="data:text/csv;base64,([^"]+)"', text)
+    assert [base64.b64decode(one).decode() for one in data] == [compare.as_csv(record)]
+    embedded = dict(re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', text))
+    pairs = json.loads(embedded["grid-figures"])
+    fields = ["model.depth", "model.shortcut", "schedule"]
+    assert set(pairs) == {f"{down}|{across}" for down in fields for across in fields if down != across}
+    figure = grid(record, ("schedule", "model.depth"))
+    assert figure
+    assert pairs["schedule|model.depth"] == json.loads(figure.to_json())
+    told = json.loads(embedded["compare-trials"])
+    assert list(told["trials"]) == [t.id for t in record.trials if t.history]
+    assert told["passing"]["model.depth"]["20"] == ["0001", "0006"]
+    assert told["chosen"] == compare.first_choice(record, record.trials)
 
 
 def test_everything_is_escaped(record: Record) -> None:

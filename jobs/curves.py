@@ -6,6 +6,7 @@ python jobs/curves.py --runs runs/resnet110-0 runs/resnet110-1 runs/resnet110-2 
 
 import sys
 
+import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.storage import filesystem
 from backbone.training.compare import Comparison, read, repeats, table, title

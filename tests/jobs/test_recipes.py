@@ -11,6 +11,7 @@ from backbone.sweep.space import check as check_space
 from backbone.training.plan import describe
 from backbone.training.recipe import Recipe
 from backbone.training.run import first_micro_batch
+from detection.data.voc import CLASSES
 from detection.gains import Gains
 from detection.gains import plan as plan_gains
 from detection.recipe import Finetune
@@ -53,7 +54,8 @@ def recipes(folder: str) -> dict[str, Recipe]:
 
 
 def detector(path: str) -> Finetune:
-    return validate(Finetune, read_yaml(RECIPES / path), path, {"backbone": "runs/some/artifact"})
+    start = "from_detector" if "-from-" in path else "backbone"
+    return validate(Finetune, read_yaml(RECIPES / path), path, {start: "runs/some/artifact"})
 
 
 def plan(recipe: Recipe) -> dict[str, str]:
@@ -210,7 +212,9 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
 @pytest.mark.parametrize("path", FINETUNING)
 def test_detectors_are_what_their_file_names_say(path: str):
     found, stem = detector(path), Path(path).stem
-    assert found.title == ("faster-rcnn-fpn" if stem == "detector" else stem.removesuffix("-3x"))
+    assert found.title == (
+        "faster-rcnn-fpn" if stem == "detector" else stem.removesuffix("-3x").removesuffix("-from-coco")
+    )
     assert not found.from_scratch
     assert found.name == ("detector" if stem == "detector" else "")
 
@@ -273,6 +277,17 @@ def test_the_papers_detectors_are_trained_as_in_appendix_a(name: str):
         assert found.data.train.count("trainval") == 2  # 07+12
         assert found.data.val.endswith("VOC2007:test")
     assert found.compute.precision == "fp32"
+
+
+def test_a_coco_detector_goes_on_to_voc_with_all_of_its_anchors_and_every_class() -> None:
+    found, first, plain = (
+        detector(f"{path}.yaml")
+        for path in ("voc-paper/faster-rcnn-c4-from-coco", "coco-paper/faster-rcnn-c4", "voc-paper/faster-rcnn-c4")
+    )
+    assert found.detector == first.detector
+    assert (found.data, found.optim, found.schedule) == (plain.data, plain.optim, plain.schedule)
+    unlike = {"aeroplane", "diningtable", "motorbike", "pottedplant", "sofa", "tvmonitor"}
+    assert found.class_names.keys() == unlike < set(CLASSES)
 
 
 @pytest.mark.parametrize("path", [path for path in FINETUNING if path.startswith("coco-modern/")])

@@ -17,7 +17,7 @@ SECTIONS = {"AP": "bbox", "AP_masks": "segm"}
 @dataclass(frozen=True)
 class DetectionAP:
     """Called with a finished run's URL, it fine-tunes and returns what the sweep looks for of AP and AP_masks: COCO's,
-    IoU 0.50 to 0.95, from 0 to 1.
+    IoU 0.50 to 0.95, from 0 to 1, each with its `intervals`.
 
     Read on the driver: the nodes where it is called need not have the recipe's file.
     """
@@ -66,5 +66,21 @@ class DetectionAP:
         from backbone.job import submit
         from detection.finetune import FINETUNE
 
-        metrics = submit(FINETUNE, self.recipe(run), patience=PATIENCE).results
-        return {name: metrics[SECTIONS[name]]["AP"] for name in self.objectives}
+        done = submit(FINETUNE, self.recipe(run), patience=PATIENCE)
+        reached = {name: done.results[SECTIONS[name]]["AP"] for name in self.objectives}
+        return reached | intervals(join(done.url, "results"), self.objectives)
+
+
+def intervals(results: str, objectives: tuple[str, ...]) -> dict[str, float]:
+    """The ends of each objective's 95 % interval of other validation images, `AP_low` and `AP_high`, from the matches
+    in a results folder. Empty where no image has objects."""
+    from detection.report.bootstrap import paired_draws
+    from detection.report.intervals import of_images
+    from detection.report.stored import load
+
+    matches, found = load(results, "AP_masks" in objectives), {}
+    for name in objectives:
+        draws = paired_draws({name: [matches[SECTIONS[name]]]})[name]  # ty: ignore[invalid-argument-type]
+        if ends := of_images(draws[0, 0], 0, 1):
+            found |= {f"{name}_low": ends.low, f"{name}_high": ends.high}
+    return found

@@ -67,7 +67,7 @@ class Trial:
 
     values: dict[str, float] = field(default_factory=dict)
     """Objectives and costs known so far. `params` and `macs` from the start, `device_hours` while it runs, the rest of
-    a finished trial only."""
+    a finished trial only; of AP also `AP_low` and `AP_high`, the ends of its interval (`standing.interval`)."""
 
     rung: int = -1
     """Index of the last rung of the scheduler it reached, -1 before the first."""

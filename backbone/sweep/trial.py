@@ -21,7 +21,8 @@ from backbone.sweep.space import recipe_of
 from backbone.training.state import Store
 
 DetectionAP = Callable[[str], dict[str, float]]
-"""Takes a finished trial's run; returns by objective what its backbone is worth in detection, from 0 to 1."""
+"""Takes a finished trial's run; returns by objective what its backbone is worth in detection, from 0 to 1, and as
+`<objective>_low` and `_high` the ends of its interval."""
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,8 @@ class _Recorder(tune.Callback):
             return
         self.board.moved(mine, result["run"], json.loads(result["lineage"]))
         row = {k: v for k, v in result.items() if k in ("step", "epoch", "train_seconds") or k.startswith("val_")}
-        names = {"val_error", "AP", "AP_masks", "latency_ms"} if result.get("finished") else set()
+        ends = {f"{name}_{end}" for name in ("AP", "AP_masks") for end in ("low", "high")}
+        names = {"val_error", "AP", "AP_masks", "latency_ms", *ends} if result.get("finished") else set()
         self.board.reported(mine, row, {k: result[k] for k in names | {"device_hours"} if k in result})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

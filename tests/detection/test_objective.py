@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.sweep.options import Sweep
-from detection.objective import DetectionAP
+from detection.objective import DetectionAP, intervals
+from detection.report.bootstrap import average_precision
+from detection.report.stored import load
 from tests.detection.conftest import SMALL, coco, write_backbone, write_scenes
 
 SCENES = ("objects", "render", "train_images", "val_images")
@@ -36,10 +39,23 @@ def test_a_runs_backbone_is_fine_tuned_once(tmp_path: Path) -> None:
     found = mine(str(tmp_path / "run"))
     results = tmp_path / "run" / "detector" / "results" / "metrics.json"
     metrics = json.loads(results.read_text())
-    assert found == {"AP_masks": metrics["segm"]["AP"], "AP": metrics["bbox"]["AP"]}
+    assert (found["AP_masks"], found["AP"]) == (metrics["segm"]["AP"], metrics["bbox"]["AP"])
+    assert found.keys() == {f"{name}{end}" for name in ("AP", "AP_masks") for end in ("", "_low", "_high")}
     before = results.stat().st_mtime_ns
     assert mine(str(tmp_path / "run")) == found
     assert results.stat().st_mtime_ns == before
+
+
+def test_the_interval_is_that_of_other_images(trained: Path) -> None:
+    """Against images drawn one by one; the spread alone, as percentiles are moved onto the value."""
+    found = intervals(str(trained / "results"), ("AP",))
+    matches = load(str(trained / "results"))["bbox"]
+    rng, n = np.random.default_rng(5), len(matches.image_ids)
+    counts = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(400)]
+    low, high = np.percentile([average_precision(matches, count).AP for count in counts], [2.5, 97.5])
+    value = json.loads((trained / "results" / "metrics.json").read_text())["bbox"]["AP"]
+    assert found["AP_low"] < value < found["AP_high"]
+    assert found["AP_high"] - found["AP_low"] == pytest.approx(high - low, rel=0.2)
 
 
 def test_mistakes_come_before_any_training(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from backbone.sweep.view.wording import NONE, amount, duration, short_names
 SECONDS, SLOW_SECONDS = 2, 15
 
 STYLE = """<style>
-.block-container, .stMainBlockContainer { max-width: 1400px; padding-top: 2.2rem; padding-bottom: 4rem; }
+.block-container, .stMainBlockContainer { max-width: 1400px; padding: 2.2rem 2rem 4rem; }
 .st-key-plotly { display: none; }
 .sweep { opacity: .68; font-weight: 600; margin: 0 0 .4rem; }
 .sweep b { padding: .1rem .55rem; border-radius: 1rem; border: 1px solid currentColor; margin-left: .4rem; }
@@ -34,7 +34,7 @@ STYLE = """<style>
 .facts { margin: 0 !important; padding: 0 !important; }
 .stMainBlockContainer [data-testid="stVerticalBlock"] { gap: .8rem; }
 [data-testid="stMetric"] > div { padding: .5rem .9rem; } [data-testid="stMetricValue"] { font-size: 1.4rem; }
-.stMainBlockContainer h3 { font-size: 1.2rem; padding: .6rem 0 0; }
+.stMainBlockContainer h3 { font-size: 1.2rem; padding: .6rem 0 .5rem; }
 .facts dt { opacity: .68; font-weight: 400; } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .figure .parcoords .axis path, .figure .parcoords .axis line { stroke: #8b8f96 !important; }
 [class*="st-key-scroll-"], .scroll { overflow-x: auto; }
@@ -214,6 +214,7 @@ def trials(record: Record) -> None:
         format="%.3g", min_value=0, max_value=max(t.epochs for t in record.trials) or 1, width="small"
     )
     formats |= {"multiply-adds": number(format="compact"), "cost": number("cost (device-hours)", format="%.3g")}
+    formats["why it ended"] = None  # the trial in full, below, says it
     formats["rung"] = number(f"rung of {len(record.rungs)}") if record.rungs else None
     ids = [t.id for t in shown]
     st.dataframe(

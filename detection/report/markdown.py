@@ -102,12 +102,12 @@ def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
 
 
 def _errors(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
-    body = []
+    base, body = summary["baseline"], []
     for row in summary["rows"]:
-        own = row[part["name"]]["errors"]
-        body.append([row["label"], *(interval(one["cost"]) for one in own.values())])
-        if row["label"] != summary["baseline"]:
-            body.append(["more or less", *(interval(one["difference"], signed) for one in own.values())])
+        own = row[part["name"]]["errors"].values()
+        body.append([row["label"], *(interval(one["cost"]) for one in own)])
+        if row["label"] != base:
+            body.append([f"{row['label']} less {base}", *(interval(one["difference"], signed) for one in own)])
     return _table(["Backbone", *summary["rows"][0][part["name"]]["errors"]], body)
 
 

@@ -74,7 +74,7 @@ def drawn(summary: dict[str, Any], part: dict[str, Any]) -> str:
             charts.legend(summary) + wide(charts.curves(summary, part)),
         ),
         (
-            f"{said} against cost",
+            f"{said[:1].upper()}{said[1:]} against cost",
             "Whiskers are 95 % intervals, grey ones of other images alone.",
             wide(charts.cost(summary, part)),
         ),

@@ -90,10 +90,10 @@ def test_errors_are_told_with_their_intervals(summary: dict[str, Any]) -> None:
             assert (difference["joint"] is None) == (row is scratch)
     assert base["boxes"]["errors"]["missed"]["difference"] is None
     (line,) = why(summary, summary["parts"][0])
-    assert line.startswith(f"{EVIL} loses less to ")
+    assert line.startswith(f"{EVIL} against plain-18: loses less AP50 to ")
     told = {kind: one["difference"] for kind, one in best["boxes"]["errors"].items()}
     for kind, one in told.items():
-        assert (f"{kind} " in line) == (one["joint"]["high"] < 0 or one["joint"]["low"] > 0)
+        assert (f"{kind}, " in line) == (one["joint"]["high"] < 0 or one["joint"]["low"] > 0)
     html, text = page.to_html(summary), to_markdown(summary)
     for said in (html, text):
         assert line.replace(EVIL, "") in said.replace("&#8288;", "")

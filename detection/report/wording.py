@@ -175,8 +175,8 @@ ERRORS = (
     "Points of AP50 that mending all errors of one kind, and nothing else, would win (TIDE, arXiv:2008.08115). They do "
     "not add up. Classification: on an object of another class; localisation: IoU 0.1 to 0.5; both: badly placed and "
     "of another class; duplicate: the object is found already; background: nothing is there; missed: nothing found it. "
-    "A class of which nothing is found stays at 0, whatever is mended of what it misses. Of 95 % intervals one in twenty "
-    "is off by chance."
+    "A class of which nothing is found stays at 0, whatever is mended of what it misses. Of 95 % intervals one in "
+    "twenty is off by chance."
 )
 
 

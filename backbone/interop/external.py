@@ -31,8 +31,9 @@ def bring(options: Import, files: Files, given: Facts) -> Imported:
         UserError: timm is missing or has no such net, the net cannot be a backbone, a key is unexplained or missing, or
             what is said of its pixels contradicts itself.
     """
-    where, net_options = options.weights or "random weights", describe(options.model, options.arguments)
-    beside = _said_beside(files, net_options, where)
+    where = options.weights or "random weights"
+    beside, arguments = _said_beside(files, options.model, where)
+    net_options = describe(options.model, {**arguments, **options.arguments})
     if options.random:
         torch.manual_seed(0)
         net = External(net_options, len(given.classes or ()) or _registered_classes(net_options))
@@ -84,7 +85,7 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
     converted = sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32})
     if converted:
         notes.append(f"{', '.join(converted)} became float32")
-    _check_keys(own, tensors, options, where)
+    _check_keys(own, tensors, options, where, head)
     broken = [name for name, t in tensors.items() if not t.isfinite().all()]
     if broken:
         raise UserError(f"{where}: values that are not finite in {some(sorted(broken))}")
@@ -92,7 +93,9 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
     return net, notes, has_head
 
 
-def _check_keys(own: dict[str, Tensor], tensors: dict[str, Tensor], options: ExternalNet, where: str) -> None:
+def _check_keys(
+    own: dict[str, Tensor], tensors: dict[str, Tensor], options: ExternalNet, where: str, head: str
+) -> None:
     """UserError with every kind of misfit."""
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -106,22 +109,24 @@ def _check_keys(own: dict[str, Tensor], tensors: dict[str, Tensor], options: Ext
         if found
     ]
     if faults:
-        raise UserError(
-            f"{where}: not the weights of timm's {options.name}: {'; '.join(faults)}. --entry names the part of a "
-            "checkpoint, --prefix what stands before its keys, --drop keys beside the net"
-        )
+        needed = [name for name in own if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")]
+        starts = {name.removesuffix(needed[0]) for name in tensors if name.endswith(needed[0])}
+        prefix = next((s for s in starts if all(s + name in tensors for name in needed)), "")
+        fix = "--entry names the part of a checkpoint, --prefix what stands before its keys, --drop keys beside the net"
+        fix = f"It lies behind a prefix: --prefix {prefix}, and --drop for keys beside it" if prefix else fix
+        raise UserError(f"{where}: not the weights of timm's {options.name}: {'; '.join(faults)}. {fix}")
 
 
-def _said_beside(files: Files, options: ExternalNet, where: str) -> Facts:
-    """What a `config.json` beside the weights says."""
+def _said_beside(files: Files, model: str, where: str) -> tuple[Facts, dict[str, Any]]:
+    """What a `config.json` beside the weights says of pixels and classes, and the arguments of its net."""
     try:
         facts = sound(timm.facts(files))
-        architecture = timm.architecture(files)
+        architecture, arguments = timm.architecture(files)
     except Exception as error:  # it is somebody else's file, and can be anything
         raise UserError(f"{where}: the config beside the weights cannot be read: {error!r}") from error
-    if architecture and architecture != options.model.partition(".")[0]:
+    if architecture and architecture != model.partition(".")[0]:
         raise UserError(f"{where}: its config.json is of {architecture}; give --model {architecture}")
-    return facts
+    return facts, arguments
 
 
 def _settled(net: External, beside: Facts, given: Facts) -> tuple[Facts, list[str]]:

@@ -85,9 +85,10 @@ def answers(folder: Path, source: Source) -> Answer:
     return turned
 
 
-def architecture(files: Files) -> str:
-    """The name of the net in `config.json`, if there is one."""
-    return str(json.loads(files["config.json"]).get("architecture", "")) if "config.json" in files else ""
+def architecture(files: Files) -> tuple[str, dict[str, Any]]:
+    """The name of the net in `config.json`, if there is one, and what its builder is told."""
+    config = json.loads(files["config.json"]) if "config.json" in files else {}
+    return str(config.get("architecture", "")), dict(config.get("model_args") or {})
 
 
 def facts(files: Files) -> Facts:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from backbone.errors import UserError
@@ -97,7 +98,11 @@ def describe(model: str, arguments: dict[str, Any]) -> ExternalNet:
         UserError: timm is missing or has no such net; the net cannot be a backbone, and why.
     """
     timm = library()
-    given = ExternalNet(version=timm.__version__, model=model, arguments=arguments, norm="none")
+    try:
+        given = ExternalNet(version=timm.__version__, model=model, arguments=arguments, norm="none")
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors()]
+        raise UserError(f"model {model}: no name or arguments of a net of timm's: {'; '.join(faults)}") from error
     with torch.device("meta"):
         net = create(given, 1)
         if "strict_img_size" not in arguments and "strict_img_size" in inspect.signature(type(net).__init__).parameters:

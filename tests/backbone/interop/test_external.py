@@ -94,6 +94,8 @@ def test_keys_are_accounted_for(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, file)
     done = bring(file, output=str(tmp_path / "out"), entry="state_dict", prefix=["module."])
     torch.testing.assert_close(done.found.net.model.state_dict(), state)
+    with pytest.raises(UserError, match=r"keys missing: .* It lies behind a prefix: --prefix module\., and"):
+        bring(file, output=str(tmp_path / "out"), entry="state_dict")
     with pytest.raises(UserError, match=r"holds more than tensors: .*epoch"):
         bring(file, output=str(tmp_path / "out"))
     headless = {k: v for k, v in state.items() if not k.startswith("fc.")}
@@ -115,6 +117,9 @@ def test_swin_reads_any_size_and_refuses_to_be_kept_at_one(tmp_path: Path) -> No
     done = run(Import.model_validate(given | {"arguments": {"embed_dim": 24}}))
     assert done.found.net.options.arguments == {"embed_dim": 24, "strict_img_size": False}
     assert max(row.relative for row in done.agreements) < 1e-5
+    export.export(str(tmp_path / "out"), "timm", str(tmp_path / "timm"))
+    again = bring(tmp_path / "timm", given["model"])
+    assert again.found.net.options == done.found.net.options  # the arguments lie in its config
     with pytest.raises(UserError, match=r"do not run one after the other on images of 64x96 pixels.*height"):
         run(Import.model_validate(given | {"arguments": {"embed_dim": 24, "strict_img_size": True}}))
 
@@ -142,3 +147,29 @@ def test_where_it_can_go(tmp_path: Path) -> None:
     assert all(row.relative < 1e-4 for row in done.agreements)
     again = bring(tmp_path / "timm", "test_efficientnet")
     torch.testing.assert_close(again.found.net.state_dict(), artifact.load(place / "artifact")[0].state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "channels"),
+    [
+        ("resnext50_32x4d", [256, 512, 1024, 2048]),
+        ("resnet50d", [256, 512, 1024, 2048]),
+        ("seresnet50", [256, 512, 1024, 2048]),
+        ("regnety_016", [48, 120, 336, 888]),
+        ("convnext_tiny", [96, 192, 384, 768]),
+        ("mobilenetv3_large_100", [24, 40, 112, 960]),
+        ("swin_tiny_patch4_window7_224", [96, 192, 384, 768]),
+    ],
+)
+def test_nets_that_people_use(tmp_path: Path, model: str, channels: list[int]) -> None:
+    """Whole, as timm's own answers are, from image to logits; a wrong mean in the artifact does not load."""
+    done = run(Import(source="timm", model=model, random=True, output=str(tmp_path)))
+    assert [stage.channels for stage in done.found.net.stages.values()] == channels
+    assert max(row.relative for row in done.agreements) < 1e-5
+    assert artifact.load(tmp_path)[0].options == done.found.net.options
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"]["mean"][0] += 0.05
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="does not answer its probe"):
+        artifact.load(tmp_path)

@@ -102,6 +102,8 @@ def test_what_cannot_be_a_backbone_is_refused_by_name() -> None:
     assert "there is resnext50_32x4d" in text
     assert "does not build it with {'colour': 1}" in refused("test_resnet", colour=1)
     assert "are at 2, 4, 8, 16, 16" in refused("test_resnet", output_stride=16)
+    assert "no name or arguments of a net of timm's: model String should match" in refused("hf-hub:timm/resnet50")
+    assert "checkpoint_path: not for a net's builder" in refused("test_resnet", checkpoint_path="x")
     with pytest.raises(UserError, match="x: timm has no stage information"):
         stage_features(nn.Linear(1, 1), "x")
 

@@ -19,6 +19,7 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's API shows the run
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",  # it is said in a line of ours
 }
 
 

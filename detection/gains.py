@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
+from tqdm import tqdm
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
@@ -266,7 +267,7 @@ def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
     return load_backbone(recipe)[0]
 
 
-def run(gains: Gains, say: Callable[[str], None] = print) -> tuple[Plan, dict[str, str]]:
+def run(gains: Gains, say: Callable[[str], None] = tqdm.write) -> tuple[Plan, dict[str, str]]:
     """Train and judge what is not there yet, as much at a time as the cluster holds.
 
     A row is fine-tuned as soon as its own backbone is there. A run that fails stops none but those it is needed for.

@@ -37,7 +37,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from backbone.data.augment import Draws, blend, resize
+from backbone.data.augment import Draws, TrainingView, blend, resize
 from backbone.data.batches import TrainSet, make_loader
 from backbone.data.index import IndexedSource
 from backbone.data.loader import train_loader
@@ -305,6 +305,34 @@ def on_cores(cores: int, folder: Path, given: argparse.Namespace) -> list[dict[s
     return rows
 
 
+def views(augments: list[str], turns: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a core for a view of 341 x 256 pixels that are decoded already, in turns of 50 views: each
+    augmentation's, and by how much it is more than that of the first.
+    """
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (32, 43, 3), np.uint8), (341, 256))
+    planes = np.empty((3, SIDE, SIDE), np.uint8)
+    made = {
+        name: TrainingView(TypeAdapter(Augment).validate_python(options_of(name)), SIDE, 0.875, (124, 116, 104))
+        for name in augments
+    }
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(turns + 1):
+        for name, view in made.items():
+            began = time.process_time()
+            for i in range(50):
+                view.fill(planes, image, mix(turn, i))
+            times[name].append((time.process_time() - began) * 1000 / 50)
+    plain = np.array(times[augments[0]][1:])
+    return {
+        name: {
+            "ms": float(np.median(mine[1:])),
+            "ms more": float(np.median(np.array(mine[1:]) - plain)),
+            "ms more, fastest turns": min(mine[1:]) - float(plain.min()),
+        }
+        for name, mine in times.items()
+    }
+
+
 def on_device(batch: int, turns: int) -> dict[str, dict[str, Any]]:
     """Milliseconds an image of what follows on the device, this machine's GPU or else a core of it; in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -354,8 +382,9 @@ def main() -> None:
         repack(source, folder / "raw", "rgb.npy", encode_raw)
         rows = [row for cores in given.cores for row in on_cores(cores, folder, given)]
     device = on_device(64, given.turns)
-    print(json.dumps(device, indent=1))
-    write(given.output, rows, device=device)
+    varied = views(given.augments, 40)
+    print(json.dumps({"device": device, "views": varied}, indent=1))
+    write(given.output, rows, device=device, views=varied)
 
 
 if __name__ == "__main__":

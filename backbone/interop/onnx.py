@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from backbone.errors import UserError
 from backbone.interop.common import Answer, Files, Source
 
 
@@ -44,16 +45,23 @@ def write(source: Source) -> Files:
         warnings.simplefilter("ignore")
         log = logging.getLogger("torch.onnx")
         before, log.level = log.level, logging.ERROR
-        program = torch.onnx.export(
-            _Whole(source).eval(),
-            (torch.zeros(2, 3, 64, 96, dtype=torch.uint8),),
-            input_names=["images"],
-            output_names=names,
-            dynamic_shapes=({0: Dim("batch"), 2: Dim("height"), 3: Dim("width")},),
-            dynamo=True,
-            verbose=False,
-        )
-        log.level = before
+        try:
+            program = torch.onnx.export(
+                _Whole(source).eval(),
+                (torch.zeros(2, 3, 64, 96, dtype=torch.uint8),),
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes=({0: Dim("batch"), 2: Dim("height"), 3: Dim("width")},),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:  # other libraries' nets may branch on the size of an image
+            raise UserError(
+                f"{source.net.options.name} cannot go to onnx for any number and size of images: "
+                f"{' '.join(str(error.__cause__ or error).split())[:300]}"
+            ) from error
+        finally:
+            log.level = before
     assert program is not None
     i = source.inputs
     facts = {

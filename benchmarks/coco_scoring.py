@@ -81,7 +81,7 @@ def main() -> None:
         "pycocotools": stock,
         "score_coco": lambda truth, results: score_coco(truth, results, categories),
         "score_voc": lambda truth, results: score_voc(truth, results, categories),
-        "matches": lambda truth, results: all_matches(truth, results, categories),
+        "all_matches": lambda truth, results: all_matches(truth, results, categories),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     numbers: dict[str, np.ndarray] = {}

@@ -1,7 +1,6 @@
 """Average precision, COCO's and VOC's, over resampled images, many resamples at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,39 +9,11 @@ from detection.report.stored import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # pycocotools' recThrs
 IOUS = np.arange(50, 100, 5) / 100
-METRICS = ("AP", "AP50", "AP75")
 AT50, AT75 = 0, 5
 BLOCK = 4_000_000  # numbers held at once for a class, 32 MB an array
 
 Area = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From a class's envelope and objects found so far, both [hits, B], and its objects, [B], to its AP, [B]."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Average precision, fractions; NaN where there is no ground truth."""
-
-    AP: float
-    AP50: float
-    AP75: float
-    per_class: np.ndarray  # float64 [K, 10], at each IoU
-
-
-def average_precision(matches: Matches, weights: np.ndarray | None = None) -> Precision:
-    """COCO's AP as `COCOeval.accumulate` computes it, each image counted `weights` times.
-
-    Args:
-        weights: float or int [N], not negative, in the order of `image_ids`; None is 1 each.
-
-    Returns:
-        What pycocotools gives for a data set that holds image i `weights[i]` times. The mean is over the classes that
-        have ground truth left.
-    """
-    if weights is None:
-        weights = np.ones(len(matches.image_ids))
-    per_class = class_ap(matches, np.asarray(weights, float)[:, None])
-    AP, AP50, AP75 = _summarised(per_class)[:, 0]
-    return Precision(float(AP), float(AP50), float(AP75), per_class[..., 0])
 
 
 def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +41,11 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
 
 
 def coco(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """AP, AP50 and AP75, float64 [3, B], with each image counted `weights` [N, B] times; NaN without ground truth."""
+    """AP, AP50 and AP75 as `COCOeval.accumulate` computes them, float64 [3, B]; NaN without ground truth.
+
+    Each image is counted `weights` times, [N, B], not negative, in the order of `image_ids`: what pycocotools gives for
+    a data set that holds it so often.
+    """
     return _summarised(class_ap(matches, weights))
 
 
@@ -99,7 +74,7 @@ def paired_draws(
         of: what is measured, float64 [metrics, B] of image weights [N, B].
 
     Returns:
-        By row float64 [metric, training, 1 + resamples], by default metrics as in METRICS, column 0 all images; NaN in
+        By row float64 [metric, training, 1 + resamples], by default AP, AP50 and AP75, column 0 all images; NaN in
         resamples without ground truth.
 
     Raises:

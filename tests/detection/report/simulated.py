@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from detection.data.contract import Categories
 from detection.detections import encode
 from detection.matches import all_matches
+from detection.report.bootstrap import class_ap, coco
 from detection.report.stored import Matches
 from detection.voc_ap import score_voc
 
@@ -167,3 +169,19 @@ def scores(judge: COCOeval, categories: Categories) -> dict[str, Any]:
 def categories_of(truth: dict[str, Any]) -> Categories:
     """Its classes, in its order."""
     return Categories(tuple(c["name"] for c in truth["categories"]), tuple(c["id"] for c in truth["categories"]))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Average precision, fractions; NaN where there is no ground truth."""
+
+    AP: float
+    AP50: float
+    AP75: float
+    per_class: np.ndarray  # float64 [K, 10], at each IoU
+
+
+def average_precision(matches: Matches, weights: np.ndarray | None = None) -> Precision:
+    """The report's own AP, each image counted `weights` times, [N]; None is 1 each."""
+    columns = np.ones((len(matches.image_ids), 1)) if weights is None else np.asarray(weights, float)[:, None]
+    return Precision(*map(float, coco(matches, columns)[:, 0]), class_ap(matches, columns)[..., 0])

@@ -12,7 +12,6 @@ from backbone.errors import UserError
 from detection.data.contract import Categories
 from detection.matches import all_matches
 from detection.report.bootstrap import (
-    average_precision,
     paired_draws,
     precision_recall,
     voc_area,
@@ -21,6 +20,7 @@ from detection.report.bootstrap import (
 from detection.report.stored import Matches, load
 from detection.voc_ap import score_voc
 from tests.detection.report import simulated
+from tests.detection.report.simulated import average_precision
 
 NAMES = ["cat", "dog", "bird", "bus"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from backbone.errors import UserError
-from detection.report.bootstrap import average_precision
 from detection.report.compare import Scored, compare
 from detection.report.stored import Matches
+from tests.detection.report.simulated import average_precision
 
 
 def world(rng: np.random.Generator, images: int, skill: float, own: np.random.Generator | None = None) -> Matches:

@@ -61,8 +61,8 @@ def stop_of(error: BaseException) -> Stopped | None:
     """The request to stop that an exception is; None where it is something else."""
     if isinstance(error, Stopped):
         return error
-    if isinstance(error, KeyboardInterrupt):
-        return Stopped()
+    if isinstance(error, KeyboardInterrupt):  # what Ray makes of any signal while it waits
+        return asked() or Stopped()
     # What Ray's handler makes of a SIGTERM while it starts.
     return Stopped(signal.SIGTERM) if isinstance(error, SystemExit) and error.code == signal.SIGTERM else None
 

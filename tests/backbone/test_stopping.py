@@ -119,15 +119,16 @@ WRAPPED = """
     try:
         print('at work')
         while True: time.sleep(0.01)
-    except KeyboardInterrupt: raise RuntimeError('Error calling __set_name__')
+    except KeyboardInterrupt: raise {}
 """
 
 
-def test_what_importing_makes_of_it_is_no_error(start: Start) -> None:
-    process = start(WRAPPED)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("error", ["RuntimeError('Error calling __set_name__')", "KeyboardInterrupt() from None"])
+def test_what_importing_or_ray_makes_of_it_is_the_signal(start: Start, error: str) -> None:
+    process = start(WRAPPED.format(error))
+    process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=300)[0] == "stopped; submit again to go on\n"
-    assert process.returncode == 130
+    assert process.returncode == 143
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -304,7 +304,7 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need
     if given.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no GPU here; --device cpu shows that the script runs")
-    gpu = {"gpu": torch.cuda.get_device_name()} if given.device.type == "cuda" else {}
+    gpu: dict[str, Any] = {"gpu": torch.cuda.get_device_name()} if given.device.type == "cuda" else {}
     gpu |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     rows = []
     with tempfile.TemporaryDirectory() as name:

@@ -17,8 +17,18 @@ from typing import Any
 import pytest
 
 from backbone.sweep.record import Record, read
+from backbone.sweep.view.compare import COLOURS, differences, first_choice
 from backbone.sweep.view.panels import panels
 from tests.backbone.sweep.conftest import STEPS, make_record, make_trial, write_runs
+
+CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => {
+  const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+  if (!box.width || !box.height) return false;
+  for (let p = e; p; p = p.parentElement) if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false;
+  const cut = style.overflowX === 'hidden' && style.textOverflow === 'ellipsis' && e.scrollWidth > e.clientWidth + 1;
+  return cut || box.right > document.documentElement.clientWidth + 1;
+}).map(e => `${e.tagName} ${e.textContent.slice(0, 40)}`)"""
+"""What is wider than the window, or than a box that hides the rest, and cannot be scrolled to."""
 
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -204,7 +214,7 @@ def test_a_sweep_goes_on_before_ones_eyes(tmp_path: Path, browser: Any) -> None:
                 assert probe.connect_ex((outside, port)) != 0, "bound to this machine alone"
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
 def test_the_report_needs_nothing(tmp_path: Path, browser: Any, run_job: Run, width: int, scheme: str) -> None:
     record = make_record(tmp_path / "sweep")
     write_runs(record)
@@ -233,6 +243,26 @@ def test_the_report_needs_nothing(tmp_path: Path, browser: Any, run_job: Run, wi
     assert [text.split()[0] for text in shown] == [t.id for t in ranked] + ["0010"]
     page.keyboard.press("Enter")
     assert page.locator("#trials ~ .scroll tbody th").first.inner_text().split()[0] == ranked[-1].id
+
+    # Two trials side by side, a colour each; filters narrow boxes and table; the grid's fields are chosen.
+    compared = "document.querySelector('#figure-compare').data.map(trace => [trace.meta, trace.line.color])"
+    first = [trial for trial, _ in page.evaluate(compared)]
+    assert first == first_choice(now, now.trials)
+    for trial in first[1:]:
+        page.locator(f"#chips input[value='{trial}']").uncheck()
+    page.locator("#chips input[value='0005']").check()
+    assert page.evaluate(compared) == [[first[0], COLOURS[0]], ["0005", COLOURS[1]]]
+    rows = page.locator("#differences tbody tr").all_inner_texts()
+    expected = ["\t".join([label, *values]) for label, values in differences(now, [first[0], "0005"])]
+    assert [" ".join(row.split()) for row in rows] == [" ".join(row.split()) for row in expected]
+    page.locator("#filters select[data-name='model.depth']").select_option("20")
+    table = [text.split()[0] for text in page.locator("#trials ~ .scroll tbody th:visible").all_inner_texts()]
+    assert sorted(table) == [t.id for t in now.trials if t.point["model.depth"] == 20]
+    page.locator("#filters select[data-name='model.depth']").select_option("")
+    page.locator("select[data-name=grid-down]").select_option("schedule")
+    page.wait_for_function("document.querySelector('#figure-grid').data[0].y[0] === 'steps'")
+    clipped = page.evaluate(CLIPPED)
+    assert clipped == []
 
     page.locator("#trials ~ .scroll tbody a", has_text="0005").click()
     assert page.locator("#trial-0005").evaluate("trial => trial.open")

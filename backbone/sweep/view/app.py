@@ -41,7 +41,7 @@ STYLE = """<style>
 .differences { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .differences th, .differences td { text-align: left; padding: .4rem .7rem; border: 0; }
 .differences tr { border-bottom: 1px solid rgba(128,128,128,.3); } .differences td { min-width: 7rem; }
-.differences th:first-child { padding-left: 0; max-width: 10rem; overflow-wrap: anywhere; }
+.differences th:first-child { padding-left: 0; min-width: 7rem; max-width: 10rem; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 @media (max-width: 560px) {
   .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
@@ -175,7 +175,7 @@ def side_by_side(record: Record) -> None:
         st.info("No trial has been evaluated yet.", icon=":material/hourglass_empty:")
         return
     most = len(compare.COLOURS)
-    words = {i: summary.told(record, record.trial(i)) for i in ids}
+    words = {i: f"{i} {record.trial(i).net}" for i in ids}
     label = f"Trials, up to {most}"
     chosen = _several(label, "compared", ids, first, format_func=words.__getitem__, max_selections=most)
     figure = compare.curves(record, chosen)
@@ -234,7 +234,7 @@ def trials(record: Record) -> None:
         running = [t.id for t in shown if t.state == "running"]
         wanted = [st.session_state.get("last_trial"), record.best, *running, *ids]
         st.session_state["trial"] = next(i for i in wanted if i in ids)
-    chosen = st.selectbox("Trial", ids, format_func=lambda i: summary.told(record, record.trial(i)), key="trial")
+    chosen = st.selectbox("Trial", ids, format_func=lambda i: summary.called(record, record.trial(i)), key="trial")
     st.session_state["last_trial"] = chosen
     detail(record, record.trial(chosen))
 

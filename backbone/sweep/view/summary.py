@@ -145,9 +145,14 @@ def facts(record: Record, trial: Trial) -> dict[str, str]:
 
 
 def told(record: Record, trial: Trial) -> str:
-    """A trial in one line, to choose it by."""
+    """A trial in one line."""
+    return f"{called(record, trial)} · {point(trial.point)}"
+
+
+def called(record: Record, trial: Trial) -> str:
+    """A trial in a few words, to choose it by, on a phone too."""
     known = word(record, trial)
-    return f"{trial.id} · {STATES[trial.state]}{known and f', {known}'} · {point(trial.point)}"
+    return f"{trial.id} · {STATES[trial.state]}{known and f', {known}'}"
 
 
 def front(record: Record) -> list[str]:

@@ -15,9 +15,10 @@ from backbone.artifact import load
 from backbone.data.synthetic import SyntheticSource
 from tests.conftest import ROOT
 
-# All of it takes five to eight minutes on two quiet cores; a part of it shows that everything works together.
+# All of it takes some six minutes on two quiet cores; a part of it shows that everything works together.
 FULL = bool(os.environ.get("RAYBONE_TEST_FULL"))
 A_PART = [
+    *"--pretrain_seeds 0".split(),
     *"--pretrain_with.schedule.total 1 --pretrain_with.data.train_images 512".split(),
     *"--pretrain_with.data.val_images 256 --pretrain_with.run.precise_bn 128".split(),
     *"--finetune_with.schedule.total 1 --finetune_with.schedule.warmup 0 --finetune_with.data.train_images 64".split(),
@@ -47,14 +48,16 @@ def test_the_readmes_main_command(tmp_path: Path) -> None:
     assert list(rows) == ["plain", "residual", "from-scratch"]
     residual, scratch = rows["residual"], rows["from-scratch"]
     if FULL:
-        assert residual["AP"]["images"]["low"] > scratch["AP"]["images"]["high"]  # pretraining
-        assert residual["gain"]["AP"]["absolute"]["images"]["low"] > 0  # shortcuts
+        assert residual["AP"]["joint"]["low"] > scratch["AP"]["joint"]["high"]  # pretraining
+        assert residual["gain"]["AP"]["absolute"]["joint"]["low"] > 0  # shortcuts
     for label, row in rows.items():
-        folder = tmp_path / f"quickstart-{label}-seed0"
-        metrics = json.loads((folder / "results/metrics.json").read_text())
-        assert row["AP"]["value"] == pytest.approx(metrics["bbox"]["AP"], abs=1e-9)
-        assert (folder / "artifact/model.safetensors").stat().st_size > 0
-        assert (folder / "curves.png").stat().st_size > 10_000
+        folders = sorted(tmp_path.glob(f"quickstart-{label}*-seed?"))
+        assert len(folders) == (3 if FULL or label == "from-scratch" else 1)
+        found = [json.loads((folder / "results/metrics.json").read_text())["bbox"]["AP"] for folder in folders]
+        assert row["AP"]["value"] == pytest.approx(np.mean(found), abs=1e-9)
+        for folder in folders:
+            assert (folder / "artifact/model.safetensors").stat().st_size > 0
+            assert (folder / "curves.png").stat().st_size > 10_000
         assert f"{100 * row['AP']['value']:.1f}" in done.stdout
     page = (tmp_path / "quickstart/report.html").read_text()
     assert page.count("<svg") > 3
@@ -66,5 +69,5 @@ def test_the_readmes_main_command(tmp_path: Path) -> None:
     with torch.no_grad():
         right = (net.classify(inputs.normalize(images)).argmax(1).numpy() == source.labels[:256]).mean()
     accuracy = 100 - about["provenance"]["metrics"]["val_error"]
-    assert accuracy > (60 if FULL else 5)  # chance is 8.3 %
+    assert accuracy > (30 if FULL else 5)  # chance is 8.3 %
     assert abs(100 * right - accuracy) < 10  # on a part of the same images

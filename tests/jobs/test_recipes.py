@@ -188,7 +188,7 @@ def test_quickstart_plan_fits_a_laptop():
     plain, residual = (recipe(f"quickstart/{name}.yaml") for name in ("plain", "residual"))
     lines = plan(residual)
     assert (residual.scaling.use_gpu, residual.data.source) == (False, "synthetic")
-    assert lines["batch"] == "32 = 32 a micro-batch x 1 accumulated x 1 worker(s)"
+    assert lines["batch"] == "64 = 64 a micro-batch x 1 accumulated x 1 worker(s)"
     gib = re.findall(r"about ([\d.]+) GiB", lines["memory"])[0]
     assert float(gib) < 1
     # The comparison is of shortcuts alone, and of the beginning that only they allow.

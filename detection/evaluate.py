@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +27,11 @@ from backbone.training.world import Report, World
 from detection import artifact, scoring
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
-from detection.data.loader import DIVISOR, EvalSet, eval_loader, pad
+from detection.data.loader import DIVISOR, EvalBatch, EvalSet, eval_loader, pad
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
+from detection.improvements.steps import Steps, detections
+from detection.improvements.views import View, look
 from detection.recipe import DetectorEvaluation
 
 
@@ -79,6 +81,45 @@ def detect_batches(
     return concatenate(found), bad
 
 
+@torch.no_grad()
+def detect_by_steps(
+    loaded: artifact.Loaded,
+    batches: Iterable[Sequence[EvalBatch]],
+    image_ids: np.ndarray,
+    device: torch.device,
+    autocast: torch.autocast,
+    steps: Steps,
+) -> tuple[Detections, list[str]]:
+    """`detect_batches` with the steps of `detection.improvements`. `batches` are the same images at each of the scales.
+
+    Images go through the detector one by one.
+    """
+    found: list[Detections] = []
+    bad: list[str] = []
+    with autocast:
+        for scales in batches:
+            first = scales[0]
+            outputs = []
+            for row, readable in enumerate(first["readable"].tolist()):
+                views = [view for batch in scales for view in _views(loaded, batch, row, device, steps.flip)]
+                output = detections(views, steps)
+                outputs.append({key: rows if readable else rows[:0] for key, rows in output.items()})
+            ids = image_ids[np.array(first["indices"])]
+            found.append(collect(outputs, first["originals"], first["originals"], ids))
+            bad += first["bad"]
+    return concatenate(found), bad
+
+
+def _views(loaded: artifact.Loaded, batch: EvalBatch, row: int, device: torch.device, flip: bool) -> Iterator[View]:
+    """An image of a batch as the detector sees it, and its mirror image."""
+    (height, width), original = batch["sizes"][row].tolist(), batch["originals"][row].tolist()
+    padded = [-(-side // DIVISOR) * DIVISOR for side in (height, width)]
+    part = batch["images"][row : row + 1, :, : padded[0], : padded[1]].to(device)
+    image = prepared(loaded.inputs, {"images": part, "sizes": batch["sizes"][row : row + 1].to(device)})
+    for mirrored in (False, True)[: 1 + flip]:
+        yield look(loaded.detector, image, (height, width), tuple(original), mirrored)
+
+
 def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[str, Any]]:
     """What a detector finds in images, uint8 RGB [H, W, 3] of any sizes, on whichever device it is.
 
@@ -126,6 +167,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     relabel(loaded.categories, source.categories)
     shorter = recipe.data.shorter_side[-1]
     side = "" if shorter == loaded.inputs.size else f"-{shorter}"
+    side += "".join(f"-{step}" for step in recipe.steps)
     beside = recipe.detector.rstrip("/").removesuffix("/artifact")
     url = recipe.output or join(beside, f"results-{source.fingerprint[:8]}{side}")
     fs, path = filesystem(url)
@@ -182,7 +224,12 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     batches = eval_loader(EvalSet(source, recipe.data), mine, recipe.batch, world.device.type == "cuda")
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(batches, len(mine), recipe.batch, world, report)
-    found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
+    if recipe.steps:
+        steps = Steps(recipe.refine, recipe.vote)
+        one_scale = ([batch] for batch in batches)
+        found, bad = detect_by_steps(loaded, one_scale, source.image_ids, world.device, context, steps)
+    else:
+        found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
     labels = relabel(loaded.categories, source.categories)[found.labels]
     found = replace(found, labels=labels).select(labels > 0)
     scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)

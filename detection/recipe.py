@@ -127,7 +127,15 @@ class DetectorEvaluation(Strict):
     """Only `val` is read. Sizes that are not given are those the detector was trained with."""
 
     batch: int = Field(1, ge=1)
-    """Images read at once by each worker; those of like shape go through the detector together. AP stays the same."""
+    """Images read at once by each worker; those of like shape go through the detector together, or with one of the
+    steps below one by one. AP stays the same."""
+
+    refine: bool = False
+    """Regress and score the regressed boxes again and pool both, NMS at IoU 0.3 (arXiv:1512.03385, appendix B)."""
+
+    vote: bool = False
+    """Box voting: each detection becomes the mean, weighted by scores, of the boxes of its class at IoU 0.5 or more
+    that NMS chose from."""
 
     fast: bool = True
     """Score by faster-coco-eval, whose numbers are the same; false: by pycocotools itself."""
@@ -137,7 +145,12 @@ class DetectorEvaluation(Strict):
 
     output: str = ""
     """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact, followed by the
-    shorter side where it is another than in training."""
+    shorter side where it is another than in training and the steps that are taken."""
+
+    @property
+    def steps(self) -> list[str]:
+        """What is done beside one look at each image, in words of a folder's name."""
+        return [name for name in ("refine", "vote") if getattr(self, name)]
 
     @model_validator(mode="after")
     def _possible(self) -> "DetectorEvaluation":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 
 
 class Heads(RoIHeads):
@@ -29,6 +29,17 @@ class Heads(RoIHeads):
         if self.training and targets is not None:
             return [], self._losses(features, proposals, image_shapes, targets)
         return super().forward(features, proposals, image_shapes)
+
+    def predict_masks(
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """For each image the masks float32 [D, 1, S, S] of its labels int64 [D], probabilities within boxes [D, 4]."""
+        maps: Any = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))  # ty: ignore
+        return list(maskrcnn_inference(self.mask_predictor(maps), labels))
 
     def _losses(
         self,

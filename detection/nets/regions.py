@@ -61,9 +61,20 @@ class SharedMaskHeads(Heads):
         found, losses = super().forward(features, proposals, image_shapes, targets)
         if losses:
             return found, losses
-        maps = self.box_head.to_map(self.box_roi_pool(features, [f["boxes"] for f in found], image_shapes))
-        masks = maskrcnn_inference(self.mask_predictor(maps), [f["labels"] for f in found])
+        boxes, labels = ([f[name] for f in found] for name in ("boxes", "labels"))
+        masks = self.predict_masks(features, boxes, labels, image_shapes)
         return [{**f, "masks": m} for f, m in zip(found, masks, strict=True)], {}
+
+    def predict_masks(
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """See `Heads.predict_masks`."""
+        maps = self.box_head.to_map(self.box_roi_pool(features, boxes, image_shapes))
+        return list(maskrcnn_inference(self.mask_predictor(maps), labels))
 
     def _losses(
         self,

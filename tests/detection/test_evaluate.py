@@ -118,6 +118,18 @@ def test_options_of_compute_are_read(trained: Path, tmp_path: Path) -> None:
     assert plain["bbox"]["AP"] == pytest.approx(slow["bbox"]["AP"], abs=1e-12)
 
 
+def test_refined_and_voted(trained: Path, tmp_path: Path) -> None:
+    """Other numbers, no worse by far, in a folder of their own; several images at once give the same ones."""
+    payload = prepare(asked(trained, "", refine=True, vote=True))
+    assert payload.url.endswith("-refine-vote")
+    one, many = (judge(trained, tmp_path / str(n), refine=True, vote=True, batch=n) for n in (1, 5))
+    plain = json.loads((trained / "results" / "metrics.json").read_text())
+    assert one["bbox"] == many["bbox"] != plain["bbox"]
+    assert one["bbox"]["AP"] > plain["bbox"]["AP"] / 2
+    about = json.loads((tmp_path / "1" / "metrics.json").read_text())["provenance"]["evaluation"]
+    assert (about["refine"], about["vote"]) == (True, True)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_same_numbers(

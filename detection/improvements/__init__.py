@@ -1,0 +1,1 @@
+"""What detection entries do at test time, each a step of its own and off unless asked for."""

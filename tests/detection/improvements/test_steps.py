@@ -1,0 +1,72 @@
+"""The steps on real detectors: without any they find what the detector finds, mirrored images give mirrored boxes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backbone.nets import build as build_net
+from backbone.options import NetOptions
+from detection.improvements.steps import Steps, detections
+from detection.improvements.views import View, look
+from detection.nets import Detector, build
+from detection.options import DetectorOptions
+
+SIDES = (50, 60)
+IMAGE = torch.zeros(1, 3, 64, 64)
+IMAGE[..., : SIDES[0], : SIDES[1]] = torch.randn(1, 3, *SIDES, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=["fpn", "c4"])
+def detector(request: pytest.FixtureRequest) -> Detector:
+    """A Mask R-CNN of random weights, which finds plenty."""
+    sizes = {"anchor_sizes": (8, 16, 24, 32, 48), "channels": 16, "hidden": 32} if request.param == "fpn" else {}
+    roi = {"score": 0.2, "detections": 20}
+    fields: dict[str, Any] = {"kind": request.param, "norm": "frozen", "freeze_at": 0, "masks": True, "roi": roi}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = build_net(NetOptions(net="resnet", depth=18, width=0.125), 1)
+        made = build(DetectorOptions.model_validate(fields | {"anchor_sizes": (8, 16, 32)} | sizes), net, 3).eval()
+        torch.nn.init.normal_(made.roi_heads.box_predictor.cls_score.weight, std=0.1)
+    return made
+
+
+@torch.no_grad()
+def views(detector: Detector, image: Tensor = IMAGE, flip: bool = False) -> list[View]:
+    return [look(detector, image, SIDES, (100, 120), mirrored) for mirrored in (False, True)[: 1 + flip]]
+
+
+@torch.no_grad()
+def found(detector: Detector, steps: Steps, image: Tensor = IMAGE) -> dict[str, Tensor]:
+    return detections(views(detector, image, steps.flip), steps)
+
+
+def test_without_any_step_it_is_what_the_detector_finds(detector: Detector) -> None:
+    with torch.no_grad():
+        theirs = detector(IMAGE, [SIDES])[0]
+    mine = found(detector, Steps())
+    assert len(mine["scores"]) > 5
+    torch.testing.assert_close(mine["scores"], theirs["scores"])
+    torch.testing.assert_close(mine["boxes"].float(), theirs["boxes"] * 2, rtol=1e-5, atol=1e-4)  # the file's pixels
+    assert torch.equal(mine["labels"], theirs["labels"])
+    torch.testing.assert_close(mine["masks"], theirs["masks"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [Steps(refine=True), Steps(vote=True), Steps(True, True)])
+def test_refined_and_voted_are_other_detections_within_the_image(detector: Detector, steps: Steps) -> None:
+    plain, better = found(detector, Steps()), found(detector, steps)
+    assert plain["boxes"].shape != better["boxes"].shape or not torch.equal(plain["boxes"], better["boxes"])
+    assert (better["boxes"] >= 0).all()
+    assert (better["boxes"] <= torch.tensor([120, 100, 120, 100])).all()
+    assert len(better["masks"]) == len(better["boxes"]) > 0
+
+
+def test_an_image_without_proposals(detector: Detector) -> None:
+    one = views(detector)[0]
+    with torch.no_grad():
+        none = View(detector, one.maps, one.proposals[:0], one.sides, one.original, False)
+        output = detections([none], Steps(True, True))
+    assert {name: len(rows) for name, rows in output.items()} == dict.fromkeys(
+        ("boxes", "labels", "scores", "masks"), 0
+    )

@@ -28,6 +28,7 @@ from detection import artifact, scoring
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
 from detection.data.loader import DIVISOR, EvalBatch, EvalSet, eval_loader, pad
+from detection.data.options import DetectionData
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
 from detection.improvements.steps import Steps, detections
@@ -155,6 +156,8 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
     """
     loaded = artifact.load(recipe.detector)
+    if recipe.scales and "shorter_side" in recipe.data.model_fields_set:
+        raise UserError("scales, data.shorter_side: give one of them; --scales names every size to look at")
     asked = recipe.model_dump(mode="json", exclude_unset=True)
     asked["data"] = _data(recipe, loaded)
     recipe = validate(DetectorEvaluation, asked, "with what the detector was trained with")
@@ -221,13 +224,15 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
         model.to(memory_format=torch.channels_last)
     mine = share(len(source), world.rank, world.size)
-    batches = eval_loader(EvalSet(source, recipe.data), mine, recipe.batch, world.device.type == "cuda")
+    sizes = [at_scale(recipe.data, side) for side in recipe.scales] or [recipe.data]
+    pin = world.device.type == "cuda"
+    loaders = [eval_loader(EvalSet(source, data), mine, recipe.batch, pin) for data in sizes]
     context = engine.autocast(recipe.compute, world.device)
-    batches = shown(batches, len(mine), recipe.batch, world, report)
+    batches = shown(loaders[0], len(mine), recipe.batch, world, report)
     if recipe.steps:
-        steps = Steps(recipe.refine, recipe.vote)
-        one_scale = ([batch] for batch in batches)
-        found, bad = detect_by_steps(loaded, one_scale, source.image_ids, world.device, context, steps)
+        steps = Steps(recipe.refine, recipe.vote, recipe.flip)
+        looks = zip(batches, *loaders[1:], strict=True)
+        found, bad = detect_by_steps(loaded, looks, source.image_ids, world.device, context, steps)
     else:
         found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
     labels = relabel(loaded.categories, source.categories)[found.labels]
@@ -246,6 +251,12 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
 
 
 EVALUATE = Job(prepare, evaluate)
+
+
+def at_scale(data: DetectionData, shorter: int) -> DetectionData:
+    """The data with images of this shorter side; the bound of the longer one keeps its proportion to it."""
+    longer = -(-data.longer_side * shorter // data.shorter_side[-1])
+    return data.model_copy(update={"shorter_side": (shorter,), "longer_side": longer})
 
 
 def shown(batches: Iterable[Any], count: int, size: int, world: World, report: Report) -> Iterable[Any]:

@@ -137,6 +137,13 @@ class DetectorEvaluation(Strict):
     """Box voting: each detection becomes the mean, weighted by scores, of the boxes of its class at IoU 0.5 or more
     that NMS chose from."""
 
+    flip: bool = False
+    """Look at the mirror image of each image too, and pool before NMS."""
+
+    scales: tuple[int, ...] = ()
+    """Shorter sides, pixels, in place of data.shorter_side: look at each image at each of them, and pool before NMS.
+    data.longer_side goes along in proportion."""
+
     fast: bool = True
     """Score by faster-coco-eval, whose numbers are the same; false: by pycocotools itself."""
 
@@ -150,7 +157,9 @@ class DetectorEvaluation(Strict):
     @property
     def steps(self) -> list[str]:
         """What is done beside one look at each image, in words of a folder's name."""
-        return [name for name in ("refine", "vote") if getattr(self, name)]
+        return [name for name in ("refine", "vote", "flip") if getattr(self, name)] + [
+            str(side) for side in self.scales
+        ]
 
     @model_validator(mode="after")
     def _possible(self) -> "DetectorEvaluation":
@@ -158,4 +167,9 @@ class DetectorEvaluation(Strict):
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        if self.scales and (min(self.scales) < 16 or len({*self.scales}) < max(2, len(self.scales))):
+            raise ValueError(
+                f"scales {list(self.scales)}: give two or more different shorter sides of 16 pixels or more, such as "
+                "--scales 600 800 1000; one alone is --data.shorter_side"
+            )
         return self

@@ -23,7 +23,7 @@ from detection import artifact, scoring
 from detection.data.contract import Categories
 from detection.data.options import CocoData
 from detection.data.sources import open_val
-from detection.evaluate import evaluate, prepare, prepared, relabel
+from detection.evaluate import at_scale, evaluate, prepare, prepared, relabel
 from detection.recipe import DetectorEvaluation
 from tests.detection.conftest import ALONE, coco, write_scenes
 
@@ -128,6 +128,19 @@ def test_refined_and_voted(trained: Path, tmp_path: Path) -> None:
     assert one["bbox"]["AP"] > plain["bbox"]["AP"] / 2
     about = json.loads((tmp_path / "1" / "metrics.json").read_text())["provenance"]["evaluation"]
     assert (about["refine"], about["vote"]) == (True, True)
+
+
+def test_mirrored_and_at_several_scales(trained: Path, tmp_path: Path) -> None:
+    """The longer side goes along, or the second size would be the first again in half of these images."""
+    payload = prepare(asked(trained, "", flip=True, scales=[64, 96]))
+    assert payload.url.endswith("-flip-64-96")
+    data = payload.options.data
+    assert [at_scale(data, side).longer_side for side in (64, 96, 32)] == [96, 144, 48]
+    metrics = judge(trained, tmp_path / "out", flip=True, scales=[64, 96])
+    plain = json.loads((trained / "results" / "metrics.json").read_text())
+    assert plain["bbox"]["AP"] / 3 < metrics["bbox"]["AP"] != plain["bbox"]["AP"]
+    with pytest.raises(UserError, match=r"scales, data\.shorter_side: give one of them"):
+        prepare(asked(trained, "", scales=[64, 96], data={"shorter_side": [64]}))
 
 
 @pytest.mark.slow

@@ -105,6 +105,12 @@ def test_an_evaluation_refuses_what_it_would_not_do(change: dict, complaint: str
         validate(DetectorEvaluation, {"detector": "x", "compute": change}, "file")
 
 
+@pytest.mark.parametrize("scales", [[64], [64, 64], [8, 64]])
+def test_scales_that_are_none(scales: list[int]) -> None:
+    with pytest.raises(UserError, match="give two or more different shorter sides"):
+        validate(DetectorEvaluation, {"detector": "x", "scales": scales}, "file")
+
+
 def test_reading_recipes_imports_nothing_slow() -> None:
     """Errors and --help come at once."""
     code = "import sys, detection.recipe, detection.gains; print(*{'torch', 'ray', 'cv2', 'numpy'} & {*sys.modules})"

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from backbone.nets import build as build_net
 from backbone.options import NetOptions
-from detection.improvements.steps import Steps, detections
-from detection.improvements.views import View, look
+from detection.improvements.steps import Steps, detections, pick
+from detection.improvements.views import View, look, mirror, mirror_boxes
 from detection.nets import Detector, build
 from detection.options import DetectorOptions
 
@@ -70,3 +71,46 @@ def test_an_image_without_proposals(detector: Detector) -> None:
     assert {name: len(rows) for name, rows in output.items()} == dict.fromkeys(
         ("boxes", "labels", "scores", "masks"), 0
     )
+
+
+def test_a_symmetric_image_is_its_own_mirror_image() -> None:
+    """And boxes that lie symmetrically their own; whatever the padding, which stays at the right."""
+    symmetric = torch.cat([IMAGE[..., :30], IMAGE[..., :30].flip(-1), IMAGE[..., 60:]], -1)
+    assert torch.equal(mirror(symmetric, 60), symmetric)
+    assert not torch.equal(mirror(IMAGE, 60), IMAGE)
+    assert torch.equal(mirror(mirror(IMAGE, 60), 60), IMAGE)
+    boxes = torch.tensor([[10.0, 3, 50, 40], [0, 0, 60, 50], [5, 1, 9, 8]])
+    assert torch.equal(mirror_boxes(boxes, 60), torch.tensor([[10.0, 3, 50, 40], [0, 0, 60, 50], [51, 1, 55, 8]]))
+
+
+@pytest.mark.parametrize("steps", [Steps(flip=True), Steps(refine=True, vote=True, flip=True)])
+def test_the_mirror_image_has_the_mirrored_detections(detector: Detector, steps: Steps) -> None:
+    """With flip, since both then look at the same two images; without, this net does not keep to it."""
+    one, other = found(detector, steps), found(detector, steps, mirror(IMAGE, 60))
+    assert len(one["scores"]) > 5
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["scores"], other["scores"])
+    torch.testing.assert_close(mirror_boxes(one["boxes"], 120), other["boxes"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(one["masks"].flip(-1), other["masks"], rtol=0, atol=1e-3)
+    alone = Steps(steps.refine, steps.vote)
+    plain, turned = found(detector, alone)["boxes"], found(detector, alone, mirror(IMAGE, 60))["boxes"]
+    assert plain.shape != turned.shape or not torch.allclose(mirror_boxes(plain, 120), turned, atol=1e-1)
+
+
+def test_scales_are_pooled_before_nms(detector: Detector) -> None:
+    """Against torchvision's NMS, class by class, over what each scale holds; one scale given twice is one scale."""
+    with torch.no_grad():
+        both = [*views(detector), look(detector, IMAGE[..., ::2, ::2].contiguous(), (25, 30), (100, 120))]
+        mine = pick(both, Steps())
+        parts = [view.candidates(False) for view in both]
+    boxes, labels, scores = (torch.cat([getattr(p, name) for p in parts]) for name in ("boxes", "labels", "scores"))
+    kept = []
+    for label in labels.unique():
+        rows = torch.where(labels == label)[0]
+        kept += rows[nms(boxes[rows].float(), scores[rows], detector.roi_heads.nms_thresh)].tolist()
+    best = sorted(scores[kept].tolist(), reverse=True)[: detector.roi_heads.detections_per_img]
+    assert mine.scores.tolist() == best
+    assert all(len(part) for part in parts)
+    with torch.no_grad():
+        twice, once = pick(both[:1] * 2, Steps()), pick(both[:1], Steps())
+    assert torch.equal(twice.boxes, once.boxes)

@@ -1,15 +1,18 @@
-"""Joining, counting and waiting for a Ray cluster: the ground of training, sweeps and preparing. Imports no torch."""
+"""Joining, counting and waiting for a Ray cluster, and tasks on it: the ground of training, sweeps, preparing and
+detecting. Imports no torch."""
 
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from backbone.compute import Scaling
-from backbone.errors import Lost, UserError
+from backbone.errors import Lost, UserError, last_line
 from backbone.stopping import heed_again
+
+T = TypeVar("T")
 
 # Before ray is imported. Values a user has set win.
 DEFAULTS = {
@@ -107,6 +110,50 @@ def _address(say: Callable[[str], None]) -> str | None:
         say(f"the Ray cluster last started here, {address}, is gone; starting another")
         return "local"
     return None
+
+
+def each(
+    task: Callable[[Any, int], tuple[T | None, str]],
+    shared: Any,
+    numbers: Iterable[int],
+    parallel: int,
+    needs: Mapping[str, float],
+) -> Generator[T]:
+    """What `task(shared, number)` gives on the joined cluster, `parallel` at a time, in the order they are done.
+
+    `task`, a function of an installed package, gives a result, or what the user must mend: then no more are begun, and
+    what is under way is finished. `needs` are Ray's options of a task, such as num_cpus.
+
+    Raises:
+        UserError: what a task said.
+        Lost: a task's process ended, again and again.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    remote, told = ray.remote(**needs)(task), ray.put(shared)
+    waiting, running, failed = iter(numbers), [], ""
+    try:
+        while True:
+            while not failed and len(running) < parallel and (number := next(waiting, None)) is not None:
+                running.append(remote.remote(told, number))
+            if not running:
+                break
+            (done,), running = ray.wait(running)
+            try:
+                result, fault = ray.get(done)
+            except RayError as error:
+                if isinstance(error, RayTaskError):  # a bug, with its traceback
+                    raise
+                raise Lost(f"a worker is gone: {last_line(error)}") from error
+            failed = failed or fault
+            if result is not None:
+                yield result
+    finally:
+        for one in running:
+            ray.cancel(one)
+    if failed:
+        raise UserError(failed)
 
 
 def dashboard_url() -> str:

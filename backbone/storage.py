@@ -1,6 +1,14 @@
 """Local paths and remote URLs as one file-system interface."""
 
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -37,6 +45,11 @@ def is_local(url: str | Path) -> bool:
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
+def absolute(url: str) -> str:
+    """A local path as every process of this machine understands it: Ray workers run in a directory of their own."""
+    return str(Path(url).expanduser().absolute()) if is_local(url) else url
+
+
 def join(url: str | Path, *parts: str) -> str:
     """Append path components to a local path or URL, before the URL's query (`s3://b/k?region=...`) if it has one."""
     place, mark, query = str(url).partition("?") if "://" in str(url) else (str(url), "", "")
@@ -60,3 +73,38 @@ def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
                 file.write(data)
     except OSError as error:
         raise UserError(f"cannot write {what} {url}: {error}") from error
+
+
+@contextmanager
+def writing(output: str, name: str, stays: str) -> Generator[BinaryIO]:
+    """A new file that appears under its name when it is complete and on the disk, or not at all.
+
+    Raises:
+        UserError: see `trouble`, which is told what `stays`.
+    """
+    fs, path = filesystem(output)
+    local = is_local(output)
+    folder = Path(path) if local else Path(tempfile.gettempdir())
+    aside = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with aside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if local:
+            aside.replace(folder / name)
+        else:
+            fs.put_file(str(aside), join(path, name))
+    except OSError as error:
+        raise UserError(trouble(error, output, stays)) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def trouble(error: OSError, output: str, stays: str) -> str:
+    """What to say of an output that cannot be written, where what is called `stays` is safe."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        path = filesystem(output)[1]
+        free = f", {shutil.disk_usage(path).free / 1e6:.0f} MB free" if is_local(output) else ""
+        return f"{output}: is full{free}; make room and run the same again: {stays} stay, the others follow"
+    return f"{output}: cannot be written ({error.strerror or error}); {stays} stay valid"

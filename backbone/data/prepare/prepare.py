@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,14 +21,14 @@ from tqdm import tqdm
 
 from backbone.data.ilsvrc import open_ilsvrc
 from backbone.data.prepare.options import Prepare
-from backbone.data.prepare.shards import EXAMPLES, ShardRecord, count_shards, counts, make_shard, trouble, writing
+from backbone.data.prepare.shards import EXAMPLES, STAYS, ShardRecord, count_shards, counts, make_shard
 from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
 from backbone.errors import UserError
 from backbone.lease import lease
 from backbone.stopping import Stopped
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import absolute, filesystem, join, trouble, writing
 
 FORMAT = 1  # of the folder
 INDEX, CLASSES, REPORT = "index.json", "classes.txt", "report.json"
@@ -86,7 +85,7 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
             full or read-only output.
     """
     options = options.model_copy(
-        update={"output": _absolute(options.output), "images": _absolute(options.images) if options.images else ""}
+        update={"output": absolute(options.output), "images": absolute(options.images) if options.images else ""}
     )
     source = open_options(options)
     odd = [name for name in source.classes if [name.strip()] != name.splitlines()]
@@ -113,11 +112,6 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
             raise
         records.sort(key=lambda record: record.shard)
         return _finish(options, source, plan, records)
-
-
-def _absolute(location: str) -> str:
-    """Ray workers run in a directory of their own."""
-    return str(Path(location).expanduser().absolute()) if is_local(location) else location
 
 
 def _plan(options: Prepare, source: Source) -> dict[str, Any]:
@@ -152,7 +146,7 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
             others = [name for name in found if name.endswith(".tar")]
             if others:
                 raise UserError(f"{output}: holds {others[0]}, which is not of this job; name another output")
-            with writing(output, UNFINISHED) as file:
+            with writing(output, UNFINISHED, STAYS) as file:
                 file.write(_json({"plan": plan}))
             return
         try:
@@ -166,7 +160,7 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
         shards = sum(name.endswith(".tar.json") for name in found)
         say(f"{output}: {'is complete' if INDEX in found else 'goes on'}; verifying {shards} shards that are there")
     except OSError as error:
-        raise UserError(trouble(error, output)) from error
+        raise UserError(trouble(error, output, STAYS)) from error
 
 
 def _difference(there: dict[str, Any], plan: dict[str, Any]) -> str:
@@ -196,30 +190,13 @@ def _make(options: Prepare, source: Source, total: int, say: Callable[[str], Non
 
 
 def _on_ray(options: Prepare, source: Source, total: int, say: Callable[[str], None]) -> Generator[ShardRecord]:
-    from backbone.cluster import connect  # imports torch, which takes seconds
+    from backbone.cluster import connect, each
 
     ray, started = connect(say)
-    running: list[Any] = []
     try:
-        task = ray.remote(num_cpus=1)(_task)
-        shared = ray.put((pickle.dumps(source), source.fingerprint, options.model_dump()))
-        waiting = iter(range(total))
-        failed = ""
-        while True:
-            while not failed and len(running) < options.num_workers and (number := next(waiting, None)) is not None:
-                running.append(task.remote(shared, number))
-            if not running:
-                break
-            (done,), running = ray.wait(running)
-            record, error = ray.get(done)
-            failed = failed or error
-            if record is not None:
-                yield record
-        if failed:
-            raise UserError(failed)
+        shared = (pickle.dumps(source), source.fingerprint, options.model_dump())
+        yield from each(_task, shared, range(total), options.num_workers, {"num_cpus": 1})
     finally:
-        for one in running:
-            ray.cancel(one)
         if started:
             ray.shutdown()
 
@@ -283,14 +260,14 @@ def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: lis
         INDEX: _json(index),
     }
     for name, data in files.items():
-        with writing(options.output, name) as file:
+        with writing(options.output, name, STAYS) as file:
             file.write(data)
     fs, path = filesystem(options.output)
     try:
         if fs.exists(join(path, UNFINISHED)):
             fs.rm_file(join(path, UNFINISHED))
     except OSError as error:
-        raise UserError(trouble(error, options.output)) from error
+        raise UserError(trouble(error, options.output, STAYS)) from error
     return found
 
 

@@ -1,19 +1,12 @@
 """One shard of a prepared data set: its bytes are a function of the source, the options and its number."""
 
-import errno
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 import tarfile
-import tempfile
-import uuid
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,11 +17,12 @@ from backbone.data.prepare.pack import Packed, encode, pack, reduce
 from backbone.data.sources import Source
 from backbone.data.stream import order
 from backbone.errors import BadImage, UserError
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, writing
 
 EXAMPLES = 5
 STEM = 60  # characters of an image's own name in its key: with the rest below tar's 100
 BLOCK = 1 << 20
+STAYS = "finished shards"  # where an output is full or fails
 
 
 @dataclass
@@ -98,7 +92,7 @@ def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[],
             tick()
         return done
     record = ShardRecord(name, "", 0, 0, [])
-    with writing(options.output, name) as file:
+    with writing(options.output, name, STAYS) as file:
         writer = Writer(file)
         with tarfile.open(fileobj=writer, mode="w", format=tarfile.GNU_FORMAT) as tar:  # ty: ignore[no-matching-overload]
             for sample in samples_of(number, len(source), options):
@@ -110,7 +104,7 @@ def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[],
                     record.samples.append(sample)
                 tick()
         record.sha256, record.bytes, record.images = writer.sha256, writer.bytes, len(record.samples)
-    with writing(options.output, f"{name}.json") as file:
+    with writing(options.output, f"{name}.json", STAYS) as file:
         file.write((json.dumps(asdict(record), indent=1) + "\n").encode())
     return record
 
@@ -170,37 +164,6 @@ def _verified(fs: Any, path: str) -> ShardRecord | None:
     except (OSError, ValueError, TypeError):  # not there, or damaged: it is made again
         return None
     return record if sha.hexdigest() == record.sha256 else None
-
-
-@contextmanager
-def writing(output: str, name: str) -> Generator[BinaryIO]:
-    """A new file that appears under its name when it is complete and on the disk, or not at all."""
-    fs, path = filesystem(output)
-    local = is_local(output)
-    folder = Path(path) if local else Path(tempfile.gettempdir())
-    aside = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with aside.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if local:
-            aside.replace(folder / name)
-        else:
-            fs.put_file(str(aside), join(path, name))
-    except OSError as error:
-        raise UserError(trouble(error, output)) from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def trouble(error: OSError, output: str) -> str:
-    """What to say of an output that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        path = filesystem(output)[1]
-        free = f", {shutil.disk_usage(path).free / 1e6:.0f} MB free" if is_local(output) else ""
-        return f"{output}: is full{free}; make room and run the same again: finished shards stay, the others follow"
-    return f"{output}: cannot be written ({error.strerror or error}); finished shards stay valid"
 
 
 def counts(records: list[ShardRecord], labels: np.ndarray, num_classes: int) -> list[int]:

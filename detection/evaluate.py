@@ -129,17 +129,22 @@ def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[s
         `loaded.categories.names[k - 1]`), scores float32 [D], best first, and from a Mask R-CNN masks: D compressed
         RLEs, which `pycocotools.mask.decode` turns into arrays.
     """
-    device = next(loaded.detector.parameters()).device
-    autocast = torch.autocast(device.type, enabled=False)
     found = []
     for image in images:
-        pixels, sizes = pad([evaluation_view(image, loaded.inputs.size, loaded.longer_side)])
-        batch = {"images": pixels, "sizes": sizes, "readable": torch.tensor([True]), "indices": [0], "bad": []}
-        batch["originals"] = torch.tensor([image.shape[:2]])
-        one, _ = detect_batches(loaded.detector.eval(), loaded.inputs, [batch], np.array([0]), device, autocast)
+        one = detect_one(loaded, image)
         masks = {} if one.masks is None else {"masks": one.masks}
         found.append({"boxes": one.boxes, "labels": one.labels, "scores": one.scores, **masks})
     return found
+
+
+def detect_one(loaded: artifact.Loaded, image: np.ndarray, image_id: int = 0) -> Detections:
+    """What a detector finds in one image, uint8 RGB [H, W, 3], on whichever device it is."""
+    device = next(loaded.detector.parameters()).device
+    autocast = torch.autocast(device.type, enabled=False)
+    pixels, sizes = pad([evaluation_view(image, loaded.inputs.size, loaded.longer_side)])
+    batch = {"images": pixels, "sizes": sizes, "readable": torch.tensor([True]), "indices": [0], "bad": []}
+    batch["originals"] = torch.tensor([image.shape[:2]])
+    return detect_batches(loaded.detector.eval(), loaded.inputs, [batch], np.array([image_id]), device, autocast)[0]
 
 
 @dataclass(frozen=True)

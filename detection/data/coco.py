@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 import posixpath
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,10 @@ def _jsons(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
         return []
 
 
-def read_json(url: str) -> dict[str, Any]:
+def read_json(url: str, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     """The three lists of an instances JSON, `images`, `annotations` and `categories`, all of dicts.
+
+    `keys`: those that must be there, all or the first alone.
 
     UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
@@ -147,13 +149,11 @@ def read_json(url: str) -> dict[str, Any]:
         raise UserError(f"{url}: {_damage(data, error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{url}: not COCO's instances: {_kind_of_list(tree)}")
-    for key in KEYS:
+    for key in keys:
         if not (isinstance(tree.get(key), list) and all(isinstance(item, dict) for item in tree[key])):
             has = f"{key} is {'null' if tree[key] is None else 'something else'}" if key in tree else f"it has no {key}"
-            raise UserError(
-                f"{url}: not COCO's instances: it needs {', '.join(KEYS[:2])} and {KEYS[2]}, each a list of objects,"
-                f" but {has}{_other(tree)}"
-            )
+            needs = f"{', '.join(KEYS[:2])} and {KEYS[2]}, each" if keys == KEYS else f"{keys[0]},"
+            raise UserError(f"{url}: not COCO's instances: it needs {needs} a list of objects, but {has}{_other(tree)}")
     return tree
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
-from backbone.data.findings import Findings
+from backbone.data.findings import Finding, Findings
 from backbone.data.index import Arrays
 from backbone.errors import printable
 from detection.data import units
@@ -59,6 +59,15 @@ def tabulate_coco(tree: dict[str, Any]) -> Table:
     add_alike(findings, categories.names)
     images = names, np.zeros(len(ids), np.int64), ids, sizes
     return Table(tabulate("coco", images, categories, objects, segments), rows.numbers, refused, findings)
+
+
+def table_of_images(
+    images: list[Any],
+) -> tuple[list[str], np.ndarray, np.ndarray, list[Finding]]:
+    """Names, ids int64 [N] and sizes int32 [N, 2] of a list of images alone, and what cannot be meant in it."""
+    refused = Findings()
+    names, ids, sizes = _images(refused, Findings(), images)
+    return names, ids, sizes, refused.sorted()
 
 
 def _images(refused: Findings, findings: Findings, images: list[Any]) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
 
 
 def _pictures(gallery: Gallery, name: str) -> str:
-    samples = "".join(f'<div class="sample">{_figures(p, f"{name}-s{i}")}</div>' for i, p in enumerate(gallery.samples))
+    samples = "".join(f'<div class="sample">{figures(p, f"{name}-s{i}")}</div>' for i, p in enumerate(gallery.samples))
     parts = [
         f"<h3>{name.capitalize()}: detections beside ground truth</h3>",
         '<p class="soft">Spread evenly over the images that have objects; nobody chose them.</p>',
@@ -104,13 +104,13 @@ def _errors(errors: Errors, name: str, k: int) -> str:
         ("w", "surest mistakes", "False detections of the highest score, one an image.", errors.wrong),
         ("m", "largest misses", "Objects not found, the largest first, one an image.", errors.missed),
     ):
-        shown = "".join(_figures(p, f"{name}-{kind}{k}-{i}") for i, p in enumerate(pictures))
+        shown = "".join(figures(p, f"{name}-{kind}{k}-{i}") for i, p in enumerate(pictures))
         body = f'<div class="set">{shown}</div>' if shown else "<p>None.</p>"
         parts.append(f'<h3>{who}: {worst}</h3><p class="soft">{said}</p>{body}')
     return "".join(parts)
 
 
-def _figures(picture: Picture, key: str) -> str:
+def figures(picture: Picture, key: str) -> str:
     """A figure a panel; the JPEG is embedded once and used by all."""
     w, h = picture.width, picture.height
     figures = []

@@ -139,13 +139,24 @@ def gallery(
     shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, names) for i in at]]
     for scenes in scenes_of_rows:
         shots += [_wrong(scenes, objects, names, sizes, worst), _missed(scenes, names, sizes, worst)]
+    pictures = _within(budget, shots, image)
+    errors = [Errors(r.label, r.seed, *pictures[2 * k + 1 : 2 * k + 3]) for k, r in enumerate(rows)]
+    return Gallery(pictures[0], tuple(errors))
+
+
+def whole(panels: dict[int, Panel], image: Pixels, budget: int = BUDGET) -> tuple[Picture, ...]:
+    """The whole image of each id with a panel over it; `image` and `budget` as in `gallery`."""
+    return _within(budget, [[_Shot(image_id, None, (panel,)) for image_id, panel in panels.items()]], image)[0]
+
+
+def _within(budget: int, shots: Sequence[Sequence[_Shot]], image: Pixels) -> list[tuple[Picture, ...]]:
+    """Each group drawn, as well as `budget` lets them all be."""
     pictures: list[tuple[Picture, ...]] = []
     for quality in (85, 65, 40, 20):
         pictures = [tuple(_draw(shot, image, quality) for shot in group) for group in shots]
         if sum(len(p.jpeg) for group in pictures for p in group) <= budget:
             break
-    errors = [Errors(r.label, r.seed, *pictures[2 * k + 1 : 2 * k + 3]) for k, r in enumerate(rows)]
-    return Gallery(pictures[0], tuple(errors))
+    return pictures
 
 
 def _with_masks(rows: Sequence[dict[str, Any]], images: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from detection.data.loader import DIVISOR, EvalBatch, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
-from detection.improvements.steps import Steps, detections
+from detection.improvements.steps import Seen, Steps, detections
 from detection.improvements.views import View, look
 from detection.recipe import DetectorEvaluation
 
@@ -84,17 +84,20 @@ def detect_batches(
 
 @torch.no_grad()
 def detect_by_steps(
-    loaded: artifact.Loaded,
+    members: Sequence[artifact.Loaded],
+    labels: Sequence[np.ndarray],
     batches: Iterable[Sequence[EvalBatch]],
     image_ids: np.ndarray,
     device: torch.device,
     autocast: torch.autocast,
     steps: Steps,
 ) -> tuple[Detections, list[str]]:
-    """`detect_batches` with the steps of `detection.improvements`. `batches` are the same images at each of the scales.
+    """`detect_batches` with the steps of `detection.improvements`, labels those of the data.
 
-    Images go through the detector one by one.
+    Images go through the detectors one by one. `labels` are each detector's `relabel`, `batches` the same images at
+    each of the scales.
     """
+    into = [torch.from_numpy(each).to(device) for each in labels]
     found: list[Detections] = []
     bad: list[str] = []
     with autocast:
@@ -102,8 +105,11 @@ def detect_by_steps(
             first = scales[0]
             outputs = []
             for row, readable in enumerate(first["readable"].tolist()):
-                views = [view for batch in scales for view in _views(loaded, batch, row, device, steps.flip)]
-                output = detections(views, steps)
+                seen = [
+                    Seen([view for batch in scales for view in _views(loaded, batch, row, device, steps.flip)], label)
+                    for loaded, label in zip(members, into, strict=True)
+                ]
+                output = detections(seen, steps)
                 outputs.append({key: rows if readable else rows[:0] for key, rows in output.items()})
             ids = image_ids[np.array(first["indices"])]
             found.append(collect(outputs, first["originals"], first["originals"], ids))
@@ -160,11 +166,13 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     Raises:
         UserError: the detector does not verify, the data are bad, or hold classes that the detector lacks.
     """
-    loaded = artifact.load(recipe.detector)
+    members = [artifact.load(url) for url in recipe.detector]
+    loaded = members[0]
     if recipe.scales and "shorter_side" in recipe.data.model_fields_set:
         raise UserError("scales, data.shorter_side: give one of them; --scales names every size to look at")
     asked = recipe.model_dump(mode="json", exclude_unset=True)
     asked["data"] = _data(recipe, loaded)
+    check_ensemble(recipe, members)
     recipe = validate(DetectorEvaluation, asked, "with what the detector was trained with")
     source = open_val(recipe.data)
     for line in remarks(source):
@@ -172,15 +180,17 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     if not source.num_objects().any():
         raise UserError("data.val: no objects at all, so nothing can be judged; look at it with jobs/doctor.py")
     check_readable(source)
-    relabel(loaded.categories, source.categories)
+    for url, member in zip(recipe.detector, members, strict=True):
+        relabel(member.categories, source.categories, url)
     shorter = recipe.data.shorter_side[-1]
     side = "" if shorter == loaded.inputs.size else f"-{shorter}"
-    side += "".join(f"-{step}" for step in recipe.steps)
-    beside = recipe.detector.rstrip("/").removesuffix("/artifact")
+    others = [f"with-{member.block['weights_sha256'][:8]}" for member in members[1:]]
+    side += "".join(f"-{step}" for step in [*recipe.steps, *others])
+    beside = recipe.detector[0].rstrip("/").removesuffix("/artifact")
     url = recipe.output or join(beside, f"results-{source.fingerprint[:8]}{side}")
     fs, path = filesystem(url)
     url = path if "://" not in url else url
-    record = {"detector": recipe.detector, "weights_sha256": loaded.block["weights_sha256"], "data": source.fingerprint}
+    record = {"detectors": _named(recipe, members), "data": source.fingerprint}
     try:
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
@@ -198,7 +208,29 @@ def _data(recipe: DetectorEvaluation, loaded: artifact.Loaded) -> dict[str, Any]
     return trained_on | given
 
 
-def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
+def check_ensemble(recipe: DetectorEvaluation, members: Sequence[artifact.Loaded]) -> None:
+    """UserError where detectors have no common masks, or were trained at unlike sizes and none is given."""
+    first = recipe.detector[0]
+    for url, member in zip(recipe.detector[1:], members[1:], strict=True):
+        if member.detector.options.masks != members[0].detector.options.masks:
+            has, lacks = (url, first) if member.detector.options.masks else (first, url)
+            raise UserError(f"detector: {has} predicts masks and {lacks} does not; name detectors of one sort")
+        sizes = [(each.inputs.size, each.longer_side) for each in (members[0], member)]
+        given = {"shorter_side", "longer_side"} & recipe.data.model_fields_set or recipe.scales
+        if sizes[0] != sizes[1] and not given:
+            raise UserError(
+                f"detector: {first} was trained at sides of {sizes[0][0]} to {sizes[0][1]} pixels and {url} at "
+                f"{sizes[1][0]} to {sizes[1][1]}; say at which to look, such as --data.shorter_side {sizes[0][0]} "
+                f"--data.longer_side {sizes[0][1]}"
+            )
+
+
+def _named(recipe: DetectorEvaluation, members: Sequence[artifact.Loaded]) -> list[dict[str, str]]:
+    hashes = [member.block["weights_sha256"] for member in members]
+    return [{"url": url, "weights_sha256": sha} for url, sha in zip(recipe.detector, hashes, strict=True)]
+
+
+def relabel(mine: Categories, theirs: Categories, url: str = "the detector") -> np.ndarray:
     """int64 [K + 1]: the detector's label -> the data's, by name; 0 for classes that the data lack.
 
     Raises:
@@ -207,7 +239,7 @@ def relabel(mine: Categories, theirs: Categories) -> np.ndarray:
     unknown = [name for name in theirs.names if name not in mine.names]
     if unknown:
         raise UserError(
-            f"data.val holds {len(unknown)} class(es) that the detector was not trained on: {', '.join(unknown[:10])}; "
+            f"data.val holds {len(unknown)} class(es) that {url} was not trained on: {', '.join(unknown[:10])}; "
             f"it knows {', '.join(mine.names[:20])}{'...' if len(mine.names) > 20 else ''}"
         )
     label = {name: k for k, name in enumerate(theirs.names, 1)}
@@ -223,29 +255,34 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     recipe = payload.options
     recipe = recipe.model_copy(update={"compute": agreed_precision(recipe.compute, world)})
     say_if_emulated(recipe.compute, world, report)
-    loaded = artifact.load(recipe.detector)
+    members = [artifact.load(url) for url in recipe.detector]
+    loaded = members[0]
     source = open_val(recipe.data)
-    model = loaded.detector.to(world.device).eval()
-    if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
-        model.to(memory_format=torch.channels_last)
+    for member in members:
+        member.detector.to(world.device).eval()
+        if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
+            member.detector.to(memory_format=torch.channels_last)
     mine = share(len(source), world.rank, world.size)
     sizes = [at_scale(recipe.data, side) for side in recipe.scales] or [recipe.data]
     pin = world.device.type == "cuda"
     loaders = [eval_loader(EvalSet(source, data), mine, recipe.batch, pin) for data in sizes]
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(loaders[0], len(mine), recipe.batch, world, report)
-    if recipe.steps:
+    labels = [relabel(member.categories, source.categories) for member in members]
+    if recipe.steps or len(members) > 1:
         steps = Steps(recipe.refine, recipe.vote, recipe.flip)
         looks = zip(batches, *loaders[1:], strict=True)
-        found, bad = detect_by_steps(loaded, looks, source.image_ids, world.device, context, steps)
+        found, bad = detect_by_steps(members, labels, looks, source.image_ids, world.device, context, steps)
     else:
+        model = loaded.detector
         found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
-    labels = relabel(loaded.categories, source.categories)[found.labels]
-    found = replace(found, labels=labels).select(labels > 0)
+        into = labels[0][found.labels]
+        found = replace(found, labels=into).select(into > 0)
     scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)
     if world.is_first:
         provenance = {
-            "detector": {"url": recipe.detector, "weights_sha256": loaded.block["weights_sha256"]},
+            "detector": _named(recipe, members)[0],
+            "ensemble": _named(recipe, members)[1:],
             "detector_provenance": {k: v for k, v in loaded.block["provenance"].items() if k != "metrics"},
             "evaluation": recipe.model_dump(mode="json"),
             "data": {"val": source.fingerprint},

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from backbone.compute import Compute, Scaling
 from backbone.options import Strict
@@ -120,8 +120,8 @@ class DetectorEvaluation(Strict):
     Data that are not given are those it was trained with.
     """
 
-    detector: str
-    """Detector artifact: a folder or URL. It is verified."""
+    detector: tuple[str, ...] = Field(min_length=1)
+    """Detector artifact: a folder or URL. It is verified. Detections of several are made one by weighted box fusion."""
 
     data: DetectionData = ScenesData()
     """Only `val` is read. Sizes that are not given are those the detector was trained with."""
@@ -154,6 +154,11 @@ class DetectorEvaluation(Strict):
     """Folder or URL of the results. Empty: `results-<fingerprint of the data>` beside the artifact, followed by the
     shorter side where it is another than in training and the steps that are taken."""
 
+    @field_validator("detector", mode="before")
+    @classmethod
+    def _one(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
     @property
     def steps(self) -> list[str]:
         """What is done beside one look at each image, in words of a folder's name."""
@@ -167,6 +172,8 @@ class DetectorEvaluation(Strict):
             raise ValueError("compute.compile: shapes and branches of a detector change with every image; leave it off")
         if self.compute.precision == "fp16" and not self.scaling.use_gpu:
             raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        if len({*self.detector}) < len(self.detector):
+            raise ValueError(f"detector {list(self.detector)}: names one twice")
         if self.scales and (min(self.scales) < 16 or len({*self.scales}) < max(2, len(self.scales))):
             raise ValueError(
                 f"scales {list(self.scales)}: give two or more different shorter sides of 16 pixels or more, such as "

@@ -2,6 +2,7 @@
 machine or on a Ray cluster:
 
 python jobs/evaluate.py --detector runs/my-detector/artifact --data.source coco --data.val /data/coco/val2017
+python jobs/evaluate.py --detector runs/a/artifact runs/b/artifact --refine --vote --flip --scales 600 800 1000
 python jobs/evaluate.py --backbone runs/a/artifact runs/b/artifact --protocols 1-crop 10-crop multi-scale
 
 --detector --help and --backbone --help say what each takes.
@@ -19,7 +20,7 @@ from detection.recipe import DetectorEvaluation
 
 
 def main() -> None:
-    words = one_by_one(sys.argv[1:])
+    words = together(together(sys.argv[1:], "--backbone"), "--detector")
     if names_backbones(words):
         evaluate_backbones(words)
         return
@@ -47,18 +48,18 @@ def carry_out(job: Any, options: Any, table: Any) -> None:
     print(f"results   {outcome.url}")
 
 
-def one_by_one(words: list[str]) -> list[str]:
+def together(words: list[str], option: str) -> list[str]:
     """`--backbone A ... --backbone B` as `--backbone A B ...`: of an option given twice, the last alone would count."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if words.count("--backbone") < 2:
+    if words.count(option) < 2:
         return words
-    backbones, others, target = [], [], None
+    named, others, target = [], [], None
     for word in words:
         if word.startswith("--"):
-            target = backbones if word == "--backbone" else others
-        if word != "--backbone":
+            target = named if word == option else others
+        if word != option:
             (others if target is None else target).append(word)
-    return ["--backbone", *backbones, *others]
+    return [option, *named, *others]
 
 
 def names_backbones(words: list[str]) -> bool:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from detection.improvements.fusion import fuse
 from detection.improvements.refinement import REFINED_NMS
 from detection.improvements.rows import Rows, pool, suppress
 from detection.improvements.views import View
@@ -21,6 +23,25 @@ class Steps:
     flip: bool = False
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One image as one detector, alone or of an ensemble, sees it."""
+
+    views: Sequence[View]  # at every scale, mirrored or not
+    labels: Tensor  # int64 [K + 1]: the detector's label -> that of the data, 0 where these lack the class
+
+    def found(self, steps: Steps) -> Rows:
+        """`pick`, with the data's labels."""
+        rows = pick(self.views, steps)
+        rows = replace(rows, labels=self.labels[rows.labels])
+        return rows.take(rows.labels > 0)
+
+    def masks(self, found: Rows) -> Tensor:
+        """Masks float32 [D, 1, S, S] of detections, probabilities within the box: the mean over the views."""
+        own = (found.labels[:, None] == self.labels).int().argmax(1)
+        return torch.stack([view.masks(found.boxes, own) for view in self.views]).mean(0)
+
+
 def pick(views: Sequence[View], steps: Steps) -> Rows:
     """Detections, in pixels of the file, from all views of one image by one detector, best first.
 
@@ -33,19 +54,38 @@ def pick(views: Sequence[View], steps: Steps) -> Rows:
     return vote(kept, candidates) if steps.vote else kept
 
 
-def mean_masks(views: Sequence[View], found: Rows) -> Tensor:
-    """Masks float32 [D, 1, S, S] of detections, probabilities within the box: the mean over all views of the image."""
-    return torch.stack([view.masks(found.boxes, found.labels) for view in views]).mean(0)
+def detections(members: Sequence[Seen], steps: Steps) -> dict[str, Tensor]:
+    """One image's boxes, labels, scores and perhaps masks, as a detector gives them, but in the file's pixels and with
+    the data's labels.
 
-
-def detections(views: Sequence[View], steps: Steps) -> dict[str, Tensor]:
-    """One image's boxes, labels, scores and perhaps masks, as a detector gives them, but in the file's pixels.
-
-    Masks are predicted in the boxes that all steps have left.
+    Those of several detectors are fused. Masks, where all have them, are predicted in the boxes that all steps have
+    left, and are the mean over detectors.
     """
-    found = within(pick(views, steps), views[0].original)
-    masks = {"masks": mean_masks(views, found)} if views[0].detector.options.masks else {}
-    return {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, **masks}
+    parts = [seen.found(steps) for seen in members]
+    detectors = [seen.views[0].detector for seen in members]
+    most = max(detector.roi_heads.detections_per_img for detector in detectors)
+    found = parts[0] if len(parts) == 1 else first(fuse(parts), most)
+    found = within(found, members[0].views[0].original)
+    output = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
+    if all(detector.options.masks for detector in detectors):
+        output["masks"] = mean([seen.masks(found) for seen in members])
+    return output
+
+
+def mean(masks: Sequence[Tensor]) -> Tensor:
+    """The mean of masks float32 [D, 1, S, S], each of whose S may be another, at the largest."""
+    side = max(each.shape[-1] for each in masks)
+    if not len(masks[0]):  # which cannot be resized
+        return masks[0]
+    same = [
+        each if each.shape[-1] == side else F.interpolate(each, size=(side, side), mode="bilinear") for each in masks
+    ]
+    return torch.stack(same).mean(0)
+
+
+def first(rows: Rows, most: int) -> Rows:
+    """The first `most` rows, or as many as there are."""
+    return Rows(rows.boxes[:most], rows.labels[:most], rows.scores[:most])
 
 
 def within(rows: Rows, sides: tuple[int, int]) -> Rows:

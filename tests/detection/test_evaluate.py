@@ -143,6 +143,55 @@ def test_mirrored_and_at_several_scales(trained: Path, tmp_path: Path) -> None:
         prepare(asked(trained, "", scales=[64, 96], data={"shorter_side": [64]}))
 
 
+@pytest.fixture(scope="module")
+def reordered(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same detector with its classes in another order."""
+    loaded = artifact.load(trained / "artifact")
+    heads, order = loaded.detector.roi_heads.box_predictor, [2, 0, 1]
+    rows = torch.tensor([0, *(k + 1 for k in order)])
+    with torch.no_grad():
+        for layer, each in (
+            (heads.cls_score, rows),
+            (heads.bbox_pred, (rows[:, None] * 4 + torch.arange(4)).flatten()),
+        ):
+            for parameter in layer.parameters():
+                parameter.copy_(parameter[each].clone())
+    names, ids = ([values[k] for k in order] for values in (loaded.categories.names, loaded.categories.ids))
+    url = str(tmp_path_factory.mktemp("reordered") / "artifact")
+    sides = (loaded.inputs.size, loaded.longer_side)
+    artifact.save(url, loaded.detector, loaded.inputs, Categories(tuple(names), tuple(ids)), sides, {"recipe": {}})
+    return url
+
+
+def test_an_ensemble_with_itself_is_the_detector(trained: Path, reordered: str, tmp_path: Path) -> None:
+    """Classes by name; NMS has left no two boxes that fusion would join."""
+    pair = [str(trained / "artifact"), reordered]
+    payload = prepare(asked(trained, "", detector=pair))
+    assert payload.url.endswith(f"-with-{artifact.load(reordered).block['weights_sha256'][:8]}")
+    judge(trained, tmp_path / "out", detector=pair)
+    one, two = (json.loads((f / "detections.json").read_text()) for f in (trained / "results", tmp_path / "out"))
+    assert len(one) == len(two) > 30
+    for rows in (one, two):
+        rows.sort(key=lambda row: (row["image_id"], row["category_id"], *map(round, row["bbox"])))
+    assert [row["category_id"] for row in one] == [row["category_id"] for row in two]
+    np.testing.assert_allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-5)
+    np.testing.assert_allclose([row["bbox"] for row in two], [row["bbox"] for row in one], atol=5e-3)
+    about = json.loads((tmp_path / "out" / "metrics.json").read_text())["provenance"]
+    assert [one["url"] for one in (about["detector"], *about["ensemble"])] == pair
+
+
+def test_detectors_that_do_not_go_together(trained: Path, reordered: str, tmp_path: Path) -> None:
+    loaded = artifact.load(reordered)
+    parts = (loaded.detector, loaded.inputs, loaded.categories)
+    artifact.save(tmp_path / "small", *parts, (48, 96), {"recipe": {}})
+    pair = [str(trained / "artifact"), str(tmp_path / "small")]
+    with pytest.raises(UserError, match=r"small at 48 to 96; say at which to look, such as --data\.shorter_side 64"):
+        prepare(asked(trained, "", detector=pair))
+    assert prepare(asked(trained, "", detector=pair, data={"shorter_side": [64]})).options.detector == tuple(pair)
+    with pytest.raises(UserError, match="names one twice"):
+        asked(trained, "", detector=pair[:1] * 2)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_same_numbers(

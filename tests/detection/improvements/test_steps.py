@@ -9,12 +9,13 @@ from torchvision.ops import nms
 
 from backbone.nets import build as build_net
 from backbone.options import NetOptions
-from detection.improvements.steps import Steps, detections, pick
+from detection.improvements.steps import Seen, Steps, detections, mean, pick
 from detection.improvements.views import View, look, mirror, mirror_boxes
 from detection.nets import Detector, build
 from detection.options import DetectorOptions
 
 SIDES = (50, 60)
+LABELS = torch.arange(4)
 IMAGE = torch.zeros(1, 3, 64, 64)
 IMAGE[..., : SIDES[0], : SIDES[1]] = torch.randn(1, 3, *SIDES, generator=torch.Generator().manual_seed(0))
 
@@ -40,7 +41,7 @@ def views(detector: Detector, image: Tensor = IMAGE, flip: bool = False) -> list
 
 @torch.no_grad()
 def found(detector: Detector, steps: Steps, image: Tensor = IMAGE) -> dict[str, Tensor]:
-    return detections(views(detector, image, steps.flip), steps)
+    return detections([Seen(views(detector, image, steps.flip), LABELS)], steps)
 
 
 def test_without_any_step_it_is_what_the_detector_finds(detector: Detector) -> None:
@@ -67,7 +68,7 @@ def test_an_image_without_proposals(detector: Detector) -> None:
     one = views(detector)[0]
     with torch.no_grad():
         none = View(detector, one.maps, one.proposals[:0], one.sides, one.original, False)
-        output = detections([none], Steps(True, True))
+        output = detections([Seen([none], LABELS)], Steps(True, True))
     assert {name: len(rows) for name, rows in output.items()} == dict.fromkeys(
         ("boxes", "labels", "scores", "masks"), 0
     )
@@ -114,3 +115,24 @@ def test_scales_are_pooled_before_nms(detector: Detector) -> None:
     with torch.no_grad():
         twice, once = pick(both[:1] * 2, Steps()), pick(both[:1], Steps())
     assert torch.equal(twice.boxes, once.boxes)
+
+
+def test_an_ensemble_of_one_detector_twice_is_that_detector(detector: Detector) -> None:
+    """Masks, too; classes have the data's numbers, and those that the data lack are left out."""
+    once = found(detector, Steps())
+    with torch.no_grad():
+        seen = Seen(views(detector), LABELS)
+        twice = detections([seen, seen], Steps())
+        renamed = detections([Seen(seen.views, torch.tensor([0, 3, 1, 2]))], Steps())
+        unknown = detections([Seen(seen.views, torch.zeros(4, dtype=torch.int64))], Steps())
+    for name, rows in once.items():
+        torch.testing.assert_close(twice[name], rows, rtol=1e-5, atol=1e-4)
+    assert torch.equal(renamed["labels"], torch.tensor([0, 3, 1, 2])[once["labels"]])
+    assert torch.equal(renamed["masks"], once["masks"])
+    assert {len(rows) for rows in unknown.values()} == {0}
+
+
+def test_masks_of_unlike_sizes_are_averaged_at_the_larger() -> None:
+    half, full = torch.full((2, 1, 14, 14), 0.25), torch.full((2, 1, 28, 28), 0.75)
+    assert torch.equal(mean([half, full]), torch.full((2, 1, 28, 28), 0.5))
+    assert mean([half[:0], full[:0]]).shape[0] == 0

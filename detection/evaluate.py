@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from detection.data.loader import DIVISOR, EvalBatch, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
+from detection.improvements.maxout import look_at_pyramid
 from detection.improvements.steps import Seen, Steps, detections
 from detection.improvements.views import View, look
 from detection.recipe import DetectorEvaluation
@@ -95,7 +96,7 @@ def detect_by_steps(
     """`detect_batches` with the steps of `detection.improvements`, labels those of the data.
 
     Images go through the detectors one by one. `labels` are each detector's `relabel`, `batches` the same images at
-    each of the scales.
+    each of the scales, with maxout after the size that proposals are made at.
     """
     into = [torch.from_numpy(each).to(device) for each in labels]
     found: list[Detections] = []
@@ -106,7 +107,7 @@ def detect_by_steps(
             outputs = []
             for row, readable in enumerate(first["readable"].tolist()):
                 seen = [
-                    Seen([view for batch in scales for view in _views(loaded, batch, row, device, steps.flip)], label)
+                    Seen(_views(loaded, scales, row, device, steps), label)
                     for loaded, label in zip(members, into, strict=True)
                 ]
                 output = detections(seen, steps)
@@ -117,14 +118,22 @@ def detect_by_steps(
     return concatenate(found), bad
 
 
-def _views(loaded: artifact.Loaded, batch: EvalBatch, row: int, device: torch.device, flip: bool) -> Iterator[View]:
-    """An image of a batch as the detector sees it, and its mirror image."""
-    (height, width), original = batch["sizes"][row].tolist(), batch["originals"][row].tolist()
-    padded = [-(-side // DIVISOR) * DIVISOR for side in (height, width)]
-    part = batch["images"][row : row + 1, :, : padded[0], : padded[1]].to(device)
-    image = prepared(loaded.inputs, {"images": part, "sizes": batch["sizes"][row : row + 1].to(device)})
-    for mirrored in (False, True)[: 1 + flip]:
-        yield look(loaded.detector, image, (height, width), tuple(original), mirrored)
+def _views(
+    loaded: artifact.Loaded, scales: Sequence[EvalBatch], row: int, device: torch.device, steps: Steps
+) -> list[View]:
+    """An image of a batch as the detector sees it, at each of the scales, and its mirror images."""
+    images = []
+    for batch in scales:
+        height, width = batch["sizes"][row].tolist()
+        padded = [-(-side // DIVISOR) * DIVISOR for side in (height, width)]
+        part = batch["images"][row : row + 1, :, : padded[0], : padded[1]].to(device)
+        image = prepared(loaded.inputs, {"images": part, "sizes": batch["sizes"][row : row + 1].to(device)})
+        images.append((image, (height, width)))
+    height, width = scales[0]["originals"][row].tolist()
+    both = (False, True)[: 1 + steps.flip]
+    if steps.maxout:
+        return [look_at_pyramid(loaded.detector, images[0], images[1:], (height, width), side) for side in both]
+    return [look(loaded.detector, *image, (height, width), side) for image in images for side in both]
 
 
 def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[str, Any]]:
@@ -168,8 +177,12 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     """
     members = [artifact.load(url) for url in recipe.detector]
     loaded = members[0]
-    if recipe.scales and "shorter_side" in recipe.data.model_fields_set:
+    if recipe.scales and not recipe.maxout and "shorter_side" in recipe.data.model_fields_set:
         raise UserError("scales, data.shorter_side: give one of them; --scales names every size to look at")
+    for url, options in ((url, each.detector.options) for url, each in zip(recipe.detector, members, strict=True)):
+        if recipe.maxout and (options.kind != "c4" or options.masks):
+            what = "predicts masks" if options.masks else f"is of kind {options.kind}"
+            raise UserError(f"maxout: {url} {what}; it is for boxes of kind c4, so give --scales without --maxout")
     asked = recipe.model_dump(mode="json", exclude_unset=True)
     asked["data"] = _data(recipe, loaded)
     check_ensemble(recipe, members)
@@ -263,14 +276,15 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
         if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
             member.detector.to(memory_format=torch.channels_last)
     mine = share(len(source), world.rank, world.size)
-    sizes = [at_scale(recipe.data, side) for side in recipe.scales] or [recipe.data]
+    sizes = [at_scale(recipe.data, side) for side in recipe.scales]
+    sizes = [recipe.data, *sizes] if recipe.maxout else sizes or [recipe.data]
     pin = world.device.type == "cuda"
     loaders = [eval_loader(EvalSet(source, data), mine, recipe.batch, pin) for data in sizes]
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(loaders[0], len(mine), recipe.batch, world, report)
     labels = [relabel(member.categories, source.categories) for member in members]
     if recipe.steps or len(members) > 1:
-        steps = Steps(recipe.refine, recipe.vote, recipe.flip)
+        steps = Steps(recipe.refine, recipe.vote, recipe.flip, recipe.maxout)
         looks = zip(batches, *loaders[1:], strict=True)
         found, bad = detect_by_steps(members, labels, looks, source.image_ids, world.device, context, steps)
     else:

@@ -144,6 +144,10 @@ class DetectorEvaluation(Strict):
     """Shorter sides, pixels, in place of data.shorter_side: look at each image at each of them, and pool before NMS.
     data.longer_side goes along in proportion."""
 
+    maxout: bool = False
+    """With scales, kind c4, ascending: the paper's way. Proposals are made at data.shorter_side alone, and each region
+    takes the maximum of its features at two adjacent scales."""
+
     fast: bool = True
     """Score by faster-coco-eval, whose numbers are the same; false: by pycocotools itself."""
 
@@ -162,7 +166,7 @@ class DetectorEvaluation(Strict):
     @property
     def steps(self) -> list[str]:
         """What is done beside one look at each image, in words of a folder's name."""
-        return [name for name in ("refine", "vote", "flip") if getattr(self, name)] + [
+        return [name for name in ("refine", "vote", "flip", "maxout") if getattr(self, name)] + [
             str(side) for side in self.scales
         ]
 
@@ -179,4 +183,6 @@ class DetectorEvaluation(Strict):
                 f"scales {list(self.scales)}: give two or more different shorter sides of 16 pixels or more, such as "
                 "--scales 600 800 1000; one alone is --data.shorter_side"
             )
+        if self.maxout and (not self.scales or list(self.scales) != sorted(self.scales)):
+            raise ValueError("maxout wants scales in ascending order, such as --scales 200 400 600 800 1000")
         return self

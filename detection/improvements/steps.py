@@ -21,6 +21,7 @@ class Steps:
     refine: bool = False
     vote: bool = False
     flip: bool = False
+    maxout: bool = False
 
 
 @dataclass(frozen=True)

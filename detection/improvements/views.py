@@ -26,11 +26,15 @@ class View:
     original: tuple[int, int]  # height and width of the file
     mirrored: bool
 
+    def vectors(self, regions: Tensor) -> Tensor:
+        """Regions float32 [R, 4] -> what their scores and boxes are computed from, [R, features]."""
+        heads = self.detector.roi_heads
+        return heads.box_head(heads.box_roi_pool(self.maps, [regions], [self.sides]))
+
     def predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Regions float32 [R, 4] -> boxes float32 [R, K, 4] within the image, one a class, and scores [R, K]."""
         heads = self.detector.roi_heads
-        vectors = heads.box_head(heads.box_roi_pool(self.maps, [regions], [self.sides]))
-        logits, deltas = heads.box_predictor(vectors)
+        logits, deltas = heads.box_predictor(self.vectors(regions))
         boxes = heads.box_coder.decode(deltas, [regions]).reshape(*logits.shape, 4)
         return clip_boxes_to_image(boxes, self.sides)[:, 1:], F.softmax(logits, -1)[:, 1:]
 

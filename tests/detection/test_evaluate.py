@@ -18,12 +18,18 @@ import detection
 from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
+from backbone.nets import build as build_net
+from backbone.options import NetOptions
 from backbone.training.ray_train import launch
 from detection import artifact, scoring
 from detection.data.contract import Categories
+from detection.data.loader import EvalSet, eval_loader
 from detection.data.options import CocoData
 from detection.data.sources import open_val
-from detection.evaluate import at_scale, evaluate, prepare, prepared, relabel
+from detection.evaluate import at_scale, detect_by_steps, evaluate, prepare, prepared, relabel
+from detection.improvements.steps import Steps
+from detection.nets import build
+from detection.options import DetectorOptions, Roi
 from detection.recipe import DetectorEvaluation
 from tests.detection.conftest import ALONE, coco, write_scenes
 
@@ -141,6 +147,36 @@ def test_mirrored_and_at_several_scales(trained: Path, tmp_path: Path) -> None:
     assert plain["bbox"]["AP"] / 3 < metrics["bbox"]["AP"] != plain["bbox"]["AP"]
     with pytest.raises(UserError, match=r"scales, data\.shorter_side: give one of them"):
         prepare(asked(trained, "", scales=[64, 96], data={"shorter_side": [64]}))
+    with pytest.raises(UserError, match=r"maxout: .* is of kind fpn; it is for boxes of kind c4"):
+        prepare(asked(trained, "", scales=[64, 96], maxout=True))
+
+
+def test_maxout_makes_proposals_at_the_first_size(tmp_path: Path) -> None:
+    """So twice that size as the pyramid is a look at it, and other sizes are not; through loader and all."""
+    images = write_scenes(tmp_path, "val", 2)
+    data = validate(CocoData, coco(images, images), "data")
+    source = open_val(data)
+    options = DetectorOptions(norm="frozen", freeze_at=0, kind="c4", anchor_sizes=(16, 32), roi=Roi(score=0.2))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        detector = build(options, build_net(NetOptions(net="resnet", depth=18, width=0.125), 1), 3).eval()
+        torch.nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=0.1)
+    loaded = artifact.Loaded(detector, InputConvention(size=64), source.categories, 96, {})
+    sizes = {side: list(eval_loader(EvalSet(source, at_scale(data, side)), range(2), 2)) for side in (48, 64, 96)}
+    device, labels = torch.device("cpu"), [np.arange(4)]
+
+    def found(sides: list[int], maxout: bool) -> np.ndarray:
+        looks = zip(*(sizes[side] for side in sides), strict=True)
+        autocast, steps = torch.autocast("cpu", enabled=False), Steps(maxout=maxout)
+        one, bad = detect_by_steps([loaded], labels, looks, source.image_ids, device, autocast, steps)
+        assert not bad
+        assert {*one.image_ids.tolist()} == {*source.image_ids.tolist()}
+        return one.boxes
+
+    plain = found([64], False)
+    np.testing.assert_array_equal(found([64, 64, 64], True), plain)
+    other = found([64, 48, 96], True)
+    assert other.shape != plain.shape or not np.array_equal(other, plain)
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,12 @@ def test_scales_that_are_none(scales: list[int]) -> None:
         validate(DetectorEvaluation, {"detector": "x", "scales": scales}, "file")
 
 
+@pytest.mark.parametrize("scales", [[], [96, 64]])
+def test_maxout_wants_ascending_scales(scales: list[int]) -> None:
+    with pytest.raises(UserError, match="maxout wants scales in ascending order"):
+        validate(DetectorEvaluation, {"detector": "x", "scales": scales, "maxout": True}, "file")
+
+
 def test_reading_recipes_imports_nothing_slow() -> None:
     """Errors and --help come at once."""
     code = "import sys, detection.recipe, detection.gains; print(*{'torch', 'ray', 'cv2', 'numpy'} & {*sys.modules})"

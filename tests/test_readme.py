@@ -25,6 +25,7 @@ from backbone.sweep.space import check as check_space
 from backbone.training.recipe import Recipe
 from detection.artifact import save as save_detector
 from detection.data.contract import Categories
+from detection.detecting.options import Detecting
 from detection.gains import Gains, plan
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
@@ -50,6 +51,7 @@ MODELS = {
     "pretrain": Recipe,
     "finetune": Finetune,
     "evaluate": DetectorEvaluation,
+    "detect": Detecting,
     "gains": Gains,
     "doctor": Doctor,
     "sweep": Sweep,

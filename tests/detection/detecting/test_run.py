@@ -177,6 +177,12 @@ def test_other_results_are_not_mixed_in(undisturbed: tuple[Path, Path], detector
         detect_all(again(undisturbed, detector, other), lambda text: None)
 
 
+def test_an_output_that_cannot_be_written(undisturbed: tuple[Path, Path], detector: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out: cannot be written"):
+        detect_all(again(undisturbed, detector, tmp_path / "file" / "out"), lambda text: None)
+
+
 def test_nothing_readable(detector: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"no image")

@@ -64,8 +64,9 @@ def _given(options: Import) -> Words:
     found: Words = {}
     for name, info in Import.model_fields.items():
         value = getattr(options, name)
-        if info.is_required() or value != info.default:
-            found[name] = _values(value)
+        if info.is_required() or value != info.get_default(call_default_factory=True):
+            parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            found |= {key: _values(part) for key, part in parts.items()}
     return found
 
 

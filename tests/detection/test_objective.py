@@ -11,9 +11,9 @@ from backbone.cli import validate
 from backbone.errors import UserError
 from backbone.sweep.options import Sweep
 from detection.objective import DetectionAP, intervals
-from detection.report.bootstrap import average_precision
 from detection.report.stored import load
 from tests.detection.conftest import SMALL, coco, write_backbone, write_scenes
+from tests.detection.report.simulated import average_precision
 
 SCENES = ("objects", "render", "train_images", "val_images")
 """Fields that data of files do not have."""

@@ -55,7 +55,10 @@ def run_alone(
             try:
                 while not ray.wait([running], timeout=0.5)[0]:
                     check()
-                return ray.get(running)
+                # Ray shows a result before it has closed its books on the task; one that is cancelled in between makes
+                # Ray abort this process ("Tried to complete task that was not pending").
+                running, ended = None, running
+                return ray.get(ended)
             except RayTaskError as error:
                 cause = error.cause
                 if not left or isinstance(cause, UserError | FloatingPointError):

@@ -14,10 +14,10 @@ from backbone.interop.common import Facts, Files
 from backbone.interop.convert import Imported
 from backbone.interop.facts import sound
 from backbone.interop.files import weights_files
-from backbone.interop.keys import some
 from backbone.interop.layouts import Layout, cut
 from backbone.interop.options import Import
 from backbone.interop.probe import images, ours
+from backbone.interop.structure import check_finite, misfits
 from backbone.nets.external import External, describe, library
 from backbone.options import ExternalNet
 
@@ -86,9 +86,7 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
     if converted:
         notes.append(f"{', '.join(converted)} became float32")
     _check_keys(own, tensors, options, where, head)
-    broken = [name for name, t in tensors.items() if not t.isfinite().all()]
-    if broken:
-        raise UserError(f"{where}: values that are not finite in {some(sorted(broken))}")
+    check_finite(tensors, where)
     net.load_state_dict({net.prefix + name: t.to(own[name].dtype) for name, t in tensors.items()})
     return net, notes, has_head
 
@@ -97,24 +95,14 @@ def _check_keys(
     own: dict[str, Tensor], tensors: dict[str, Tensor], options: ExternalNet, where: str, head: str
 ) -> None:
     """UserError with every kind of misfit."""
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    faults = [
-        f"{len(found)} keys {kind}: {some(found)}"
-        for kind, found in (("missing", missing), (f"that {options.name} has not", extra), ("of another shape", shapes))
-        if found
-    ]
+    faults = misfits(own, tensors, options.name)
     if faults:
         needed = [name for name in own if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")]
         starts = {name.removesuffix(needed[0]) for name in tensors if name.endswith(needed[0])}
         prefix = next((s for s in starts if all(s + name in tensors for name in needed)), "")
         fix = "--entry names the part of a checkpoint, --prefix what stands before its keys, --drop keys beside the net"
         fix = f"It lies behind a prefix: --prefix {prefix}, and --drop for keys beside it" if prefix else fix
-        raise UserError(f"{where}: not the weights of timm's {options.name}: {'; '.join(faults)}. {fix}")
+        raise UserError(f"{where}: not the weights of timm's {options.name}: {faults}. {fix}")
 
 
 def _said_beside(files: Files, model: str, where: str) -> tuple[Facts, dict[str, Any]]:

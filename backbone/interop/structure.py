@@ -85,22 +85,28 @@ def net_of(options: NetOptions, num_classes: int, tensors: dict[str, Tensor], wh
             net = build(options, num_classes)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"{where}: no net is as large as its first shapes say: {error}") from error
-    own = net.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{k} {list(tensors[k].shape)} instead of {list(own[k].shape)}"
-        for k in own.keys() & tensors.keys()
-        if own[k].shape != tensors[k].shape
-    ]
-    faults = [
-        f"{len(found)} keys {kind}: {some(sorted(found))}"
-        for kind, found in (("missing", missing), (f"that {options.name} has not", extra), ("of another shape", shapes))
-        if found
-    ]
+    faults = misfits(net.state_dict(), tensors, options.name)
     if faults:
-        raise UserError(f"{where}: not the weights of {options.name} (names are raybone's): " + "; ".join(faults))
-    broken = [name for name, t in tensors.items() if not t.isfinite().all()]
-    if broken:
-        raise UserError(f"{where}: values that are not finite in {some(broken)}")
+        raise UserError(f"{where}: not the weights of {options.name} (names are raybone's): {faults}")
+    check_finite(tensors, where)
     net.load_state_dict(tensors, assign=True)
     return net.eval()
+
+
+def misfits(own: dict[str, Tensor], tensors: dict[str, Tensor], name: str) -> str:
+    """Every kind in which a file's tensors are not those of a net called `name`, in words; empty where they fit."""
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}"
+        for key in sorted(own.keys() & tensors.keys())
+        if own[key].shape != tensors[key].shape
+    ]
+    kinds = (("missing", missing), (f"that {name} has not", extra), ("of another shape", shapes))
+    return "; ".join(f"{len(found)} keys {kind}: {some(found)}" for kind, found in kinds if found)
+
+
+def check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    """UserError that names those with values that are not finite."""
+    broken = sorted(name for name, t in tensors.items() if not t.isfinite().all())
+    if broken:
+        raise UserError(f"{where}: values that are not finite in {some(broken)}")

@@ -44,20 +44,24 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     address = _address(say)
     if address in (None, "local"):
         say("starting Ray on this machine")
-    context = _init(ray, address, say)
+    context = init(ray, address, say)
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
     return ray, True
 
 
-def _init(ray: Any, address: str | None, say: Callable[[str], None]) -> Any:
-    """`ray.init`, tried twice: on a loaded machine it runs out of time."""
+def init(ray: Any, address: str | None, say: Callable[[str], None], **settings: Any) -> Any:
+    """`ray.init` with `settings`, tried twice: on a loaded machine it runs out of time.
+
+    Raises:
+        UserError: see `connect`.
+    """
     from ray.exceptions import AuthenticationError
 
     where = f"the Ray cluster at {address}" if address not in (None, "local") else "Ray"
     for last in (False, True):
         try:
-            return ray.init(address, log_to_driver=False, logging_level="warning")
+            return ray.init(address, log_to_driver=False, logging_level="warning", **settings)
         except AuthenticationError as error:
             raise UserError(
                 f"the Ray cluster at {address} wants a token that is not yours: copy its ~/.ray/auth_token here, or "

@@ -136,21 +136,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """One cluster of four CPUs for every test that trains through Ray."""
-    from backbone.cluster import DEFAULTS
+    from backbone.cluster import DEFAULTS, init
 
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
 
-    size: dict[str, Any] = {"num_cpus": 4, "object_store_memory": 200 * 2**20}
-    for last in (False, True):  # on a loaded machine it runs out of time
-        try:
-            ray.init("local", include_dashboard=False, log_to_driver=False, **size)
-            break
-        except Exception:
-            ray.shutdown()
-            if last:
-                raise
+    init(ray, "local", print, num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
     yield ray
     ray.shutdown()
 

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,8 @@ class Display:
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Add to the run's log.txt alone. A full disk, or a folder that is gone, must not hide what was to be told."""
-        with suppress(OSError), Path(self._folder, "log.txt").open("a") as file:
+        """Add to the run's log.txt alone."""
+        with Path(self._folder, "log.txt").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def stopped(self, again: str) -> None:

@@ -78,7 +78,8 @@ def launch(
     except Stopped:
         raise
     except BaseException:
-        display.note(traceback.format_exc())
+        with suppress(OSError):  # a full disk, or a folder that is gone, must not take the error's place
+            display.note(traceback.format_exc())
         raise
     finally:
         display.close()

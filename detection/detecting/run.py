@@ -170,7 +170,7 @@ def _detect(
     waiting = [number for number in every if part_name(number) not in there]
     of_parts = {number: len(_samples(options, images, number)) for number in every}
     began, first = time.monotonic(), len(images) - sum(of_parts[number] for number in waiting)
-    done = tenth = first
+    done = first
     tenth = 10 * first // len(images)
     if first:
         say(f"{first:,} of {len(images):,} images are done")

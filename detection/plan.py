@@ -5,6 +5,8 @@ from backbone.training import schedule
 from backbone.training.plan import lr_curve, lr_line
 from backbone.training.precision import foretold
 from backbone.training.run import check_split, first_micro_batch, run_url
+from detection.data.contract import DetectionSource
+from detection.data.share import Share
 from detection.data.sources import open_sources
 from detection.finetune import begin, build_detector, check_ground_truth, load_backbone
 from detection.nets import summary
@@ -45,7 +47,7 @@ def describe(recipe: Finetune) -> str:
         ("inputs", f"{inputs.channel_order}, mean {_short(inputs.mean)}, deviation {_short(inputs.std)}"),
         ("detector", f"{recipe.title}, {classes} classes: {parameters(detector):,} parameters"),
         ("policy", summary(detector)),
-        ("images", f"{len(train):,} training with {train.num_objects().sum():,} objects, {len(val):,} validation"),
+        ("images", f"{_counted(train)} training with {train.num_objects().sum():,} objects, {len(val):,} validation"),
         ("size", f"shorter side {side}, longer side up to {data.longer_side} pixels"),
         (
             "steps",
@@ -60,6 +62,10 @@ def describe(recipe: Finetune) -> str:
         ("", lr_curve(recipe, steps)),
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def _counted(train: DetectionSource) -> str:
+    return train.told() if isinstance(train, Share) else f"{len(train):,}"
 
 
 def _short(values: tuple[float, ...]) -> str:

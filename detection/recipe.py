@@ -33,6 +33,7 @@ class Finetune(TrainingRecipe):
         "detector.roi.beta": TORCHVISION_BETA,
         "detector.roi.init": "uniform",
         "new_heads": False,
+        "data.share": 1.0,
     }
 
     backbone: str = ""

@@ -10,12 +10,10 @@ Exit code 0: no errors. 1: errors. 2: there is nothing of the kind at the place 
 import backbone.begin  # noqa: F401
 
 # isort: split
-import json
 import sys
-from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from backbone.cli import parse, run_main
 from backbone.errors import UserError
@@ -37,6 +35,9 @@ class Doctor(Strict):
     annotations: str = ""
     """coco: the JSON. Empty: annotations/instances_<name of the folder>.json beside the folder of images."""
 
+    share: float = Field(0.0, ge=0, le=1)
+    """Annotated images: say what a recipe's data.share leaves of them. 0: not asked."""
+
     check_images: bool = True
     """Decode every image, too: missing, damaged, turned, tiny ones, of another size than recorded, in two places."""
 
@@ -48,29 +49,26 @@ class Doctor(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> "Doctor":
-        for field in ("val", "cache") if self.source in ("coco", "voc") else ("annotations",):
+        for field in ("val", "cache") if self.source in ("coco", "voc") else ("annotations", "share"):
             if getattr(self, field):
                 raise ValueError(f"{field} is not read by source {self.source}; leave it out")
         return self
 
 
 def main() -> None:
-    options, _ = parse(Doctor, sys.argv[1:])
-    if not options.images:
+    asked, _ = parse(Doctor, sys.argv[1:])
+    if not asked.images:
         raise UserError("images: name the folder, such as --images /data/coco/val2017")
-    if options.source in ("coco", "voc"):
+    if asked.source in ("coco", "voc"):
         from detection.data import doctor  # from here on OpenCV is imported
 
-        report = doctor.examine(options.source, options.images, options.annotations, options.check_images)
+        report = doctor.examine(asked.source, asked.images, asked.annotations, asked.check_images, asked.share)
     else:
         from backbone.data.doctor import examine
 
-        report = examine(options.source, options.images, options.val, options.check_images, options.cache)
-    if options.json_file:
-        try:
-            Path(options.json_file).expanduser().write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"json_file {options.json_file}: {error.strerror}") from error
+        report = examine(asked.source, asked.images, asked.val, asked.check_images, asked.cache)
+    if asked.json_file:
+        report.write(asked.json_file)
     print(report.as_text())
     raise SystemExit(1 if report.errors else 0)
 

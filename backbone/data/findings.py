@@ -5,11 +5,12 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from backbone.errors import printable
+from backbone.errors import UserError, printable
 
 Severity = Literal["error", "warning", "note"]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
@@ -97,6 +98,13 @@ class Diagnosis:
             "findings": [asdict(finding) for finding in self.findings],
             "statistics": self.statistics,
         }
+
+    def write(self, path: str) -> None:
+        """As JSON to a file; UserError where it cannot be written."""
+        try:
+            Path(path).expanduser().write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"json_file {path}: {error.strerror}") from error
 
     def as_text(self) -> str:
         """All of it, for people."""

@@ -16,6 +16,8 @@ from detection.data.doctor_coco import examine_coco
 from detection.data.doctor_voc import examine_voc
 from detection.data.files import MISSING, RESTORE
 from detection.data.findings import statistics
+from detection.data.share import Share
+from detection.data.sources import open_source
 
 File = tuple[str, str, tuple[int, int], bool]  # as in Survey
 Fault = tuple[Severity, str, str, str]  # as Findings.add takes them
@@ -28,7 +30,9 @@ STORED = "read as stored, since only so they have the recorded size"
 EITHER = "read upright; look whether boxes were drawn so, and save the image without its EXIF orientation"
 
 
-def examine(kind: str, location: str, annotations: str = "", check_images: bool = True) -> Diagnosis:
+def examine(
+    kind: str, location: str, annotations: str = "", check_images: bool = True, share: float = 0.0
+) -> Diagnosis:
     """Look a split over.
 
     Args:
@@ -36,9 +40,10 @@ def examine(kind: str, location: str, annotations: str = "", check_images: bool 
         location: coco: folder or URL of images; voc: `folder:split[,folder:split]`.
         annotations: coco: the JSON; `annotations/instances_<folder>.json` beside the folder by default.
         check_images: decode every image, too.
+        share: say what `data.share` leaves of images that have no error; 0: nothing is said.
 
     Raises:
-        UserError: unknown kind, or a folder, list or JSON that is not there.
+        UserError: unknown kind, or a folder, list or JSON that is not there; a share of no image or object.
     """
     findings = Findings()
     if kind == "coco":
@@ -57,6 +62,11 @@ def examine(kind: str, location: str, annotations: str = "", check_images: bool 
         _check(findings, [file for file in survey.files if file[-1]])
     else:
         findings.add("note", "images were not opened", "damaged ones go unseen", count=len(survey.files))
+    if share and not findings.errors:
+        part = Share(open_source(kind, location, annotations), share)
+        objects = f"with {part.num_objects().sum():,} objects; a hash of their ids chooses them, the same for every run"
+        findings.add("note", f"images in data.share {share:g}", objects, count=len(part))
+        findings.join([one for one in part.findings if "data.share" in one.what])
     subject = {"source": kind, "images": location, "annotations": annotations}
     return Diagnosis(subject, findings.sorted(), statistics(survey))
 

@@ -35,6 +35,10 @@ class _Data(Strict):
     keep_empty: bool = True
     """Train on images without objects too (as backgrounds)."""
 
+    share: float = Field(1.0, gt=0, le=1)
+    """Part of the training images to train on: what is a backbone worth with few labels? Chosen by a hash of their ids,
+    so that shares are nested, and the same for every backbone and seed. 1: all."""
+
     augment: DetectionAugment = DetectionAugment()
 
     workers: int = Field(4, ge=0)

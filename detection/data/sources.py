@@ -6,6 +6,7 @@ from detection.data.coco import open_coco
 from detection.data.contract import DetectionSource
 from detection.data.files import UNREADABLE
 from detection.data.options import CocoData, DetectionData, ScenesData, VocData
+from detection.data.share import Share
 from detection.data.synthetic import SyntheticScenes
 from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
 
@@ -15,11 +16,16 @@ KINDS = ("coco", "voc")
 def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
     """The images to train on and those to judge by. Both have the same labels.
 
-    `keep_empty` concerns training alone: a detector is judged on images without objects too.
+    `keep_empty` and `share` concern training alone: a detector is judged on all images, also those without objects.
 
     Raises:
         UserError: missing, damaged, wrong (see `refuse_errors`), no object to train on, or categories that differ.
     """
+    train, val = _open_both(data)
+    return (Share(train, data.share) if data.share < 1 else train), val
+
+
+def _open_both(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
     if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.train_images, data.render, data.objects, "train"), open_val(data)
     cache, beside = data.cache or None, ("", "")

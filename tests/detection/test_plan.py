@@ -38,6 +38,14 @@ def test_the_plan_says_what_will_be_done(small: Make, backbone: str, tmp_path: P
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_says_which_share_of_the_labels_is_trained_on(small: Make) -> None:
+    told = lines(describe(small({"data.share": 0.25})))
+    scenes = SyntheticScenes(0, 32, 64, (1, 2), "train")
+    assert told["images"].startswith("8 of 32 (data.share 0.25, ")
+    assert 0 < int(told["images"].split(" training with ")[1].split()[0]) < scenes.num_objects().sum()
+    assert told["steps"] == "12 of 8 images: 12.0 epochs"
+
+
 def test_a_plan_from_scratch(small: Make) -> None:
     told = lines(describe(small({"from_scratch": True, "detector.norm": "trainable", "optim.micro_batch": 8})))
     assert told["backbone"].endswith("new weights")

@@ -32,6 +32,16 @@ def test_errors(run_job: Run, tmp_path: Path) -> None:
     assert tree["findings"][0]["examples"] == ["JPEGImages/000005.jpg"]
 
 
+def test_a_share_of_the_labels(run_job: Run, tmp_path: Path) -> None:
+    words = ["--source", "coco", "--images", make_coco(tmp_path / "coco"), "--share"]
+    done = run_job("doctor", *words, "0.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "       2  images in data.share 0.5\n" in done.stdout
+    done = run_job("doctor", *words, "0.1")
+    assert done.returncode == 2
+    assert "data.share 0.1 of 4 images is no image at all; give 0.25 or more" in done.stderr
+
+
 def test_labelled_images(run_job: Run, tmp_path: Path) -> None:
     train, val = make(tmp_path / "train"), make(tmp_path / "val", 100)
     words = ["--source", "imagefolder", "--images", train, "--val", val]
@@ -54,6 +64,7 @@ def test_labelled_images(run_job: Run, tmp_path: Path) -> None:
         (["--source", "imagefolder", "--images", "/nowhere"], "/nowhere: no such directory"),
         (["--images", "x", "--val", "y"], "val is not read by source coco"),
         (["--source", "parquet", "--images", "x", "--annotations", "y"], "annotations is not read by source parquet"),
+        (["--source", "parquet", "--images", "x", "--share", "0.1"], "share is not read by source parquet"),
         (["--source", "yolo", "--images", "x"], "source"),
         (["--images", "x", "--imags", "y"], "--imags: unknown option; perhaps you meant --images"),
     ],

@@ -96,7 +96,7 @@ def spread_scores(model: Detector, images: Tensor, sizes: Tensor) -> None:
     boxes = torch.cat([regions, regions + 16 + torch.rand(200, 2) * sizes[0].flip(0) * 0.4], 1)
     heads, shape = model.roi_heads, [(int(sizes[0, 0]), int(sizes[0, 1]))]
     layer = heads.box_predictor.cls_score
-    vectors = heads.box_head(heads.box_roi_pool(maps, [boxes], shape))
+    vectors = heads.vectors(maps, [boxes], shape)
     layer.weight *= 1.5 / layer(vectors).std(0).mean()
     layer.bias -= layer(vectors).mean(0)
     layer.bias[0] += 10

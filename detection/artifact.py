@@ -161,8 +161,7 @@ def probe(detector: Detector, inputs: InputConvention) -> dict[str, float]:
     sizes = [(PROBE_SIZE, PROBE_SIZE)]
     found["anchors"] = detector.rpn.anchor_generator(ImageList(images, sizes), list(maps.values()))[0].std().item()
     heads = detector.roi_heads
-    regions = heads.box_head(heads.box_roi_pool(maps, [torch.tensor(PROBE_BOXES)], sizes))
-    logits, boxes = heads.box_predictor(regions)
+    logits, boxes = heads.box_predictor(heads.vectors(maps, [torch.tensor(PROBE_BOXES)], sizes))
     found |= {"classes": logits.double().std().item(), "boxes": boxes.double().std().item()}
     detector.to(device).train(was_training)
     return found

@@ -99,6 +99,9 @@ class DetectorOptions(Strict):
     masks: bool = False
     """Mask R-CNN (arXiv:1703.06870)."""
 
+    context: bool = False
+    """Score and regress each region by a feature of the whole image beside its own (arXiv:1512.03385, appendix B)."""
+
     channels: int = Field(256, ge=1)
     """fpn: channels of the pyramid and of the mask branch."""
 

@@ -34,6 +34,7 @@ class Finetune(TrainingRecipe):
         "detector.roi.init": "uniform",
         "new_heads": False,
         "data.share": 1.0,
+        "detector.context": False,
     }
 
     backbone: str = ""

@@ -36,7 +36,7 @@ class Pyramid(View):
         for level, ((maps, size), ratio) in enumerate(zip(self.levels, ratios, strict=True)):
             rows = torch.where((lower == level) | (lower == level - 1))[0]
             if len(rows) or level == 0:
-                vectors = heads.box_head(heads.box_roi_pool(maps, [regions[rows] * ratio], [size]))
+                vectors = heads.vectors(maps, [regions[rows] * ratio], [size])
                 if found is None:
                     found = vectors.new_full((len(regions), vectors.shape[1]), -torch.inf)
                 found[rows] = torch.maximum(found[rows], vectors)

@@ -28,8 +28,7 @@ class View:
 
     def vectors(self, regions: Tensor) -> Tensor:
         """Regions float32 [R, 4] -> what their scores and boxes are computed from, [R, features]."""
-        heads = self.detector.roi_heads
-        return heads.box_head(heads.box_roi_pool(self.maps, [regions], [self.sides]))
+        return self.detector.roi_heads.vectors(self.maps, [regions], [self.sides])
 
     def predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Regions float32 [R, 4] -> boxes float32 [R, K, 4] within the image, one a class, and scores [R, K]."""

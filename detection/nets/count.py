@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from detection.nets.context import beside_whole
 from detection.nets.detector import Detector
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 
@@ -24,17 +25,21 @@ def macs(detector: Detector, height: int, width: int) -> int:
         positive = round(options.roi.batch * options.roi.fg_fraction)
         side = _pooled(heads.box_roi_pool)
         regions = torch.empty(options.roi.batch, levels[0].shape[1], side, side, device="meta")
+        count = len(regions)
+        if heads.context:
+            regions = torch.cat([regions, regions[:1]])  # the whole image
         if isinstance(heads, SharedMaskHeads):
             assert isinstance(heads.box_head, RegionHead)
             shared = heads.box_head.to_map(regions)
-            heads.box_predictor(heads.box_head.to_vector(shared))
+            vectors = heads.box_head.to_vector(shared)
             heads.mask_predictor(shared[:positive])
         else:
-            heads.box_predictor(heads.box_head(regions))
+            vectors = heads.box_head(regions)
             if heads.mask_head is not None and heads.mask_predictor is not None:
                 side = _pooled(heads.mask_roi_pool)
                 regions = torch.empty(positive, levels[0].shape[1], side, side, device="meta")
                 heads.mask_predictor(heads.mask_head(regions))
+        heads.box_predictor(beside_whole(vectors, [count]) if heads.context else vectors)
     return counter.get_total_flops() // 2
 
 

@@ -128,7 +128,7 @@ def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
     heads = Heads(
         _pyramid_pool(options, net, size),
         TwoMLPHead(channels * size**2, options.hidden),
-        box_predictor(options.hidden, classes, options.roi.init),
+        box_predictor(options.hidden * (1 + options.context), classes, options.roi.init),
         **_roi_settings(options),
         **masks,
     )
@@ -159,7 +159,7 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
     heads = (SharedMaskHeads if options.masks else Heads)(
         RegionPool(size, options.roi.pooling, stage.stride),
         RegionHead(net),
-        box_predictor(head.features, classes, options.roi.init),
+        box_predictor(head.features * (1 + options.context), classes, options.roi.init),
         **_roi_settings(options),
         **(masks if options.masks else {}),
     )
@@ -202,6 +202,7 @@ def _roi_settings(options: DetectorOptions) -> dict[str, Any]:
         "nms_thresh": roi.nms,
         "detections_per_img": roi.detections,
         "beta": roi.beta,
+        "context": options.context,
     }
 
 

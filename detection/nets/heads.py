@@ -8,15 +8,17 @@ from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 
+from detection.nets.context import beside_whole, with_whole
+
 
 class Heads(RoIHeads):
-    """RoIHeads, but for `beta` of the smooth L1 loss of boxes, which torchvision has fixed at 1/9."""
+    """RoIHeads, but for `beta` of the smooth L1 loss of boxes, which torchvision has fixed at 1/9, and `context`."""
 
     mask_predictor: nn.Module
 
-    def __init__(self, *parts: Any, beta: float, **settings: Any) -> None:
+    def __init__(self, *parts: Any, beta: float, context: bool = False, **settings: Any) -> None:
         super().__init__(*parts, **settings)
-        self.beta = beta
+        self.beta, self.context = beta, context
 
     def forward(
         self,
@@ -28,7 +30,22 @@ class Heads(RoIHeads):
         """See torchvision's RoIHeads."""
         if self.training and targets is not None:
             return [], self._losses(features, proposals, image_shapes, targets)
-        return super().forward(features, proposals, image_shapes)
+        logits, deltas = self.box_predictor(self.vectors(features, proposals, image_shapes))
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        rows = zip(boxes, scores, labels, strict=True)
+        found = [{"boxes": box, "scores": score, "labels": label} for box, score, label in rows]
+        if self.mask_roi_pool is not None:
+            masks = self.predict_masks(features, boxes, labels, image_shapes)
+            found = [{**one, "masks": mask} for one, mask in zip(found, masks, strict=True)]
+        return found, {}
+
+    def vectors(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Each image's regions [R, 4] -> what their scores and boxes are computed from, [sum of R, features]."""
+        if not self.context:
+            return self.box_head(self.box_roi_pool(features, boxes, image_shapes))
+        regions = self.box_roi_pool(features, with_whole(boxes, image_shapes), image_shapes)
+        # All at once: norms that train would else count the images apart from their regions.
+        return beside_whole(self.box_head(regions), [len(own) for own in boxes])
 
     def predict_masks(
         self,
@@ -49,7 +66,7 @@ class Heads(RoIHeads):
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
-        vectors = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        vectors = self.vectors(features, proposals, image_shapes)
         losses = self._box_losses(*self.box_predictor(vectors), labels, deltas)
         if self.mask_roi_pool is None or self.mask_head is None:
             return losses

@@ -7,6 +7,7 @@ from torchvision.ops import RoIAlign, RoIPool
 
 from backbone.nets import Backbone
 from backbone.nets.contract import run
+from detection.nets.context import beside_whole, with_whole, without_whole
 from detection.nets.heads import Heads
 
 
@@ -84,8 +85,14 @@ class SharedMaskHeads(Heads):
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
-        maps = self.box_head.to_map(self.box_roi_pool(features, proposals, image_shapes))
-        losses = self._box_losses(*self.box_predictor(self.box_head.to_vector(maps)), labels, deltas)
+        regions, counts = proposals, [len(own) for own in proposals]
+        if self.context:
+            regions = with_whole(proposals, image_shapes)
+        maps = self.box_head.to_map(self.box_roi_pool(features, regions, image_shapes))
+        vectors = self.box_head.to_vector(maps)
+        if self.context:
+            vectors, maps = beside_whole(vectors, counts), without_whole(maps, counts)
+        losses = self._box_losses(*self.box_predictor(vectors), labels, deltas)
         positive = [row > 0 for row in labels]
         boxes = [p[keep] for p, keep in zip(proposals, positive, strict=True)]
         return losses | {"loss_mask": self._mask_loss(maps[torch.cat(positive)], boxes, matched, positive, targets)}

@@ -39,8 +39,9 @@ def run_alone(
 
     # A group, as Ray Train's workers have: by it others see what training holds, and what it waits for.
     group = placement_group([bundle(scaling)])
-    # The process ends with its task, as its memory and threads do.
-    task = ray.remote(max_calls=1)(function).options(
+    # On a GPU the process ends with its task, and gives all its memory back. On CPUs the next run takes it over: to
+    # start another and to import what training needs takes seconds, which small runs have many of.
+    task = ray.remote(max_calls=1 if scaling.use_gpu else 0)(function).options(
         num_cpus=scaling.cpus_per_worker,
         num_gpus=int(scaling.use_gpu),
         max_retries=0,

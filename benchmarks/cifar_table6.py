@@ -1,14 +1,18 @@
 """The paper's CIFAR-10 nets trained by its recipe, beside its Table 6 and as its Fig. 6: as many as fit in the time.
 
-One process, one device, no Ray. Images stay on the device (data.resident); small nets need CUDA graphs to keep a GPU
-busy (compute.compile reduce-overhead). The same command with the same --folder goes on where the time ran out: with the
-net in hand from its newest checkpoint, then with the next. What there is is written each time.
+One device, no Ray. Images stay on the device (data.resident); small nets need CUDA graphs to keep a GPU busy
+(compute.compile reduce-overhead), and still leave room for others beside them (--parallel). The same command with the
+same --folder goes on where the time ran out: each net from its newest checkpoint, then the next. What there is is
+written each time.
 """
 
 import io
 import json
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,9 @@ from backbone.training.world import local_world
 RECIPES = Path(__file__).parents[1] / "jobs" / "recipes" / "cifar10"
 NETS = ("resnet20", "plain20", "resnet56", "plain56", "resnet110")
 PAPER = {row.net.removeprefix("cifar_"): (row.name, row.top1) for row in PUBLISHED if row.table == 6 and row.net}
+LAST = 10
+"""Log records, of 100 steps each, over which the training error at the end is averaged: one alone is 12,800 images."""
+
 COLOURS = {"20": "#e6a817", "32": "#41ab5d", "44": "#807dba", "56": "#d7301f", "110": "#2b2b2b", "1202": "#08519c"}
 
 
@@ -34,13 +41,15 @@ class OutOfTime(Exception):
     """Breaks a run off at a log record. The next call takes it up from its newest checkpoint."""
 
 
-def make_recipe(net: str, data: Path, folder: Path, gpu: bool, steps: int, compile: str, workers: int) -> Recipe:
+def make_recipe(
+    net: str, seed: int, data: Path, folder: Path, gpu: bool, steps: int, compile: str, workers: int
+) -> Recipe:
     """The paper's recipe; with other than its 64k steps, its milestones at the same shares of them."""
     tree = yaml.safe_load((RECIPES / f"{net}.yaml").read_text())
     schedule = tree["schedule"]
     schedule["milestones"] = [step * steps // schedule["total"] for step in schedule["milestones"]]
     schedule["total"] = steps
-    tree["name"] = net
+    tree |= {"name": f"{net}-seed{seed}", "seed": seed}
     tree["data"] |= {"train": f"{data}/train-*.parquet", "val": f"{data}/test-*.parquet"}
     tree["data"] |= {"resident": True, "workers": workers, "cache": str(folder / "cache")}
     tree["optim"]["micro_batch"] = tree["optim"]["batch"]
@@ -81,21 +90,29 @@ def train(recipe: Recipe, deadline: float) -> bool:
     return True
 
 
+def net_of(recipe: Recipe) -> str:
+    """The recipe's file, without the seed."""
+    return recipe.name.partition("-seed")[0]
+
+
 def row_of(recipe: Recipe) -> dict[str, Any]:
     """One net, ours beside the paper's; empty where it is not finished."""
     url, total = run_url(recipe), int(recipe.schedule.total)
-    name, error = PAPER.get(recipe.name, ("", None))
+    net = net_of(recipe)
+    name, error = PAPER.get(net, ("", None))
     metrics = finished(url)
     history = history_of(recipe)
     rates = [record["images_per_second"] for record in history if "images_per_second" in record]
+    errors = [record["error"] for record in history if "error" in record]
     waits = [record["data_wait"] for record in history if "data_wait" in record]
     return {
-        "net": recipe.name,
+        "net": net,
+        "seed": recipe.seed,
         "paper: Table 6": name or "not in it",
         "paper: test error": "" if error is None else error,
         "ours: test error": metrics["val_error"] if metrics else "",
         "ours: lowest on the way": min((r["val_error"] for r in history if "val_error" in r), default=""),
-        "ours: training error": next((r["error"] for r in reversed(history) if "error" in r), ""),
+        f"ours: training error, last {LAST} records": statistics.mean(errors[-LAST:]) if errors else "",
         "steps": history[-1]["step"] if history else 0,
         "of": total,
         "images/s": statistics.median(rates) if rates else "",
@@ -125,28 +142,31 @@ def curves_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def draw(curves: dict[str, Any], note: str) -> bytes:
-    """PNG as the paper's Fig. 6: plain nets, residual nets; training error dashed, test error bold."""
+    """PNG as the paper's Fig. 6, a panel a family: training error dashed, test error bold."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    lowest = min((error for found in curves.values() for error in found["test"]["error"]), default=0.0)
-    for axes, family in zip(panels, ("plain", "resnet"), strict=True):
-        for net, found in curves.items():
-            if not net.startswith(family) or not found["test"]["step"]:
+    begun = {run: found for run, found in curves.items() if found["test"]["step"]}
+    families = {"plain": "plain nets", "resnet": "residual nets"}
+    shown = [family for family in families if any(run.startswith(family) for run in begun)] or list(families)
+    figure = Figure(figsize=(1 + 4.6 * len(shown), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, family in zip(panels, shown, strict=True):
+        for run, found in begun.items():
+            net = run.partition("-seed")[0]
+            if not net.startswith(family):
                 continue
             colour = COLOURS[net.removeprefix(family)]
             (name, error), final = PAPER.get(net, ("", None)), found["final"]
-            label = f"{net}: " + (f"{final:.2f} %" if final is not None else "not finished")
+            label = f"{run}: " + (f"{final:.2f} %" if final is not None else "not finished")
             label += f" (paper: {name} {error:.2f})" if error else ""
             axes.plot(found["training"]["step"], found["training"]["error"], "--", color=colour, linewidth=0.7)
             axes.plot(found["test"]["step"], found["test"]["error"], color=colour, linewidth=1.8, label=label)
-        top = 20 if lowest < 20 else 100  # the paper's, but for nets that learned little
+        ends = [found["test"]["error"][-1] for found in begun.values()]
         axes.set(
             xlabel="step",
             xlim=(0, max((found["training"]["step"][-1:] or [1])[0] for found in curves.values())),
-            ylim=(0, top),
-            title={"plain": "plain nets", "resnet": "residual nets"}[family],
+            ylim=(0, 20 if max(ends, default=0.0) < 20 else 80),  # the paper's 20, where all nets come under it
+            title=families[family],
         )
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -166,6 +186,8 @@ def main() -> None:
     words.add_argument("--data", type=Path, required=True, help="folder of train-*.parquet and test-*.parquet")
     words.add_argument("--folder", type=Path, required=True, help="where runs lie and are taken up again")
     words.add_argument("--nets", nargs="+", default=list(NETS), choices=sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    words.add_argument("--seeds", nargs="+", type=int, default=[0])
+    words.add_argument("--parallel", type=int, default=1, help="trainings at a time, each a process, on the one device")
     words.add_argument("--steps", type=int, default=64_000)
     words.add_argument("--minutes", type=float, default=9, help="after so many, stop and write what there is")
     words.add_argument("--compile", choices=("none", "default", "reduce-overhead"), help="default: by the device")
@@ -174,12 +196,11 @@ def main() -> None:
     given = words.parse_args()
     deadline = time.monotonic() + 60 * given.minutes
     compile = given.compile or ("reduce-overhead" if gpu else "none")
-    make = [(net, given.data, given.folder, gpu, given.steps, compile, given.workers) for net in given.nets]
-    recipes = [make_recipe(*how) for how in make]
+    same = (given.data, given.folder, gpu, given.steps, compile, given.workers)
+    recipes = [make_recipe(net, seed, *same) for seed in given.seeds for net in given.nets]
     try:
-        for recipe in recipes:
-            if not train(recipe, deadline):
-                break
+        with ProcessPoolExecutor(given.parallel, get_context("spawn")) as pool:
+            list(pool.map(partial(train, deadline=deadline), recipes))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     curves = {recipe.name: curves_of(recipe) for recipe in recipes}

@@ -22,7 +22,11 @@ NEEDED = {  # module: what to carry
     "faster_coco_eval": "faster-coco-eval",
     "albumentations": "albumentations==2.0.8 albucore==0.0.24 stringzilla simsimd",
     "tyro": "tyro docstring-parser typeguard",
-    **{name: name for name in ("torch", "torchvision", "scipy", "safetensors", "fsspec", "pyarrow", "matplotlib")},
+    "tensorboardX": "tensorboardX protobuf packaging",
+    **{
+        name: name
+        for name in ("torch", "torchvision", "scipy", "tqdm", "safetensors", "fsspec", "pyarrow", "matplotlib")
+    },
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
 }

@@ -7,6 +7,7 @@ and, in its block `raybone`, all that is needed to build the net again, feed it,
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from backbone.console import typed
 from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
@@ -146,7 +148,7 @@ def read_config(url: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
     except FileNotFoundError as error:
-        raise UserError(f"{url}: no backbone artifact here: config.json is missing") from error
+        raise UserError(f"{url}: no backbone artifact here: config.json is missing; {_where_from(url)}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
     block = config.get("raybone") if isinstance(config, dict) else None
@@ -157,6 +159,18 @@ def read_config(url: str | Path) -> dict[str, Any]:
     if block.get("format") != FORMAT:
         raise UserError(f"{url}: artifact format {block.get('format')}; this raybone reads {FORMAT}")
     return config
+
+
+def _where_from(url: str | Path) -> str:
+    """How to come by an artifact."""
+    fs, path = filesystem(url)
+    if fs.exists(join(path, "artifact", "config.json")):
+        return f"perhaps you meant {url}/artifact"
+    name = str(url).strip("/")
+    if re.fullmatch(r"[a-z]+[a-z0-9_]*\d[a-z0-9_]*", name):  # resnet50: what other libraries call a net
+        made = typed(f"python jobs/import.py --source torchvision --weights {name}.pth --output runs/{name}/artifact")
+        return f"a backbone is what jobs/pretrain.py or jobs/import.py writes; one of torchvision's weights: {made}"
+    return "it is what jobs/pretrain.py and jobs/import.py write, runs/NAME/artifact"
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """A strict YAML file plus overrides on the command line, for every job. Imports nothing slow.
 
-    recipe, flags = parse(Recipe, sys.argv[1:], flags={"dry_run": "print the plan and stop"})
+    recipe, flags = parse(Recipe, sys.argv[1:], {"dry_run": "print the plan and stop"}, __doc__, recipe=True)
 
-tyro draws the help. File and command line are merged into one tree and checked once by the pydantic model, so that the
-faults of both come together, in one form, and a pair of fields that depend on each other may come from either.
+`backbone.usage` draws the help. File and command line are merged into one tree and checked by the pydantic model, so
+that the faults of both come together, in one form, and a pair of fields that depend on each other may come from either.
 """
 
 import copy
@@ -11,36 +11,80 @@ import difflib
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field as filled
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
+from backbone.console import RECIPES, recipe_file, typed
 from backbone.errors import LOST, Lost, UserError
+from backbone.hints import meant, of_another_job, suggestion
 from backbone.kinds import section_model
 from backbone.stopping import Stopped, asked, heed, stop_of
 from backbone.supervise import BUG, end_with_watcher, is_watched
+from backbone.usage import choices, full_help, short_help, usage
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def parse(model: type[T], argv: list[str], flags: dict[str, str] | None = None) -> tuple[T, dict[str, bool]]:
+HOW = ("name", "seed", "run.", "storage", "scaling.", "compute.")
+"""Fields that say how to carry a recipe out, and not what it is."""
+
+
+def parse(
+    model: type[T], argv: list[str], flags: dict[str, str] | None = None, doc: str = "", recipe: bool = False
+) -> tuple[T, dict[str, bool]]:
     """Read `--config FILE` and `--section.field value` into a `model`; exit with code 2 and every fault otherwise.
 
     `flags` are the job's own switches, name -> help; they come back as name -> given or not. Of two values for a
-    field, the command line wins over the file.
+    field, the command line wins over the file. `doc` is the job's docstring with its examples, which who gives nothing
+    is shown; with `recipe` also who gives no recipe and nothing of one.
     """
     flags = flags or {}
     try:
-        overrides, file, given, wants_help = _read(model, argv, flags)
-        tree = read_yaml(file) if file else {}
-        if wants_help:
-            _help(model, validate(model, tree, file) if file else None, flags)
-        return validate(model, tree, file, overrides), given
+        told = _read(model, argv, flags)
+        what = [name for name in told.overrides if not name.startswith(HOW)]
+        if doc and not told.help and not told.faults and not told.file and not (what if recipe else argv):
+            missing = "no recipe: name one with --config FILE" if recipe else "nothing to do"
+            print(usage(doc, missing), file=sys.stderr)
+            raise SystemExit(2)
+        found, faults = _carried_out(model, told)
+        if told.help:
+            shown = (model, found if told.file else None, flags, doc)
+            print(short_help(*shown)) if told.help == "--help" else full_help(*shown)
+            raise SystemExit(0)
+        if faults or found is None:
+            raise UserError("\n".join(faults))
+        return found, told.flags
     except UserError as error:
         fail(error)
+
+
+@dataclass
+class _Told:
+    """A command line, taken apart."""
+
+    flags: dict[str, bool]
+    overrides: dict[str, Any] = filled(default_factory=dict)
+    file: str = ""
+    help: str = ""
+    faults: list[str] = filled(default_factory=list)
+
+
+def _carried_out(model: type[T], told: _Told) -> tuple[T | None, list[str]]:
+    """What file and command line make together, and all that is wrong with either."""
+    faults = list(told.faults)
+    try:
+        tree = read_yaml(told.file) if told.file else {}
+        if told.help:
+            return (validate(model, tree, told.file) if told.file else None), []
+        return validate(model, tree, told.file, told.overrides), faults
+    except UserError as error:
+        return None, [*faults, *str(error).splitlines()]
 
 
 def run_main(main: Callable[[], None], again: str = "") -> None:
@@ -96,11 +140,13 @@ def load(model: type[T], path: str | Path) -> T:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file; UserError naming the file where there is none or it does not parse."""
-    path = Path(path)
+    path = recipe_file(path)
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.safe_load(path.read_text("utf-8")) or {}
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
+        ours = RECIPES / path.parent.as_posix().removeprefix("jobs/recipes/")
+        stems = [one.stem for folder in (path.parent, ours) for one in folder.glob("*.yaml")]
+        near = list(dict.fromkeys(difflib.get_close_matches(path.stem, stems)))
         there = "; there is " + ", ".join(f"{stem}.yaml" for stem in near) if near else ""
         raise UserError(f"{path}: no such recipe{there}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -121,32 +167,77 @@ def laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[str, Any] | None = None) -> T:
     """Check `tree`, with dotted `overrides` on top of it; UserError with one line a fault."""
+    if other := of_another_job(model.__name__, tree):
+        command = typed(f"python jobs/{other}.py --config {where}")
+        raise UserError(f"{where}: this is a recipe of jobs/{other}.py; give it to that: {command}")
     tree, overrides = copy.deepcopy(tree), overrides or {}
     for name, value in overrides.items():
-        *sections, field = name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{where}: {section}: is a {type(node).__name__}, not a section of fields")
-        node[field] = value
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors(include_url=False):
-            field = ".".join(map(str, fault["loc"]))
-            overridden = any(f"{field}.".startswith(f"{name}.") for name in overrides)
-            concerned = any(not field or name.startswith(f"{field}.") for name in overrides)
-            origins = [where] * (not overridden) + ["command line"] * (overridden or concerned)
-            origin = " and ".join(filter(None, origins))
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                message = "unknown key" + _suggestion(field, list(fields(model)))
-            elif not isinstance(fault["input"], dict | BaseModel):
-                message += f" (got {fault['input']!r})"
-            lines.append(": ".join(part for part in (origin, field, message) if part))
-        raise UserError("\n".join(lines)) from error
+        if section := _put(tree, name, value):
+            raise UserError(f"{where}: {section}: is a {type(tree[section]).__name__}, not a section of fields")
+    lines: list[str] = []
+    while True:
+        try:
+            found = model.model_validate(tree)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+            said = [_line(model, fault, where, overrides) for fault in faults]
+            lines += [line for line in said if line not in lines]
+            # Unknown keys keep sections from being looked at as a whole: once more, with what is meant by them.
+            unknown = [fault["loc"] for fault in faults if fault["type"] in UNKNOWN]
+            if sum(_taken_as_meant(model, tree, place) for place in unknown):
+                continue
+            raise UserError("\n".join(lines)) from error
+        if lines:
+            raise UserError("\n".join(lines))
+        return found
+
+
+UNKNOWN = ("extra_forbidden", "of_another_kind")
+
+
+def _line(model: type[BaseModel], fault: Any, where: str, overrides: dict[str, Any]) -> str:
+    """A fault of pydantic's in a line: file or command line, field, what is wrong."""
+    name = ".".join(map(str, fault["loc"]))
+    overridden = any(f"{name}.".startswith(f"{one}.") for one in overrides)
+    concerned = any(not name or one.startswith(f"{name}.") for one in overrides)
+    origins = [where] * (not overridden) + ["command line"] * (overridden or concerned)
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "unknown key" + suggestion(name, list(fields(model)))
+    elif fault["type"] == "missing":
+        kinds = choices(fields(model).get(name))
+        *some, last = map(str, kinds or [""])
+        message += f"; give --{name}" + (f": {', '.join(some)} or {last}" if kinds else "")
+    elif not isinstance(fault["input"], dict | BaseModel):
+        message += f" (got {fault['input']!r})"
+    return ": ".join(part for part in (" and ".join(filter(None, origins)), name, message) if part)
+
+
+def _taken_as_meant(model: type[BaseModel], tree: dict[str, Any], place: tuple[Any, ...]) -> bool:
+    """Read the value of an unknown key as that of the field that was meant, if one was; False: it is not there."""
+    node: Any = tree
+    for part in place[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or place[-1] not in node:
+        return False
+    value, name, known = node.pop(place[-1]), ".".join(map(str, place)), fields(model)
+    found = meant(name, list(known))
+    if name not in known and found and not found[0].value:
+        _put(tree, found[0].field, value, over=False)
+    return True
+
+
+def _put(tree: dict[str, Any], name: str, value: Any, over: bool = True) -> str:
+    """Set the field of a dotted name; returns the section on the way that is none, if there is one."""
+    *sections, last = name.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            return section
+    if over or last not in node:
+        node[last] = value
+    return ""
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -164,44 +255,53 @@ def fail(error: object, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def _read(
-    model: type[BaseModel], argv: list[str], flags: dict[str, str]
-) -> tuple[dict[str, Any], str, dict[str, bool], bool]:
-    """Split the words of a command line into (overrides, recipe file, flags given, help wanted)."""
+def _read(model: type[BaseModel], argv: list[str], flags: dict[str, str]) -> _Told:
+    """Take the words of a command line apart. Options that are none are read as what was meant by them."""
     known = fields(model)
-    overrides: dict[str, Any] = {}
-    faults: list[str] = []
-    file, given, wants_help = "", dict.fromkeys(flags, False), False
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    told = _Told(dict.fromkeys(flags, False))
+    words = ["--help" if word == "-h" else word for word in argv]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     while words:
         word = words.pop(0)
         name = word.removeprefix("--").replace("-", "_")
         values = []
         while words and not words[0].startswith("--"):
             values.append(words.pop(0))
-        if word in ("-h", "--help"):
-            wants_help = True
+        if word in ("--help", "--help-all"):
+            told.help = "--help-all" if "--help-all" in (word, told.help) else "--help"
         elif word.startswith("--") and name in flags:
-            given[name] = True
+            told.flags[name] = True
             if values:
-                faults.append(f"command line: {word}: takes no value, not {' '.join(values)}")
+                told.faults.append(f"command line: {word}: takes no value, not {' '.join(values)}")
         elif word == "--config" and len(values) == 1:
-            file = values[0]
+            told.file = values[0]
         elif word == "--config":
-            faults.append(f"command line: --config: name one recipe file, not {len(values)}")
-        elif not word.startswith("--") or not _is_field(name, known):
-            faults.append(f"command line: {word}: unknown option{_suggestion(name, [*known, *flags], '--')}")
-        elif get_origin(known.get(name)) is tuple:
-            overrides[name] = values if values != [""] else []
-        elif name not in known:  # below a dict, whose fields have no types here
-            overrides[name] = yaml.safe_load(values[0]) if len(values) == 1 else values or True
-        elif len(values) > 1:
-            faults.append(f"command line: {word}: takes one value, not {' '.join(values)}")
+            told.faults.append(f"command line: --config: name one recipe file, not {len(values)}")
+        elif not word.startswith("--") and word.endswith((".yaml", ".yml")):
+            told.faults.append(f"command line: {word}: a recipe is given with --config {word}")
+            told.file = told.file or word
+        elif word.startswith("--") and _is_field(name, known):
+            _take(told, known, name, values)
         else:
-            overrides[name] = values[0] if values else "true"
-    if faults:
-        raise UserError("\n".join(faults))
-    return overrides, file, given, wants_help
+            told.faults.append(
+                f"command line: {word}: unknown option{suggestion(name, [*known, *flags, 'config'], '--')}"
+            )
+            found = meant(name, list(known))
+            if found and not found[0].value and found[0].field not in told.overrides:
+                _take(told, known, found[0].field, values)
+    return told
+
+
+def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> None:
+    """The values of a field, as the command line has them."""
+    if get_origin(known.get(name)) is tuple:
+        told.overrides[name] = values if values != [""] else []
+    elif name not in known:  # below a dict, whose fields have no types here
+        told.overrides[name] = yaml.safe_load(values[0]) if len(values) == 1 else values or True
+    elif len(values) > 1:
+        told.faults.append(f"command line: --{name}: takes one value, not {' '.join(values)}")
+    else:
+        told.overrides[name] = values[0] if values else "true"
 
 
 def _is_field(name: str, known: dict[str, Any]) -> bool:
@@ -209,36 +309,3 @@ def _is_field(name: str, known: dict[str, Any]) -> bool:
     return name in known or any(
         get_origin(kind) is dict and name.startswith(f"{field}.") for field, kind in known.items()
     )
-
-
-def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    near = near or [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
-    return f"; perhaps you meant {prefix}{near[0]}" if near else ""
-
-
-def _help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str]) -> NoReturn:
-    import tyro  # slow, and for this alone
-
-    switches = [f"--{name.replace('_', '-')}: {text}" for name, text in flags.items()]
-    text = "\n".join([(model.__doc__ or "").strip(), "", "--config FILE: recipe to start from", *switches])
-    tyro.cli(
-        _shown(model, default),
-        args=["--help"],
-        description=text,
-        use_underscores=True,
-        config=(tyro.conf.FlagConversionOff,),
-    )
-    raise SystemExit(0)
-
-
-def _shown(model: type[BaseModel], default: BaseModel | None) -> type[BaseModel]:
-    """The model as tyro is to show it, which makes commands of unions: kinds side by side, defaults those given."""
-    shown: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        value = getattr(default, name, field.get_default(call_default_factory=True))
-        if nested := section_model(field.annotation):
-            shown[name] = (_shown(nested, value), ...)
-        else:
-            shown[name] = (field.rebuild_annotation(), Field(value, description=field.description))
-    return create_model(model.__name__, __doc__=model.__doc__, **shown)

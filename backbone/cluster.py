@@ -238,10 +238,11 @@ def check_resources(scaling: Scaling) -> None:
     needed = scaling.min_workers or scaling.num_workers
     if slots < needed and not scaling.autoscales:
         has = {name: int(sum(node.get(name, 0) for node in nodes)) for name in needs}
+        no_gpu = "; there is no GPU, so on CPUs: --scaling.use_gpu false" if has.get("GPU") == 0 else ""
         raise UserError(
             f"scaling: {needed} workers of {words(needs)} each do not fit on the cluster, which has room for "
             f"{slots}: {len(nodes)} node(s) with {words(has)}. Ask for less, add nodes, or say "
-            "scaling.autoscales if they come on demand"
+            f"scaling.autoscales if they come on demand{no_gpu}"
         )
 
 

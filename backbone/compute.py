@@ -1,11 +1,23 @@
 """What a job computes with: its share of the cluster, and the form of its arithmetic. Imports nothing slow."""
 
 import os
-from typing import Literal
+import subprocess
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from backbone.options import Strict
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU of NVIDIA's that processes may use. torch would take seconds to say."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.startswith("GPU ")
 
 
 class Compute(Strict):
@@ -17,6 +29,8 @@ class Compute(Strict):
     is no hardware, which is slow. fp16 scales the loss and skips steps that overflow."""
 
     channels_last: bool = True
+    """Keep a pixel's channels together in memory, as fast convolutions want it."""
+
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     """torch.compile, by its modes: slower to start, faster after. reduce-overhead: with CUDA graphs, where the host
     would hold up small nets."""
@@ -31,7 +45,8 @@ class Scaling(Strict):
     min_workers: int = Field(0, ge=0)
     """Elastic: go on with any number from here to num_workers when nodes come and go. 0: always num_workers."""
 
-    use_gpu: bool = False
+    use_gpu: Annotated[bool, BeforeValidator(lambda given: has_gpu() if given == "auto" else given)] = False
+    """A GPU for each worker. auto: if the machine that the job is started on has one."""
 
     cpus_per_worker: int = Field(1, ge=1)
     """Cores reserved for a worker, and the threads torch computes with in it."""

@@ -128,7 +128,9 @@ def read_config(url: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
     except FileNotFoundError as error:
-        raise UserError(f"{url}: no detector artifact here: config.json is missing") from error
+        below = fs.exists(join(path, "artifact", "config.json"))
+        hint = f"perhaps you meant {url}/artifact" if below else "jobs/finetune.py writes it, runs/NAME/artifact"
+        raise UserError(f"{url}: no detector artifact here: config.json is missing; {hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
     config = config if isinstance(config, dict) else {}

@@ -27,6 +27,7 @@ from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
+from backbone.training.plan import doubts
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
@@ -36,6 +37,7 @@ from backbone.training.world import Report, World
 from detection import artifact, scoring
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
+from detection.data.options import DetectionData, ScenesData
 from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches, prepared
 from detection.initial import Taken, fill
@@ -108,6 +110,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     for split, source in (("train", train), ("val", val)):
         for line in remarks(source):
             say(f"data.{split}: {line}")
+    for line in doubts(recipe, len(train), *places(recipe.data)):
+        say(f"warning: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")
@@ -126,6 +130,11 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
     say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
     return Finetuning(run_url(recipe), recipe)
+
+
+def places(data: DetectionData) -> tuple[str, str]:
+    """Where training and validation images lie; empty where nowhere."""
+    return ("", "") if isinstance(data, ScenesData) else (data.train, data.val)
 
 
 def check_ground_truth(source: DetectionSource) -> None:

@@ -23,17 +23,25 @@ class Rpn(Strict):
     """At most this part of them positive."""
 
     fg_iou: float = Field(0.7, gt=0, le=1)
+    """An anchor is positive from this IoU with an object on."""
+
     bg_iou: float = Field(0.3, ge=0, lt=1)
+    """Below it with all of them it is negative; between the two it has no loss."""
 
     pre_nms_train: int = Field(2000, ge=1)
     """Best anchors that go into NMS, on each level."""
 
     pre_nms_test: int = Field(1000, ge=1)
+    """Likewise, when judged."""
+
     post_nms_train: int = Field(2000, ge=1)
     """Proposals that come out of it, over all levels."""
 
     post_nms_test: int = Field(1000, ge=1)
+    """Likewise, when judged."""
+
     nms: float = Field(0.7, gt=0, le=1)
+    """Of two proposals with a larger IoU the lower one is dropped."""
 
     channels: int = Field(0, ge=0)
     """Of the 3x3 convolution before the predictors. 0: as many as the maps have, torchvision's."""
@@ -64,8 +72,13 @@ class Roi(Strict):
     """Proposals an image whose loss is taken."""
 
     fg_fraction: float = Field(0.25, gt=0, le=1)
+    """At most this part of them on objects."""
+
     fg_iou: float = Field(0.5, gt=0, le=1)
+    """A proposal is on an object from this IoU on."""
+
     bg_iou: float = Field(0.5, ge=0, le=1)
+    """Below it with all of them it is background."""
 
     score: float = Field(0.05, ge=0, lt=1)
     """Detections below are dropped."""
@@ -78,6 +91,8 @@ class Roi(Strict):
     classes and 0.001 of boxes, biases 0."""
 
     nms: float = Field(0.5, gt=0, le=1)
+    """Of two detections of a class with a larger IoU the lower one is dropped."""
+
     detections: int = Field(100, ge=1)
     """Most detections an image."""
 

@@ -2,13 +2,13 @@
 
 from backbone.nets.count import parameters
 from backbone.training import schedule
-from backbone.training.plan import lr_curve, lr_line
+from backbone.training.plan import doubts, lr_curve, lr_line
 from backbone.training.precision import foretold
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.contract import DetectionSource
 from detection.data.share import Share
 from detection.data.sources import open_sources
-from detection.finetune import begin, build_detector, check_ground_truth, load_backbone
+from detection.finetune import begin, build_detector, check_ground_truth, load_backbone, places
 from detection.nets import summary
 from detection.recipe import Finetune
 
@@ -60,6 +60,7 @@ def describe(recipe: Finetune) -> str:
         ),
         ("lr", lr_line(recipe, steps)),
         ("", lr_curve(recipe, steps)),
+        *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 

@@ -100,7 +100,11 @@ class Finetune(TrainingRecipe):
         if self.schedule.hold_lr:
             raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
         if bool(self.backbone) == bool(self.from_detector):
-            raise ValueError("backbone, from_detector: give one of them")
+            given = "both are given" if self.backbone else "none is given"
+            raise ValueError(
+                f"backbone, from_detector: give one of them, {given}: --backbone FOLDER is an artifact of "
+                "jobs/pretrain.py or jobs/import.py, --from_detector FOLDER one of jobs/finetune.py"
+            )
         if self.from_detector and self.from_scratch:
             raise ValueError("from_scratch, from_detector: give one of them; a backbone says which net is to be new")
         if (self.class_names or self.new_heads) and not self.from_detector:

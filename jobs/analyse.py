@@ -12,7 +12,7 @@ from backbone.cli import parse, run_main
 
 
 def main() -> None:
-    options, _ = parse(Analysis, sys.argv[1:])
+    options, _ = parse(Analysis, sys.argv[1:], doc=__doc__)
     from backbone.analyse.analysis import analyse, table  # from here on torch is imported
 
     record = analyse(options)

@@ -13,7 +13,7 @@ from backbone.training.compare import Comparison, read, repeats, table, title
 
 
 def main() -> None:
-    options, _ = parse(Comparison, sys.argv[1:])
+    options, _ = parse(Comparison, sys.argv[1:], doc=__doc__)
     groups = repeats([read(url) for url in options.runs])
     from backbone.training.curves import draw_overlay
 

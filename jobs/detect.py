@@ -15,7 +15,7 @@ from detection.detecting.options import Detecting
 
 
 def main() -> None:
-    options, _ = parse(Detecting, sys.argv[1:])
+    options, _ = parse(Detecting, sys.argv[1:], doc=__doc__)
     from detection.detecting.run import detect_all  # from here on torch is imported, which takes seconds
 
     print(detect_all(options).as_text())

@@ -24,9 +24,7 @@ def main() -> None:
     if names_backbones(words):
         evaluate_backbones(words)
         return
-    if words in (["--help"], ["-h"]):
-        print(__doc__)
-    recipe, _ = parse(DetectorEvaluation, words)
+    recipe, _ = parse(DetectorEvaluation, words, doc=__doc__)
     from detection.evaluate import EVALUATE  # from here on torch and Ray are imported, which takes seconds
     from detection.scoring import table
 
@@ -34,7 +32,7 @@ def main() -> None:
 
 
 def evaluate_backbones(words: list[str]) -> None:
-    recipe, _ = parse(BackboneEvaluation, words)
+    recipe, _ = parse(BackboneEvaluation, words, doc=__doc__)
     from backbone.evaluate.evaluation import EVALUATE, table
 
     carry_out(EVALUATE, recipe, table)

@@ -12,7 +12,7 @@ from backbone.interop.options import Export
 
 
 def main() -> None:
-    options, _ = parse(Export, sys.argv[1:])
+    options, _ = parse(Export, sys.argv[1:], doc=__doc__)
     from backbone.interop import export, probe  # from here on torch is imported, which takes seconds
 
     done = export.export(options.artifact, options.to, options.output, options.license)

@@ -1,6 +1,8 @@
 """Put a backbone into a detector and train it, on this machine or on a Ray cluster:
 
-python jobs/finetune.py --config jobs/recipes/coco-modern/faster-rcnn-fpn.yaml --backbone runs/my-resnet50/artifact
+python jobs/finetune.py --config jobs/recipes/quickstart/detector.yaml --backbone runs/residual/artifact
+python jobs/finetune.py --config jobs/recipes/starter/detect.yaml --backbone runs/residual/artifact \\
+    --data.train boxes:train --data.val boxes:val
 python jobs/finetune.py --config jobs/recipes/voc-paper/faster-rcnn-c4.yaml --from_detector runs/coco-detector/artifact
 ray job submit --working-dir . -- python jobs/finetune.py --config ... --run.storage /shared/runs
 """
@@ -13,7 +15,8 @@ from detection.recipe import Finetune
 
 
 def main() -> None:
-    recipe, flags = parse(Finetune, sys.argv[1:], {"dry_run": "check everything, print the plan, then stop"})
+    told = {"dry_run": "check everything, print the plan, then stop"}
+    recipe, flags = parse(Finetune, sys.argv[1:], told, __doc__, recipe=True)
     from backbone.job import submit  # from here on torch and Ray are imported, which takes seconds
     from detection.finetune import FINETUNE
     from detection.plan import describe

@@ -1,6 +1,9 @@
 """Compare backbones in one detector and write the report, on this machine or on a Ray cluster:
 
 python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml
+python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml --dry-run
+python jobs/gains.py --config jobs/recipes/starter/gains.yaml --rows.yours.artifact runs/my-backbone/artifact \\
+    --finetune_with.data.train boxes:train --finetune_with.data.val boxes:val
 ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /shared/runs
 """
 
@@ -19,6 +22,8 @@ def main() -> None:
         Gains,
         words,
         {"dry_run": "print runs, steps, disk and what will stay unknown, then stop; --rates FILE adds hours"},
+        __doc__,
+        recipe=True,
     )
     began = time.monotonic()
     if flags["dry_run"]:

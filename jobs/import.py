@@ -14,7 +14,7 @@ from backbone.interop.options import Import
 
 
 def main() -> None:
-    options, _ = parse(Import, sys.argv[1:])
+    options, _ = parse(Import, sys.argv[1:], doc=__doc__)
     from backbone.interop import importing, probe  # from here on torch is imported, which takes seconds
 
     done = importing.run(options)

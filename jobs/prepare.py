@@ -14,7 +14,7 @@ from backbone.data.prepare.options import Prepare
 
 
 def main() -> None:
-    options, _ = parse(Prepare, sys.argv[1:])
+    options, _ = parse(Prepare, sys.argv[1:], doc=__doc__)
     from backbone.data.prepare.prepare import prepare  # from here on OpenCV is imported
 
     done = prepare(options)

@@ -1,6 +1,8 @@
 """Pretrain a backbone, on this machine or on a Ray cluster:
 
 python jobs/pretrain.py --config jobs/recipes/quickstart/residual.yaml
+python jobs/pretrain.py --config jobs/recipes/starter/classify.yaml --data.train photos/train --data.val photos/val
+python jobs/pretrain.py --config jobs/recipes/imagenet-modern/resnet50.yaml --dry-run
 ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.storage /shared/runs
 """
 
@@ -17,11 +19,13 @@ def main() -> None:
         Recipe,
         words,
         {"dry_run": "print net, cost, steps and batch split, then stop; --rates FILE of measured rates adds time"},
+        __doc__,
+        recipe=True,
     )
     from backbone.job import submit  # from here on torch and Ray are imported, which takes seconds
     from backbone.training.cost import read_rates
     from backbone.training.plan import describe
-    from backbone.training.pretrain import PRETRAIN, open_data
+    from backbone.training.pretrain import PRETRAIN, accuracy, open_data
 
     if flags["dry_run"]:
         train, val = open_data(recipe.data, recipe.seed)
@@ -30,8 +34,7 @@ def main() -> None:
         return
     outcome = submit(PRETRAIN, recipe)
     print(outcome.headline)
-    metrics = outcome.results
-    print(f"accuracy  {100 - metrics['val_error']:.2f} % top-1, {100 - metrics['val_top5_error']:.2f} % top-5")
+    print(f"accuracy  {accuracy(outcome.url)}")
     print(f"curves    {outcome.url}/curves.png")
     print(f"artifact  {outcome.url}/artifact")
 

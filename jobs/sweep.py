@@ -1,6 +1,8 @@
 """Search depth and schedule, on this machine or on a Ray cluster:
 
 python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml
+python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 16
+python jobs/sweep.py --config jobs/recipes/sweeps/cifar10.yaml --base_with.data.train 'cifar10/train-*.parquet'
 ray job submit --working-dir . -- python jobs/sweep.py --config ... --storage /shared/runs
 """
 
@@ -18,7 +20,7 @@ from backbone.training.run import run_place
 
 
 def main() -> None:
-    sweep, _ = parse(Sweep, sys.argv[1:])
+    sweep, _ = parse(Sweep, sys.argv[1:], doc=__doc__, recipe=True)
     if not is_watched():
         raise SystemExit(watch(sweep))
     from backbone.sweep.run import run

@@ -51,7 +51,9 @@ class Display:
         self._to_tensorboard(record)
         if record["kind"] == "evaluation":
             metrics = {name.removeprefix("val_"): value for name, value in record.items() if name.startswith("val_")}
-            facts = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "seconds")
+            # A detector's error, 100 - AP, is what the loop goes by; people read AP.
+            hidden = ("seconds", "error") if "AP" in metrics else ("seconds",)
+            facts = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in hidden)
             self.say(f"step {record['step']}/{record['total']}  validation: {facts}  ({metrics['seconds']:.1f} s)")
             return
         if self._began is None:

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from backbone.data.options import Data, StoredData
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
 from backbone.training import cost, schedule
@@ -14,6 +15,8 @@ from backbone.training.schedule import Events, learning_rate
 
 BARS = "▁▂▃▄▅▆▇█"
 
+MANY_EPOCHS = 1000
+"""More than anybody trains on images worth training on; the paper's longest takes 164."""
 
 HOW_TO_MEASURE = "not known without rates: python benchmarks/cost_model.py measures them, --rates FILE reads them"
 
@@ -79,7 +82,34 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
         lines += cost.lines(cost.predict(shape, rates), shape, rates)
     else:
         lines.append(("time", HOW_TO_MEASURE))
+    lines += [("warning", text) for text in doubts(recipe, num_train, *places(recipe.data))]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def places(data: Data) -> tuple[str, str]:
+    """Where training and validation images lie; empty where that is nowhere, or one is part of the other on purpose."""
+    return (data.train, data.val) if isinstance(data, StoredData) and not data.hold_out else ("", "")
+
+
+def doubts(recipe: TrainingRecipe, num_train: int, train: str = "", val: str = "") -> list[str]:
+    """What is possible but hardly meant, a line each. `train` and `val`: where the images lie, if anywhere."""
+    optim, steps = recipe.optim, schedule.in_steps(recipe.schedule, recipe.optim.batch, num_train)
+    epochs = steps.total * optim.batch / num_train
+    lines = []
+    if optim.batch > num_train:
+        fits = 2 ** int(math.log2(max(1, num_train // 4)))
+        lines.append(
+            f"optim.batch {optim.batch:,} over {num_train:,} images: a step sees images several times; "
+            f"--optim.batch {fits}"
+        )
+    if epochs > MANY_EPOCHS:
+        lines.append(
+            f"{epochs:,.0f} epochs: the schedule is for more images than {num_train:,}; "
+            "--schedule.unit epochs --schedule.total 50"
+        )
+    if train and train == val:
+        lines.append(f"data.train and data.val are both {train}: what was trained on does not test anything")
+    return lines
 
 
 def shape_of(

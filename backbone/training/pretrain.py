@@ -44,6 +44,7 @@ from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
+from backbone.training.plan import doubts
 from backbone.training.precise_bn import precise_bn
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
@@ -102,6 +103,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
             say(f"data.{field}: {line}")
     if both := in_both(train, val):
         say(f"data.val: is read for training, too ({some(both)}): what was trained on does not test anything")
+    for line in doubts(recipe, len(train)):
+        say(f"warning: {line}")
     check_readable(val)
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
@@ -116,6 +119,19 @@ def finished(url: str) -> dict[str, Any] | None:
     fs, path = filesystem(url)
     place = join(path, "artifact", "config.json")
     return json.loads(fs.cat_file(place))["raybone"]["provenance"]["metrics"] if fs.exists(place) else None
+
+
+def accuracy(url: str) -> str:
+    """What the backbone of a finished run is worth as a classifier, for a terminal."""
+    config = artifact.read_config(join(url, "artifact"))
+    provenance = config["raybone"]["provenance"]
+    metrics, run, norm = provenance["metrics"], provenance["recipe"]["run"], config["raybone"]["net"]["norm"]
+    text = f"{100 - metrics['val_error']:.2f} % top-1"
+    if config["num_classes"] > 5:  # else the five best are all there are
+        text += f", {100 - metrics['val_top5_error']:.2f} % top-5"
+    if run["precise_bn"] and norm == "batch":
+        text += f", with batch statistics taken anew over {run['precise_bn']:,} images; the line above was without"
+    return text
 
 
 @contextmanager

@@ -34,8 +34,13 @@ class Optim(Strict):
     """The batch `lr` was given for. 0: take lr as it is."""
 
     momentum: float = Field(0.9, ge=0, lt=1)
+    """What is kept of the last step's direction."""
+
     nesterov: bool = False
+    """Look ahead along the momentum (Nesterov's)."""
+
     weight_decay: float = Field(1e-4, ge=0)
+    """L2 penalty, added to the gradient."""
 
     decay: Literal["all", "conv", "no_norm_bias"] = "all"
     """What weight decay reaches: every parameter, weights of convolutions alone, or all but norms and biases."""
@@ -73,6 +78,7 @@ class PretrainOptim(Optim):
     """SGD with momentum, what surrounds a step, and what classification adds."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes (arXiv:1512.00567). 0 is off."""
 
 
 class _Schedule(Strict):
@@ -84,6 +90,7 @@ class _Schedule(Strict):
     """Unit of total, milestones, warmup and hold_at_most."""
 
     total: float = Field(90, gt=0)
+    """How long to train, in `unit`."""
 
     warmup: float = Field(0.0, ge=0)
     """Linear warm-up from zero over so much of the schedule."""
@@ -222,6 +229,8 @@ class TrainingRecipe(Strict, ABC):
     """The run. The same recipe under the same name resumes; empty: derived from the net and the recipe."""
 
     seed: Seed = 0
+    """Of first weights, order and augmentation. Another seed is another run."""
+
     optim: Optim = Optim()
     schedule: Schedule = CosineSchedule()
     compute: Compute = Compute()

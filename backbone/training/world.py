@@ -88,7 +88,10 @@ def local_world(use_gpu: bool, threads: int) -> Generator[World]:
         UserError: a GPU is asked for and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
-        raise UserError("scaling.use_gpu: torch sees no GPU on this machine; look at nvidia-smi, or leave it off")
+        raise UserError(
+            "scaling.use_gpu: torch sees no GPU on this machine; look at nvidia-smi, or train on CPUs: "
+            "--scaling.use_gpu false"
+        )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
     torch.set_num_threads(threads)  # as Ray does for its workers

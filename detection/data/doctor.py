@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
 
 from tqdm import tqdm
 
 from backbone.data.decode import decode
 from backbone.data.findings import Diagnosis, Findings, Severity
+from backbone.data.formats import is_image
 from backbone.data.listing import THREADS
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem
@@ -69,6 +71,30 @@ def examine(
         findings.join([one for one in part.findings if "data.share" in one.what])
     subject = {"source": kind, "images": location, "annotations": annotations}
     return Diagnosis(subject, findings.sorted(), statistics(survey))
+
+
+def looks_like(location: str) -> str:
+    """The options of the doctor for what lies at a place, where its layout is a known one; else empty."""
+    place = location.rpartition(":")[0] if ":" in location and "://" not in location else location
+    fs, root = filesystem(place)
+    if not fs.isdir(root):
+        return ""
+    inside = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)]
+    if {"Annotations", "JPEGImages"} <= {*inside}:
+        lists = f"{root}/ImageSets/Main"
+        names = sorted(PurePath(path).stem for path in fs.ls(lists, detail=False)) if fs.isdir(lists) else []
+        split = next((name for name in ("trainval", "train", *names) if name in names), "trainval")
+        return f"--source voc --images {place}:{split}"
+    if "annotations" in inside:
+        beside = [name for name in inside if fs.exists(f"{root}/annotations/instances_{name}.json")]
+        return f"--source coco --images {place}/{beside[0]}" if beside else ""
+    for source, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
+        if any(name.endswith(suffix) for name in inside):
+            return f"--source {source} --images {place}"
+    folders = [name for name in inside if fs.isdir(f"{root}/{name}")]
+    if folders and any(map(is_image, fs.ls(f"{root}/{folders[0]}", detail=False))):
+        return f"--source imagefolder --images {place}"
+    return ""
 
 
 def _check(findings: Findings, files: Sequence[File]) -> None:

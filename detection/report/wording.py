@@ -17,11 +17,11 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """As `percent`, with + or −; what rounds to nothing has no sign of its own."""
+    """As `percent`, with + or −; what rounds to nothing has no sign."""
     if value is None:
         return NONE
     text = f"{100 * value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"±{abs(float(text)):.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def interval(told: dict[str, Any], say: Callable[[float | None], str] = percent) -> str:

@@ -113,7 +113,9 @@ def test_kind_that_is_none_is_listed_and_one_that_lacks_a_field_names_it(refused
         "error: command line: schedule.total: Input should be greater than 0 (got '-1')",
         "error: command line: schedule.patience: Input should be greater than or equal to 1 (got '0')",
     ]
-    assert refused("--schedule.kind", "steps") == ["error: schedule.milestones: kind steps needs it"]
+    assert refused("--schedule.kind", "steps") == [
+        "error: schedule.milestones: kind steps needs it; give --schedule.milestones"
+    ]
 
 
 def test_flags_are_the_jobs_own():
@@ -139,7 +141,7 @@ def test_unknown_options_are_named_with_a_suggestion(refused):
     assert refused("--optim.btach", "3", "--lr", "1", "--dryrun", "stray") == [
         "error: command line: --optim.btach: unknown option; perhaps you meant --optim.batch",
         "error: command line: --lr: unknown option; perhaps you meant --optim.lr",
-        "error: command line: --dryrun: unknown option; perhaps you meant --dry_run",
+        "error: command line: --dryrun: unknown option; perhaps you meant --dry-run",
     ]
     assert refused("zzz") == ["error: command line: zzz: unknown option"]
     assert refused("--seed", "1", "2") == ["error: command line: --seed: takes one value, not 1 2"]
@@ -229,9 +231,10 @@ def test_fields_are_the_leaves():
     assert "data.augment" not in names
 
 
-def test_help_shows_fields_defaults_and_flags(recipe_file, capsys):
+@pytest.mark.parametrize("help_word", ["--help", "--help-all", "-h"])
+def test_help_shows_fields_defaults_and_flags(help_word, recipe_file, capsys):
     with pytest.raises(SystemExit) as ended:
-        parse(Recipe, ["--config", recipe_file("optim: {batch: 77}"), "--help"], FLAGS)
+        parse(Recipe, ["--config", recipe_file("optim: {batch: 77}"), help_word], FLAGS)
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for part in ("--config FILE", "--dry-run", "print the plan and stop", "--data.augment.kind", "(default: 77)"):
@@ -240,7 +243,7 @@ def test_help_shows_fields_defaults_and_flags(recipe_file, capsys):
 
 def test_help_shows_the_fields_of_all_kinds_and_who_reads_them(recipe_file, capsys):
     with pytest.raises(SystemExit):
-        parse(Recipe, ["--help", "--config", recipe_file("schedule: {kind: steps, milestones: [31], gamma: 0.3}")])
+        parse(Recipe, ["--help-all", "--config", recipe_file("schedule: {kind: steps, milestones: [31], gamma: 0.3}")])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in (
         "--schedule.kind {cosine,steps,plateau,constant,pieces} cosine: to zero at the end. steps: times gamma",
@@ -256,7 +259,7 @@ def test_help_shows_the_fields_of_all_kinds_and_who_reads_them(recipe_file, caps
     assert shown.count("--schedule.gamma") == 1
 
 
-@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--optim.btach", "3"], 2)])
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--optim.btach", "3"], 2), ([], 2)])
 def test_job_answers_before_anything_slow_is_imported(words: list[str], code: int):
     command = [sys.executable, "-X", "importtime", "jobs/pretrain.py", *words]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

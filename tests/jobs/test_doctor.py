@@ -60,7 +60,7 @@ def test_labelled_images(run_job: Run, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["--images", "/nowhere"], "/nowhere: no such folder"),
-        ([], "images: name the folder"),
+        (["--source", "coco"], "images: name the folder"),
         (["--source", "imagefolder", "--images", "/nowhere"], "/nowhere: no such directory"),
         (["--images", "x", "--val", "y"], "val is not read by source coco"),
         (["--source", "parquet", "--images", "x", "--annotations", "y"], "annotations is not read by source parquet"),

@@ -34,7 +34,7 @@ def test_it_writes_prints_both_sides_and_how_to_load(run_job: Run, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "artifact: Field required\nerror: to: Field required\nerror: output: Field required\n"),
+        (["--license", "mit"], "artifact: Field required; give --artifact\nerror: to: Field required; give --to: "),
         (["--artifact", "a", "--output", "b", "--to", "keras"], "command line: to: Input should be 'torchvision', "),
     ],
 )

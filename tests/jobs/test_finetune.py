@@ -118,7 +118,7 @@ MISTAKES = [
     pytest.param(a_detector, "this is a detector's artifact", id="a detector as backbone"),
     pytest.param(lambda folder: ["--backbone", str(folder)], "config.json is missing", id="a folder as backbone"),
     pytest.param(damaged, "model.safetensors: SHA-256 is not the one", id="damaged weights"),
-    pytest.param(no_norm, "detector.norm: Field required", id="no norm"),
+    pytest.param(no_norm, "give --detector.norm: frozen, trainable, sync or group", id="no norm"),
     pytest.param(no_objects, "no object to train on", id="no objects"),
     pytest.param(lambda folder: ["--from_scratch"], "what is random must train", id="random and frozen"),
     pytest.param(lambda folder: ["--detector.knd", "c4"], "perhaps you meant --detector.kind", id="unknown option"),
@@ -147,6 +147,6 @@ FIELDS = {
 
 @pytest.mark.parametrize("job", FIELDS)
 def test_help(job: str, run_job: Run) -> None:
-    done = run_job(job, "--help", COLUMNS="200")
+    done = run_job(job, "--help-all", COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, "")
     assert [field for field in FIELDS[job] if field not in done.stdout] == []

@@ -32,4 +32,5 @@ def test_torchvision_weights_become_an_artifact(run_job: Run, tmp_path: Path) ->
 def test_what_is_unsaid(run_job: Run) -> None:
     done = run_job("import", "--source", "timm")
     said = "weights: name a file or folder of weights, or with --model give --random true to draw them"
-    assert (done.returncode, done.stderr) == (2, f"error: {said} (got '')\nerror: output: Field required\n")
+    expected = f"error: {said} (got '')\nerror: output: Field required; give --output\n"
+    assert (done.returncode, done.stderr) == (2, expected)

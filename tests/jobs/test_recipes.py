@@ -75,7 +75,7 @@ def test_there_is_a_recipe_for_every_net_of_the_paper():
     assert {"quickstart/plain.yaml", "quickstart/residual.yaml", "imagenet-modern/resnet50.yaml"} <= set(PATHS)
 
 
-@pytest.mark.parametrize("path", [path for path in PRETRAINING if not path.startswith("quickstart/")])
+@pytest.mark.parametrize("path", [path for path in PRETRAINING if not path.startswith(("quickstart/", "starter/"))])
 def test_file_name_says_what_the_net_is(path: str):
     options, stem = recipe(path).model, Path(path).stem
     name, _, shortcut = stem.partition("-")
@@ -209,7 +209,21 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
     assert len(COMPARISONS) >= 4
 
 
-@pytest.mark.parametrize("path", FINETUNING)
+def test_starters_fit_one_small_machine_and_a_thousand_images(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    classify, detect = recipe("starter/classify.yaml"), detector("starter/detect.yaml")
+    assert (classify.scaling.num_workers, classify.scaling.use_gpu, classify.data.source) == (1, False, "imagefolder")
+    assert (detect.scaling.num_workers, detect.scaling.use_gpu, detect.data.source) == (1, False, "voc")
+    text = describe(classify, 1000, 200, 10)
+    assert "warning" not in text
+    assert "1,250 of 32 images: 40.0 epochs" in text
+    todo = plan_gains(load(Gains, RECIPES / "starter/gains.yaml"))
+    assert {one.backbone for one in todo.finetunings.values()} == {f"runs/{classify.name}/artifact"}
+    assert all(len(todo.tuned(label)) == 3 for label in ("yours", "from-scratch"))
+
+
+@pytest.mark.parametrize("path", [path for path in FINETUNING if not path.startswith("starter/")])
 def test_detectors_are_what_their_file_names_say(path: str):
     found, stem = detector(path), Path(path).stem
     assert found.title == (

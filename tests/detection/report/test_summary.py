@@ -248,6 +248,6 @@ def test_what_does_not_belong_together_is_refused(report: GainsReport, tmp_path:
 
 
 def test_numbers_are_said_plainly() -> None:
-    assert [signed(v) for v in (0.041, -0.041, 0.0001, -0.0001, None)] == ["+4.1", "−4.1", "±0.0", "±0.0", "–"]
+    assert [signed(v) for v in (0.041, -0.041, 0.0001, -0.0001, None)] == ["+4.1", "−4.1", "0.0", "0.0", "–"]
     assert [quantity(v) for v in (28_400_000, 1.814e9, 999, 136_900_000)] == ["28.4 M", "1.81 G", "999", "137 M"]
     assert [minutes(v) for v in (42, 340, 9000)] == ["42 s", "6 min", "2.5 h"]

@@ -57,7 +57,7 @@ def _read(models: Models, given: Any) -> BaseModel:
                 *some, last = readers
                 those = f"{', '.join(some)} or {last}" if some else last
                 message = f"is read by {by} {those}, not by {kind}; leave it out or empty, or give another {by}"
-            elif field and fault["type"] == "missing":
+            elif field and fault["type"] == "missing" and set(_readers(models, field)) != set(kinds):
                 if not model:
                     continue
                 message = f"{by} {kind} needs it"

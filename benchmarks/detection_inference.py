@@ -31,7 +31,7 @@ from detection.data.loader import EvalSet, eval_loader
 from detection.data.sources import open_sources
 from detection.evaluate import detect_batches
 from detection.finetune import build_detector, load_backbone
-from detection.nets import Detector
+from detection.nets import Rcnn
 
 
 class Scorer:
@@ -87,7 +87,7 @@ def evaluate(model: nn.Module, loader: DataLoader, truth: COCO, device: torch.de
 
 
 @torch.no_grad()
-def spread_scores(model: Detector, images: Tensor, sizes: Tensor) -> None:
+def spread_scores(model: Rcnn, images: Tensor, sizes: Tensor) -> None:
     """Make the untrained classes differ from region to region, most of them being background, as a trained net's do.
     Else every region is every class, or none is anything, and it takes a detector quite another time.
     """
@@ -111,6 +111,7 @@ def measure(payload: Turns, world: World, report: Report) -> dict[str, Any]:
     ours = build_detector(recipe, net, train).eval()
     loader = eval_loader(EvalSet(source, recipe.data), range(len(source)), recipe.eval_batch)
     first = next(iter(loader))
+    assert isinstance(ours, Rcnn)
     spread_scores(ours, inputs.normalize(first["images"]), first["sizes"])
     theirs: FasterRCNN = twin(ours, len(source.categories), recipe.data.shorter_side[-1]).eval().to(world.device)
     ours.to(world.device)

@@ -14,8 +14,6 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
 
 from backbone.data.stream import order
 from backbone.errors import UserError
@@ -26,11 +24,10 @@ from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from detection.data.contract import Categories
 from detection.nets import Detector, build
-from detection.options import DetectorOptions
+from detection.options import detector_options
 
 FORMAT = 1
 PROBE_SIZE = 128
-PROBE_BOXES = ((3.0, 5.0, 21.0, 30.0), (40.0, 8.0, 77.0, 70.0), (10.0, 50.0, 120.0, 90.0), (0.0, 0.0, 128.0, 128.0))
 PROBE_TOLERANCE = 1e-3  # as that of backbones: other processors differ by some 1e-5
 
 
@@ -97,7 +94,7 @@ def load(url: str | Path) -> Loaded:
     if hashlib.sha256(weights).hexdigest() != block["weights_sha256"]:
         raise UserError(f"{url}/model.safetensors: SHA-256 is not the one in config.json; the file is damaged")
     try:
-        options = DetectorOptions.model_validate(block["detector"])
+        options = detector_options(block["detector"])
         categories = Categories(tuple(block["categories"]["names"]), tuple(block["categories"]["ids"]))
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block["inputs"].items()}
         inputs = InputConvention(**said, size=block["shorter_side"])
@@ -146,24 +143,10 @@ def read_config(url: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def probe(detector: Detector, inputs: InputConvention) -> dict[str, float]:
-    """What the detector makes of one fixed image: deviations of its maps, of the RPN's anchors and outputs, and of what
-    the region head says of four fixed boxes.
-
-    In eval mode, on CPU, in fp32. Detections are left out: their number jumps where a score stands at a threshold.
-    """
+    """What the detector makes of one fixed image, in eval mode, on CPU, in fp32: see `Detector.probe`."""
     device, was_training = next(detector.parameters()).device, detector.training
     detector.to("cpu").eval()
     pixels = torch.from_numpy((order(2015, 6, 3 * PROBE_SIZE**2) % 256).astype("uint8"))
-    images = inputs.normalize(pixels.view(1, 3, PROBE_SIZE, PROBE_SIZE))
-    maps: dict[str, Tensor] = detector.backbone(images)
-    objectness, deltas = detector.rpn.head(list(maps.values()))
-    found = {name: values.double().std().item() for name, values in maps.items()}
-    for i, (scores, boxes) in enumerate(zip(objectness, deltas, strict=True)):
-        found |= {f"objectness{i}": scores.double().std().item(), f"deltas{i}": boxes.double().std().item()}
-    sizes = [(PROBE_SIZE, PROBE_SIZE)]
-    found["anchors"] = detector.rpn.anchor_generator(ImageList(images, sizes), list(maps.values()))[0].std().item()
-    heads = detector.roi_heads
-    logits, boxes = heads.box_predictor(heads.vectors(maps, [torch.tensor(PROBE_BOXES)], sizes))
-    found |= {"classes": logits.double().std().item(), "boxes": boxes.double().std().item()}
+    found = detector.probe(inputs.normalize(pixels.view(1, 3, PROBE_SIZE, PROBE_SIZE)))
     detector.to(device).train(was_training)
     return found

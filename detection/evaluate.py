@@ -34,6 +34,7 @@ from detection.detections import Detections, collect, concatenate
 from detection.improvements.maxout import look_at_pyramid
 from detection.improvements.steps import Seen, Steps, detections
 from detection.improvements.views import View, look
+from detection.nets import Rcnn
 from detection.recipe import DetectorEvaluation
 
 
@@ -132,6 +133,7 @@ def _views(
     height, width = scales[0]["originals"][row].tolist()
     both = (False, True)[: 1 + steps.flip]
     if steps.maxout:
+        assert isinstance(loaded.detector, Rcnn)  # as `prepare` has seen
         return [look_at_pyramid(loaded.detector, images[0], images[1:], (height, width), side) for side in both]
     return [look(loaded.detector, *image, (height, width), side) for image in images for side in both]
 
@@ -183,6 +185,8 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         if recipe.maxout and (options.kind != "c4" or options.masks):
             what = "predicts masks" if options.masks else f"is of kind {options.kind}"
             raise UserError(f"maxout: {url} {what}; it is for boxes of kind c4, so give --scales without --maxout")
+        if recipe.refine and options.kind == "retinanet":
+            raise UserError(f"refine: {url} is of kind retinanet, which has no regions to look at again; leave it out")
     asked = recipe.model_dump(mode="json", exclude_unset=True)
     asked["data"] = _data(recipe, loaded)
     check_ensemble(recipe, members)

@@ -11,8 +11,15 @@ from detection.data.contract import Categories
 from detection.nets import Detector
 from detection.recipe import Finetune
 
-OF_CLASSES = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
-"""Layers of `roi_heads` whose rows belong to classes, as many to each; the background's come first."""
+OF_CLASSES = {
+    "roi_heads.box_predictor.cls_score": "outer",
+    "roi_heads.box_predictor.bbox_pred": "outer",
+    "roi_heads.mask_predictor.mask_fcn_logits": "outer",
+    "head.classification_head.cls_logits": "inner",
+}
+"""Layers whose rows belong to classes, as many to each; the background's come first. outer: all rows of a class lie
+together. inner: one row of each class for every anchor of RetinaNet, where the background stands for torchvision's
+class 0."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,10 @@ def fill(detector: Detector, categories: Categories, old: Loaded, recipe: Finetu
     whole, by_class, new = [], [], []
     for name, tensor in own.items():
         given = theirs.get(name)
-        of_classes = name.removeprefix("roi_heads.").rpartition(".")[0] in OF_CLASSES
-        if of_classes and rows and given is not None and given.shape[1:] == tensor.shape[1:]:
-            _move(tensor, len(categories) + 1, given, len(old.categories) + 1, rows)
+        of_classes = OF_CLASSES.get(name.rpartition(".")[0])
+        classes, given_classes = len(categories) + 1, len(old.categories) + 1
+        if of_classes and rows and given is not None and _rows_fit(tensor, classes, given, given_classes):
+            _move(tensor, classes, given, given_classes, rows, of_classes == "inner")
             by_class.append(name)
         elif not of_classes and given is not None and given.shape == tensor.shape:
             tensor.copy_(given)
@@ -98,10 +106,19 @@ def _rows(new: Categories, old: Categories, called: dict[str, str], where: str) 
     return {0: 0, **found}
 
 
-def _move(tensor: Tensor, classes: int, given: Tensor, given_classes: int, rows: dict[int, int]) -> None:
-    """Rows of classes from one to the other; background counted."""
-    to = tensor.view(classes, -1, *tensor.shape[1:])
-    to[list(rows)] = given.view(given_classes, -1, *given.shape[1:])[list(rows.values())]
+def _rows_fit(tensor: Tensor, classes: int, given: Tensor, given_classes: int) -> bool:
+    """Whether each class has rows of one shape, and as many, in both."""
+    return tensor.shape[1:] == given.shape[1:] and len(tensor) // classes == len(given) // given_classes
+
+
+def _move(tensor: Tensor, classes: int, given: Tensor, given_classes: int, rows: dict[int, int], inner: bool) -> None:
+    """Rows of classes from one to the other; background counted. `inner`: see `OF_CLASSES`."""
+    if inner:
+        to = tensor.view(-1, classes, *tensor.shape[1:])
+        to[:, list(rows)] = given.view(-1, given_classes, *given.shape[1:])[:, list(rows.values())]
+    else:
+        to = tensor.view(classes, -1, *tensor.shape[1:])
+        to[list(rows)] = given.view(given_classes, -1, *given.shape[1:])[list(rows.values())]
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -1,13 +1,14 @@
 """Every option of a detector. Imports neither torch nor anything slow.
 
 The same model is the `detector:` section of a recipe, what `detection.nets.build` reads, and what a detector artifact
-records. Defaults are torchvision's Faster R-CNN FPN; the paper's values are in the paper's recipes.
+records. Defaults are torchvision's; the paper's values are in the paper's recipes.
 """
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
+from backbone.kinds import OneOf
 from backbone.options import Strict
 
 TORCHVISION_BETA = 1 / 9
@@ -97,8 +98,10 @@ class Roi(Strict):
     """Most detections an image."""
 
 
-class DetectorOptions(Strict):
-    """A Faster R-CNN, or with masks a Mask R-CNN, on any backbone."""
+class _OnBackbone(Strict):
+    """What every detector says of the net it stands on."""
+
+    kind: str
 
     norm: Literal["frozen", "trainable", "sync", "group"]
     """What becomes of the backbone's norms, and nothing is assumed. frozen: fixed statistics and affine, as in the
@@ -108,8 +111,28 @@ class DetectorOptions(Strict):
     freeze_at: int = Field(ge=0, le=5)
     """Parts of the backbone that do not train, from the image up: 0 none, 1 the stem, 2 also C2, ... 5 also C5."""
 
-    kind: Literal["c4", "fpn"] = "fpn"
-    """c4: RPN and regions on C4, C5 (VGG: fc6 and fc7) for each region, the paper's. fpn: a feature pyramid."""
+    channels: int = Field(256, ge=1)
+    """Of the pyramid, and of the mask branch or RetinaNet's two heads. Not of c4."""
+
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    """Sides of square anchors, pixels. fpn: one a level, P2 to P6. retinanet: P3 to P7. c4: all of them on C4."""
+
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width."""
+
+    @model_validator(mode="after")
+    def _anchored(self) -> Self:
+        if not self.anchor_sizes or not self.anchor_ratios or min(*self.anchor_sizes, *self.anchor_ratios, 1) <= 0:
+            raise ValueError("anchor_sizes and anchor_ratios must be positive numbers, at least one of each")
+        return self
+
+
+class DetectorOptions(_OnBackbone):
+    """A Faster R-CNN, or with masks a Mask R-CNN."""
+
+    kind: Literal["fpn", "c4"] = "fpn"
+    """fpn: Faster R-CNN on a feature pyramid. c4: RPN and regions on C4, C5 (VGG: fc6 and fc7) for each region, the
+    paper's."""
 
     masks: bool = False
     """Mask R-CNN (arXiv:1703.06870)."""
@@ -117,25 +140,19 @@ class DetectorOptions(Strict):
     context: bool = False
     """Score and regress each region by a feature of the whole image beside its own (arXiv:1512.03385, appendix B)."""
 
-    channels: int = Field(256, ge=1)
-    """fpn: channels of the pyramid and of the mask branch."""
-
     hidden: int = Field(1024, ge=1)
     """fpn: width of the two layers of the box head."""
-
-    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
-    """Sides of square anchors, pixels. fpn: one a level, P2 to P6. c4: all of them on C4."""
-
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width."""
 
     rpn: Rpn = Rpn()
     roi: Roi = Roi()
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"{'mask' if self.masks else 'faster'}-rcnn-{self.kind}"
+
     @model_validator(mode="after")
-    def _possible(self) -> "DetectorOptions":
-        if not self.anchor_sizes or not self.anchor_ratios or min(*self.anchor_sizes, *self.anchor_ratios, 1) <= 0:
-            raise ValueError("anchor_sizes and anchor_ratios must be positive numbers, at least one of each")
+    def _possible(self) -> Self:
         if self.kind == "c4":
             for field in ("channels", "hidden"):
                 if getattr(self, field) != DetectorOptions.model_fields[field].default:
@@ -147,3 +164,72 @@ class DetectorOptions(Strict):
         if self.rpn.bg_iou > self.rpn.fg_iou or self.roi.bg_iou > self.roi.fg_iou:
             raise ValueError("bg_iou must not be above fg_iou")
         return self
+
+
+class RetinaOptions(_OnBackbone):
+    """A RetinaNet (arXiv:1708.02002). Defaults are those of torchvision's retinanet_resnet50_fpn; with p6 C5, head_norm
+    group and box_loss giou it is retinanet_resnet50_fpn_v2."""
+
+    kind: Literal["retinanet"] = "retinanet"
+    """retinanet: classes and boxes of every anchor on P3 to P7, without proposals."""
+
+    octaves: int = Field(3, ge=1)
+    """Anchors of a level at each ratio: of side s, s 2^(1/n), ..., less fractions of a pixel, as torchvision's."""
+
+    p6: Literal["P5", "C5"] = "P5"
+    """What the convolution that makes P6 reads. C5: the paper's. P5: torchvision's first model and FCOS."""
+
+    head_norm: Literal["none", "group"] = "none"
+    """In the four layers of each head. none: the paper's. group: of 32 groups."""
+
+    box_loss: Literal["l1", "giou"] = "l1"
+    """Of the boxes of anchors with an object."""
+
+    fg_iou: float = Field(0.5, gt=0, le=1)
+    """An anchor has the object it overlaps so much, and each object has its best anchors."""
+
+    bg_iou: float = Field(0.4, ge=0, lt=1)
+    """An anchor that overlaps no object more has none; between the two its classes take no part."""
+
+    score: float = Field(0.05, ge=0, lt=1)
+    """Detections below are dropped."""
+
+    pre_nms: int = Field(1000, ge=1)
+    """Best detections of each level that go into NMS."""
+
+    nms: float = Field(0.5, gt=0, le=1)
+    """Of two detections of a class with a larger IoU the lower one is dropped."""
+
+    detections: int = Field(300, ge=1)
+    """Most detections an image."""
+
+    masks: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "retinanet-fpn"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(
+                f"anchor_sizes has {len(self.anchor_sizes)} sizes; kind retinanet needs 5, one for each of P3 to P7"
+            )
+        if self.bg_iou > self.fg_iou:
+            raise ValueError("bg_iou must not be above fg_iou")
+        if self.head_norm == "group" and (self.channels % 32 or self.channels == 32):
+            raise ValueError(
+                f"head_norm group has 32 groups of two or more: channels {self.channels} must be 64, 96, ..."
+            )
+        return self
+
+
+AnyDetector = Annotated[DetectorOptions | RetinaOptions, OneOf()]
+
+_ANY: TypeAdapter[DetectorOptions | RetinaOptions] = TypeAdapter(AnyDetector)
+
+
+def detector_options(tree: object) -> DetectorOptions | RetinaOptions:
+    """The options that an artifact records; pydantic's ValidationError where they are none."""
+    return _ANY.validate_python(tree)

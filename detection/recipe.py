@@ -8,7 +8,7 @@ from backbone.compute import Compute, Scaling
 from backbone.options import Strict
 from backbone.training.recipe import Optim, TrainingRecipe
 from detection.data.options import DetectionData, ScenesData, VocData
-from detection.options import TORCHVISION_BETA, DetectorOptions
+from detection.options import TORCHVISION_BETA, AnyDetector
 
 FEWEST_IMAGES = 8
 """That batch norm may take statistics over, from scratch and in comparisons: see arXiv:1803.08494, figure 5."""
@@ -53,7 +53,7 @@ class Finetune(TrainingRecipe):
     from_scratch: bool = False
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
 
-    detector: DetectorOptions
+    detector: AnyDetector
     data: DetectionData = ScenesData()
     optim: Optim = Optim(batch=16, lr=0.02, lr_batch=16)
 
@@ -63,7 +63,7 @@ class Finetune(TrainingRecipe):
     @property
     def title(self) -> str:
         """See `TrainingRecipe.title`."""
-        return f"{'mask' if self.detector.masks else 'faster'}-rcnn-{self.detector.kind}"
+        return self.detector.title
 
     @property
     def equal_shares(self) -> bool:

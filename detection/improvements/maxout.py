@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.improvements.views import View, look, mirror
-from detection.nets import Detector
+from detection.improvements.views import RegionView, look, mirror
+from detection.nets import Rcnn
 
 CANONICAL = 224.0  # side of a region, pixels, that two adjacent sizes of the image are to enclose (NoC, after SPP-net)
 
@@ -17,7 +17,7 @@ Level = tuple[dict[str, Tensor], tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Pyramid(View):
+class Pyramid(RegionView):
     """A view whose proposals are those of one size, and whose regions are cut from two of several others.
 
     The maximum is taken of the vectors that scores and boxes are computed from: for c4 after C5 and pooling over the
@@ -27,7 +27,7 @@ class Pyramid(View):
     levels: Sequence[Level]  # two or more, the smallest first
 
     def vectors(self, regions: Tensor) -> Tensor:
-        """See `View.vectors`."""
+        """See `RegionView.vectors`."""
         heads = self.detector.roi_heads
         sides = (regions[:, 2:] - regions[:, :2]).prod(1).clamp(min=0).sqrt()
         ratios = [regions.new_tensor([w / self.sides[1], h / self.sides[0]] * 2) for _, (h, w) in self.levels]
@@ -55,7 +55,7 @@ def lower_scale(sides: Tensor, scales: Sequence[float]) -> Tensor:
 
 
 def look_at_pyramid(
-    detector: Detector,
+    detector: Rcnn,
     image: tuple[Tensor, tuple[int, int]],
     levels: Sequence[tuple[Tensor, tuple[int, int]]],
     original: tuple[int, int],
@@ -63,5 +63,6 @@ def look_at_pyramid(
 ) -> Pyramid:
     """As `look`. Proposals come from `image`, pixels and sides, and regions from `levels`, the same at other sizes."""
     base = look(detector, *image, original, mirrored)
+    assert isinstance(base, RegionView)
     maps = [(detector.backbone(mirror(each, sides[1]) if mirrored else each), sides) for each, sides in levels]
-    return Pyramid(detector, base.maps, base.proposals, base.sides, original, mirrored, maps)
+    return Pyramid(detector, base.maps, base.sides, original, mirrored, base.proposals, maps)

@@ -49,9 +49,9 @@ def pick(views: Sequence[View], steps: Steps) -> Rows:
     Candidates of all views are pooled, then NMS, then voting. The detector's own IoU of NMS holds, or after refinement
     the paper's.
     """
-    heads = views[0].detector.roi_heads
+    detector = views[0].detector
     candidates = pool([view.candidates(steps.refine) for view in views])
-    kept = suppress(candidates, REFINED_NMS if steps.refine else heads.nms_thresh, heads.detections_per_img)
+    kept = suppress(candidates, REFINED_NMS if steps.refine else detector.nms_iou, detector.most)
     return vote(kept, candidates) if steps.vote else kept
 
 
@@ -64,7 +64,7 @@ def detections(members: Sequence[Seen], steps: Steps) -> dict[str, Tensor]:
     """
     parts = [seen.found(steps) for seen in members]
     detectors = [seen.views[0].detector for seen in members]
-    most = max(detector.roi_heads.detections_per_img for detector in detectors)
+    most = max(detector.most for detector in detectors)
     found = parts[0] if len(parts) == 1 else first(fuse(parts), most)
     found = within(found, members[0].views[0].original)
     output = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}

@@ -1,5 +1,6 @@
 """An image as a detector sees it, at one size, mirrored or not, and what the detector says of regions in it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,47 +11,28 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from detection.improvements.refinement import refine
 from detection.improvements.rows import Rows
-from detection.nets import Detector
+from detection.nets import Detector, Rcnn, Retina
 
 SMALLEST = 1e-2  # pixels of the net's input: boxes with a shorter side are dropped, as torchvision does
 
 
 @dataclass(frozen=True)
-class View:
-    """One image of the net's input. All that follows the backbone reads its maps."""
+class View(ABC):
+    """One image of the net's input."""
 
     detector: Detector  # in eval mode
     maps: dict[str, Tensor]
-    proposals: Tensor  # float32 [P, 4], x1 y1 x2 y2, pixels of the net's input
     sides: tuple[int, int]  # height and width of the net's input, without padding
     original: tuple[int, int]  # height and width of the file
     mirrored: bool
 
-    def vectors(self, regions: Tensor) -> Tensor:
-        """Regions float32 [R, 4] -> what their scores and boxes are computed from, [R, features]."""
-        return self.detector.roi_heads.vectors(self.maps, [regions], [self.sides])
-
-    def predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions float32 [R, 4] -> boxes float32 [R, K, 4] within the image, one a class, and scores [R, K]."""
-        heads = self.detector.roi_heads
-        logits, deltas = heads.box_predictor(self.vectors(regions))
-        boxes = heads.box_coder.decode(deltas, [regions]).reshape(*logits.shape, 4)
-        return clip_boxes_to_image(boxes, self.sides)[:, 1:], F.softmax(logits, -1)[:, 1:]
-
+    @abstractmethod
     def candidates(self, refined: bool) -> Rows:
         """All that the detector would choose from by NMS, in pixels of the file; `refined`: see `refine`."""
-        boxes, scores = refine(self.predict, self.proposals) if refined else self.predict(self.proposals)
-        labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(scores)
-        above = scores > self.detector.roi_heads.score_thresh
-        boxes, labels, scores = boxes[above], labels[above], scores[above]
-        kept = remove_small_boxes(boxes, SMALLEST)
-        return Rows(self.to_file(boxes[kept]), labels[kept], scores[kept])
 
     def masks(self, boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities float32 [D, 1, S, S] within boxes float64 [D, 4], pixels of the file; labels int64 [D]."""
-        inside = self.to_view(boxes).float()
-        masks = self.detector.roi_heads.predict_masks(self.maps, [inside], [labels], [self.sides])[0]
-        return masks.flip(-1) if self.mirrored else masks
+        raise ValueError("the detector predicts no masks")
 
     def to_file(self, boxes: Tensor) -> Tensor:
         """Boxes [D, 4] of this view -> float64 [D, 4] in pixels of the file."""
@@ -67,10 +49,57 @@ class View:
         return like.new_tensor([width / w, height / h] * 2)
 
 
+@dataclass(frozen=True)
+class RegionView(View):
+    """As Faster and Mask R-CNN see it. All that follows the backbone reads its maps."""
+
+    detector: Rcnn
+    proposals: Tensor  # float32 [P, 4], x1 y1 x2 y2, pixels of the net's input
+
+    def vectors(self, regions: Tensor) -> Tensor:
+        """Regions float32 [R, 4] -> what their scores and boxes are computed from, [R, features]."""
+        return self.detector.roi_heads.vectors(self.maps, [regions], [self.sides])
+
+    def predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions float32 [R, 4] -> boxes float32 [R, K, 4] within the image, one a class, and scores [R, K]."""
+        heads = self.detector.roi_heads
+        logits, deltas = heads.box_predictor(self.vectors(regions))
+        boxes = heads.box_coder.decode(deltas, [regions]).reshape(*logits.shape, 4)
+        return clip_boxes_to_image(boxes, self.sides)[:, 1:], F.softmax(logits, -1)[:, 1:]
+
+    def candidates(self, refined: bool) -> Rows:
+        """See `View.candidates`."""
+        boxes, scores = refine(self.predict, self.proposals) if refined else self.predict(self.proposals)
+        labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(scores)
+        above = scores > self.detector.roi_heads.score_thresh
+        boxes, labels, scores = boxes[above], labels[above], scores[above]
+        kept = remove_small_boxes(boxes, SMALLEST)
+        return Rows(self.to_file(boxes[kept]), labels[kept], scores[kept])
+
+    def masks(self, boxes: Tensor, labels: Tensor) -> Tensor:
+        """See `View.masks`."""
+        inside = self.to_view(boxes).float()
+        masks = self.detector.roi_heads.predict_masks(self.maps, [inside], [labels], [self.sides])[0]
+        return masks.flip(-1) if self.mirrored else masks
+
+
+@dataclass(frozen=True)
+class DenseView(View):
+    """As RetinaNet sees it."""
+
+    detector: Retina
+    image: Tensor  # float [1, 3, H, W]
+
+    def candidates(self, refined: bool) -> Rows:
+        """See `View.candidates`. Without regions, which could be looked at again, there is no `refined`."""
+        ((boxes, labels, scores),) = self.detector.candidates(self.maps, self.image, [self.sides])
+        return Rows(self.to_file(boxes), labels, scores)
+
+
 def look(
     detector: Detector, image: Tensor, sides: tuple[int, int], original: tuple[int, int], mirrored: bool = False
 ) -> View:
-    """Run backbone and RPN.
+    """Run the backbone, and the RPN where there is one.
 
     Args:
         detector: in eval mode.
@@ -81,8 +110,11 @@ def look(
     """
     image = mirror(image, sides[1]) if mirrored else image
     maps = detector.backbone(image)
+    if isinstance(detector, Retina):
+        return DenseView(detector, maps, sides, original, mirrored, image)
+    assert isinstance(detector, Rcnn)
     proposals, _ = detector.rpn(ImageList(image, [sides]), maps)
-    return View(detector, maps, proposals[0], sides, original, mirrored)
+    return RegionView(detector, maps, sides, original, mirrored, proposals[0])
 
 
 def mirror(images: Tensor, width: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Detectors: a backbone, a region proposal network and region heads, put together from torchvision's parts."""
+"""Faster and Mask R-CNN: a backbone, a region proposal network and region heads, of torchvision's parts."""
 
 import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -19,28 +19,20 @@ from backbone.nets import Backbone
 from backbone.nets.contract import run
 from backbone.nets.external import External
 from detection.nets import policy
+from detection.nets.contract import Detector, Features, prune, to_float
 from detection.nets.heads import Heads, box_predictor
 from detection.nets.proposals import ProposalHead, Proposals
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
-from detection.options import DetectorOptions
+from detection.nets.retinanet import build_retinanet
+from detection.options import AnyDetector, DetectorOptions, RetinaOptions
 
 MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4 left)
 
 
-class Features(nn.Module):
-    """Images -> float32 maps: the pyramid's levels C2..C5 and `pool`, or C4 alone where there is no pyramid."""
-
-    def __init__(self, body: Backbone, fpn: FeaturePyramidNetwork | None) -> None:
-        super().__init__()
-        self.body, self.fpn = body, fpn
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = {"C4": self.body(images, "C4")["C4"]} if self.fpn is None else self.fpn(self.body(images))
-        # The anchors take the maps' dtype, and in bfloat16 a coordinate of 800 px is off by 2.
-        return {name: level.float() for name, level in maps.items()}
+PROBE_BOXES = ((3.0, 5.0, 21.0, 30.0), (40.0, 8.0, 77.0, 70.0), (10.0, 50.0, 120.0, 90.0), (0.0, 0.0, 128.0, 128.0))
 
 
-class Detector(nn.Module):
+class Rcnn(Detector[DetectorOptions]):
     """A Faster R-CNN, or with `options.masks` a Mask R-CNN."""
 
     def __init__(self, options: DetectorOptions, features: Features, rpn: Proposals, roi_heads: Heads) -> None:
@@ -49,27 +41,13 @@ class Detector(nn.Module):
         self.backbone, self.rpn, self.roi_heads = features, rpn, roi_heads
         for predictor in (rpn.head, roi_heads.box_predictor, roi_heads.mask_predictor):
             if predictor is not None:
-                # Layers may run in bfloat16; what is computed from them, boxes, losses and scores, is float32.
-                predictor.register_forward_hook(_to_float)
+                predictor.register_forward_hook(to_float)
 
     def forward(
         self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, detections in evaluation.
-
-        Args:
-            images: float [N, 3, H, W], normalised by `backbone.inputs`, padded with zeros right and below; H and W are
-                multiples of 32, the anchors' strides being H and W over the maps' sizes.
-            sides: height and width of each of the N images before padding.
-            targets: one dict an image, read in training: boxes float32 [K, 4], x1 y1 x2 y2 in pixels of `images`,
-                labels int64 [K] from 1, with `options.masks` masks uint8 [K, H, W]. K may be 0.
-
-        Returns:
-            In training: loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg and with masks loss_mask.
-            Else for each image: boxes float32 [D, 4] within `sides`, labels int64 [D], scores float32 [D], best first,
-            and with masks masks float32 [D, 1, S, S], probabilities inside the box: S is 28 with kind fpn, twice
-            the side of a region's C5 map with c4 (14 at roi.size 14).
-        """
+        """See `Detector.forward`. Masks: S is 28 with kind fpn, twice the side of a region's C5 map with c4 (14 at
+        roi.size 14)."""
         if self.training and targets is None:
             raise ValueError("targets are needed in training")
         batch = ImageList(images, [(h, w) for h, w in sides])
@@ -78,8 +56,32 @@ class Detector(nn.Module):
         found, roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
         return {**losses, **roi_losses} if self.training else found
 
+    @property
+    def nms_iou(self) -> float:
+        """See `Detector.nms_iou`."""
+        return self.roi_heads.nms_thresh
 
-def build(options: DetectorOptions, net: Backbone, num_classes: int) -> Detector:
+    @property
+    def most(self) -> int:
+        """See `Detector.most`."""
+        return self.roi_heads.detections_per_img
+
+    def probe(self, images: Tensor) -> dict[str, float]:
+        """See `Detector.probe`. Of images of 128 pixels: of the maps, of the RPN's anchors and outputs, and of what the
+        region head says of four fixed boxes."""
+        maps: dict[str, Tensor] = self.backbone(images)
+        objectness, deltas = self.rpn.head(list(maps.values()))
+        found = {name: values.double().std().item() for name, values in maps.items()}
+        for i, (scores, boxes) in enumerate(zip(objectness, deltas, strict=True)):
+            found |= {f"objectness{i}": scores.double().std().item(), f"deltas{i}": boxes.double().std().item()}
+        sizes = [(images.shape[-2], images.shape[-1])]
+        found["anchors"] = self.rpn.anchor_generator(ImageList(images, sizes), list(maps.values()))[0].std().item()
+        heads = self.roi_heads
+        logits, boxes = heads.box_predictor(heads.vectors(maps, [torch.tensor(PROBE_BOXES)], sizes))
+        return found | {"classes": logits.double().std().item(), "boxes": boxes.double().std().item()}
+
+
+def build(options: AnyDetector, net: Backbone, num_classes: int) -> Detector:
     """Build a detector of `num_classes` classes, background not counted, on a copy of what it needs of `net`.
 
     Heads get random weights from torch's current generator, on its default device. In training mode.
@@ -88,6 +90,8 @@ def build(options: DetectorOptions, net: Backbone, num_classes: int) -> Detector
         UserError: the options do not fit the net.
     """
     policy.check(options, net)
+    if isinstance(options, RetinaOptions):
+        return build_retinanet(options, net, num_classes + 1)
     make = _c4 if options.kind == "c4" else _fpn
     return make(options, copy.deepcopy(net).train(), num_classes + 1)
 
@@ -108,14 +112,14 @@ def summary(detector: Detector) -> str:
     )
 
 
-def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
+def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Rcnn:
     levels = len(net.stages) + 1
     if len(options.anchor_sizes) != levels:
         raise UserError(
             f"detector.anchor_sizes has {len(options.anchor_sizes)} sizes; kind fpn on {net.options.name} needs "
             f"{levels}, one for each of its {len(net.stages)} stages and one for the level above"
         )
-    _prune(net, [m for part in net.parts().values() for m in part])
+    prune(net, [m for part in net.parts().values() for m in part])
     policy.apply(options, net)
     channels, size = options.channels, options.roi.size or 7
     inputs = [stage.channels for stage in net.stages.values()]
@@ -132,10 +136,10 @@ def _fpn(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         **_roi_settings(options),
         **masks,
     )
-    return Detector(options, Features(net, fpn), _rpn(options, channels, [(s,) for s in options.anchor_sizes]), heads)
+    return Rcnn(options, Features(net, fpn), _rpn(options, channels, [(s,) for s in options.anchor_sizes]), heads)
 
 
-def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
+def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Rcnn:
     if "C5" not in net.stages:
         raise UserError(f"detector.kind c4: {net.options.name} has no C5 to run on regions of C4; use kind fpn")
     head = net.region_layers()
@@ -151,7 +155,7 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         )
     if isinstance(net, External):
         _check_regions(net, size)
-    _prune(net, [*(m for part in net.parts().values() for m in part), *head.to_vector])
+    prune(net, [*(m for part in net.parts().values() for m in part), *head.to_vector])
     policy.apply(options, net)
     stage = net.stages["C4"]
     # The mask branch is the C5 maps of the box branch, then a deconvolution and a 1x1 convolution.
@@ -163,7 +167,7 @@ def _c4(options: DetectorOptions, net: Backbone, classes: int) -> Detector:
         **_roi_settings(options),
         **(masks if options.masks else {}),
     )
-    return Detector(options, Features(net, None), _rpn(options, stage.channels, [options.anchor_sizes]), heads)
+    return Rcnn(options, Features(net, None), _rpn(options, stage.channels, [options.anchor_sizes]), heads)
 
 
 @torch.no_grad()
@@ -215,19 +219,3 @@ def _pyramid_pool(options: DetectorOptions, net: Backbone, size: int) -> MultiSc
     pool.scales = [1 / s for s in strides]
     pool.map_levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1, canonical)
     return pool
-
-
-def _prune(module: nn.Module, used: list[nn.Module]) -> None:
-    """Drop what is not among `used` or inside it: a parameter that never has a gradient would stop DDP."""
-    kept = {id(m) for m in used}
-    for name, child in list(module.named_children()):
-        if id(child) not in kept:
-            _prune(child, used)
-            if not any(True for _ in child.children()):
-                delattr(module, name)
-
-
-def _to_float(module: nn.Module, inputs: Any, output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float()
-    return type(output)(_to_float(module, inputs, part) for part in output)

@@ -9,7 +9,7 @@ from backbone.errors import UserError
 from backbone.nets import Backbone
 from backbone.nets.external import External
 from backbone.nets.norm import GroupedBatchNorm2d
-from detection.options import DetectorOptions
+from detection.options import AnyDetector
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -24,7 +24,7 @@ ALLOWED = {
 }
 
 
-def check(options: DetectorOptions, net: Backbone) -> None:
+def check(options: AnyDetector, net: Backbone) -> None:
     """Refuse what the backbone cannot do.
 
     Raises:
@@ -45,7 +45,7 @@ def check(options: DetectorOptions, net: Backbone) -> None:
         )
 
 
-def apply(options: DetectorOptions, net: Backbone) -> None:
+def apply(options: AnyDetector, net: Backbone) -> None:
     """Exchange the norms of `net` and fix its first parts, in place; keys stay, less the counters of frozen norms.
 
     In fixed parts batch norms are always frozen: training must not move their statistics either. Nothing is dropped at

@@ -17,7 +17,7 @@ from detection import artifact
 from detection.data.contract import Categories
 from detection.evaluate import prepared
 from detection.nets import Detector, build
-from detection.options import DetectorOptions
+from detection.options import detector_options
 from tests.detection.conftest import SMALL
 
 CLASSES = Categories(("dog", "cat", "cow"), (18, 17, 21))
@@ -31,11 +31,22 @@ C4 = {
     "rpn": SMALL["detector"]["rpn"],
     "roi": {"size": 6, "pooling": "max", "detections": 5, "score": 0.0},
 }
+RETINA = {
+    "kind": "retinanet",
+    "norm": "frozen",
+    "freeze_at": 1,
+    "channels": 16,
+    "anchor_sizes": [8, 16, 24, 32, 48],
+    "score": 0.001,
+    "detections": 5,
+}
 KINDS = {
     "fpn": FPN,
     "trained norms": FPN | {"norm": "trainable", "masks": True},
     "c4": C4,
     "c4 masks": C4 | {"masks": True},
+    "retinanet": RETINA,
+    "retinanet v2": RETINA | {"norm": "trainable", "p6": "C5", "channels": 64, "head_norm": "group"},
 }
 
 
@@ -47,7 +58,7 @@ def detector(kind: str, **net: Any) -> Detector:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return build(DetectorOptions.model_validate(KINDS[kind]), body, 3)
+    return build(detector_options(KINDS[kind]), body, 3)
 
 
 def save(url: Path, kind: str = "fpn", **net: Any) -> Detector:
@@ -137,6 +148,10 @@ DAMAGE = [
     pytest.param("fpn", change("detector.roi.canonical", 112), "does not answer its probe: classes", id="levels"),
     pytest.param("fpn", change("detector.anchor_sizes", [16, 8, 24, 32, 48]), "its probe: anchors", id="anchors"),
     pytest.param("c4", change("detector.roi.pooling", "align"), "its probe: classes", id="pooling"),
+    pytest.param("retinanet", change("detector.octaves", 2), "weights are not those of config.json", id="octaves"),
+    pytest.param("retinanet", change("detector.anchor_ratios", [2, 1, 0.5]), "its probe: cells", id="ratios"),
+    pytest.param("retinanet", change("inputs.channel_order", "RGB"), "does not answer its probe", id="its channels"),
+    pytest.param("retinanet", change("detector.kind", "fpn"), "cannot be read: .*is read by kind retinanet", id="kind"),
     pytest.param("fpn", change("net.depth", 34), "weights are not those of config.json", id="depth"),
     pytest.param("fpn", change("categories.names", ["dog", "cat"]), "weights are not those", id="classes"),
     pytest.param("fpn", change("detector.norm", "fixed"), r"cannot be read: .*norm", id="unknown option"),

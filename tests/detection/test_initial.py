@@ -16,7 +16,7 @@ from detection.data.sources import open_sources
 from detection.finetune import begin, build_detector, finetune, load_backbone, prepare
 from detection.initial import Taken
 from detection.nets import Detector, build
-from detection.options import DetectorOptions
+from detection.options import detector_options
 from detection.plan import describe
 from detection.recipe import Finetune
 from tests.detection.conftest import ALONE, SMALL, recipe
@@ -28,7 +28,8 @@ def write(url: Path, backbone: str, **options: Any) -> str:
     """Folder of a detector of random weights and three classes, two of them the scenes'."""
     net, inputs, _ = backbones.load(backbone)
     torch.manual_seed(5)
-    detector = build(DetectorOptions.model_validate(SMALL["detector"] | options), net, len(OLD))
+    made = options if "kind" in options else SMALL["detector"] | options
+    detector = build(detector_options(made), net, len(OLD))
     for tensor in detector.state_dict().values():
         if tensor.is_floating_point() and not tensor.any():
             tensor.uniform_(0.1, 0.2)  # biases begin at 0, and would look as if they were taken
@@ -108,6 +109,35 @@ def test_masks_have_classes_too(tmp_path: Path, old: str, backbone: str) -> None
     layers = [d.roi_heads.mask_predictor.mask_fcn_logits for d in (detector, artifact.load(masks).detector)]
     there = open_sources(chosen(tmp_path, masks).data)[0].categories.names.index("star-dots") + 1
     assert torch.equal(layers[0].weight[there], layers[1].weight[1])
+
+
+def test_retinanets_classes_lie_within_each_anchors_rows(tmp_path: Path, backbone: str) -> None:
+    retina = {"kind": "retinanet", "norm": "frozen", "freeze_at": 0, "channels": 16}
+    old = write(tmp_path / "old", backbone, **retina)
+    one = chosen(tmp_path, old, detector=retina)
+    detector, taken, before = begun(one)
+    assert (set(taken.classes), taken.left, taken.new, taken.dropped) == (
+        {"star-dots", "disc-stripes"},
+        ("tv",),
+        (),
+        (),
+    )
+    scenes = open_sources(one.data)[0].categories.names
+    theirs = artifact.load(old).detector.state_dict()
+    assert set(taken.by_class) == {f"head.classification_head.cls_logits.{kind}" for kind in ("weight", "bias")}
+    pairs = {0: 0} | {scenes.index(name) + 1: OLD.index(name) + 1 for name in taken.classes}
+    for name in taken.by_class:
+        for anchor in range(9):
+            for k in range(len(scenes) + 1):
+                row, there = anchor * (len(scenes) + 1) + k, anchor * 4 + pairs.get(k, 0)
+                wanted = theirs[name][there] if k in pairs else before[name][row]
+                assert torch.equal(detector.state_dict()[name][row], wanted), (name, anchor, k)
+    fewer = retina | {"octaves": 1}
+    _, taken, _ = begun(chosen(tmp_path, old, detector=fewer))
+    assert {name.split(".")[1] for name in taken.new} == {"classification_head", "regression_head"}
+    _, taken, _ = begun(chosen(tmp_path, old))  # to Faster R-CNN: the backbone alone is the same
+    assert {name.split(".")[0] for name in taken.dropped} == {"head", "backbone"}
+    assert all(name.startswith("backbone.") for name in taken.whole)
 
 
 def test_a_run_goes_on_from_it(tmp_path: Path, old: str) -> None:

@@ -95,6 +95,20 @@ def test_titles(small: Make) -> None:
     assert small().title == "faster-rcnn-fpn"
     assert small({"detector.masks": True}).title == "mask-rcnn-fpn"
     assert small({"name": ""}).run_name.startswith("faster-rcnn-fpn-")
+    assert small({"detector": {"kind": "retinanet", "norm": "frozen", "freeze_at": 1}}).title == "retinanet-fpn"
+
+
+def test_what_one_family_reads_another_refuses_by_name(small: Make) -> None:
+    retina = {"kind": "retinanet", "norm": "frozen", "freeze_at": 1}
+    for field, value in (("masks", True), ("hidden", 512), ("rpn", {"batch": 64}), ("roi", {"batch": 64})):
+        says = rf"detector\.{field}: is read by kind fpn or c4, not by retinanet"
+        with pytest.raises(UserError, match=says):
+            small({"detector": {**retina, field: value}})
+    with pytest.raises(UserError, match=r"detector\.octaves: is read by kind retinanet, not by fpn"):
+        small({"detector.octaves": 2})
+    # What says nothing is no fault: a recipe may be turned into the other on the command line.
+    turned = small({"detector": {**retina, "masks": False, "rpn": "", "hidden": 1024}})
+    assert turned.detector == small({"detector": retina}).detector
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,7 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
         "quickstart/gains.yaml": "rows",
         "quickstart/plain.yaml": "model",
         "quickstart/residual.yaml": "model",
+        "quickstart/retinanet.yaml": "detector",
         "quickstart/sweep.yaml": "space",
     }
     assert len(FINETUNING) >= 7
@@ -226,11 +227,10 @@ def test_starters_fit_one_small_machine_and_a_thousand_images(monkeypatch: pytes
 @pytest.mark.parametrize("path", [path for path in FINETUNING if not path.startswith("starter/")])
 def test_detectors_are_what_their_file_names_say(path: str):
     found, stem = detector(path), Path(path).stem
-    assert found.title == (
-        "faster-rcnn-fpn" if stem == "detector" else stem.removesuffix("-3x").removesuffix("-from-coco")
-    )
+    quickstart = {"detector": "faster-rcnn-fpn", "retinanet": "retinanet-fpn"}
+    assert found.title == quickstart.get(stem, stem.removesuffix("-3x").removesuffix("-from-coco"))
     assert not found.from_scratch
-    assert found.name == ("detector" if stem == "detector" else "")
+    assert found.name == (stem if stem in quickstart else "")
 
 
 @pytest.mark.parametrize("path", COMPARISONS)
@@ -309,7 +309,8 @@ def test_the_detectors_of_today_are_trained_by_the_known_schedules(path: str):
     """detectron2's 1x and 3x: 90k and 270k steps of 16 images, tenths at two thirds and eight ninths (3x: later)."""
     found = detector(path)
     threefold = path.endswith("-3x.yaml")
-    assert (found.optim.batch, found.optim.peak_lr, found.optim.weight_decay) == (16, 0.02, 1e-4)
+    lr = 0.01 if "retinanet" in path else 0.02
+    assert (found.optim.batch, found.optim.peak_lr, found.optim.weight_decay) == (16, lr, 1e-4)
     assert found.schedule.total == (270_000 if threefold else 90_000)
     assert found.schedule.milestones == ((210_000, 250_000) if threefold else (60_000, 80_000))
     assert (max(found.data.shorter_side), found.data.longer_side) == (800, 1333)

@@ -1,5 +1,6 @@
 """The steps on real detectors: without any they find what the detector finds, mirrored images give mirrored boxes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from backbone.options import NetOptions
 from detection.improvements.steps import Seen, Steps, detections, mean, pick
 from detection.improvements.views import View, look, mirror, mirror_boxes
 from detection.nets import Detector, build
-from detection.options import DetectorOptions
+from detection.options import DetectorOptions, RetinaOptions
 
 SIDES = (50, 60)
 LABELS = torch.arange(4)
@@ -67,7 +68,7 @@ def test_refined_and_voted_are_other_detections_within_the_image(detector: Detec
 def test_an_image_without_proposals(detector: Detector) -> None:
     one = views(detector)[0]
     with torch.no_grad():
-        none = View(detector, one.maps, one.proposals[:0], one.sides, one.original, False)
+        none = replace(one, proposals=one.proposals[:0])
         output = detections([Seen([none], LABELS)], Steps(True, True))
     assert {name: len(rows) for name, rows in output.items()} == dict.fromkeys(
         ("boxes", "labels", "scores", "masks"), 0
@@ -136,3 +137,29 @@ def test_masks_of_unlike_sizes_are_averaged_at_the_larger() -> None:
     half, full = torch.full((2, 1, 14, 14), 0.25), torch.full((2, 1, 28, 28), 0.75)
     assert torch.equal(mean([half, full]), torch.full((2, 1, 28, 28), 0.5))
     assert mean([half[:0], full[:0]]).shape[0] == 0
+
+
+@pytest.fixture(scope="module")
+def retina() -> Detector:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = build_net(NetOptions(net="resnet", depth=18, width=0.125), 1)
+        options = {"norm": "frozen", "freeze_at": 0, "channels": 16, "anchor_sizes": (8, 16, 24, 32, 48), "score": 0.01}
+        return build(RetinaOptions.model_validate(options | {"detections": 20}), net, 3).eval()
+
+
+def test_retinanet_takes_the_steps_that_need_no_regions(retina: Detector) -> None:
+    with torch.no_grad():
+        theirs = retina(IMAGE, [SIDES])[0]
+    mine = found(retina, Steps())
+    assert len(mine["scores"]) == 20
+    assert torch.equal(mine["scores"], theirs["scores"])
+    assert torch.equal(mine["labels"], theirs["labels"])
+    torch.testing.assert_close(mine["boxes"].float(), theirs["boxes"] * 2, rtol=1e-5, atol=1e-4)  # the file's pixels
+    flipped = found(retina, Steps(flip=True), mirror(IMAGE, SIDES[1]))
+    again = found(retina, Steps(flip=True))
+    torch.testing.assert_close(flipped["scores"], again["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mirror_boxes(flipped["boxes"], 120), again["boxes"], rtol=1e-4, atol=1e-3)
+    voted = found(retina, Steps(vote=True))
+    assert torch.equal(voted["scores"], mine["scores"])
+    assert not torch.equal(voted["boxes"], mine["boxes"])

@@ -49,8 +49,9 @@ def main() -> None:
     for base, (gains, todo, cost) in enumerate(zip(every, plans, costs, strict=True)):
         if {recipe.run_name for recipe in recipes(todo)} & {*failed, *left_out}:
             continue
+        scratch = summary(gains.model_copy(update={"baseline": "from-scratch"}))  # first: the other report stays
         told = summary(gains)
-        rows.append(line(base, told, cost.seconds))
+        rows.append(line(base, told, scratch, cost.seconds))
         found.append({"base seed": base, "processor seconds": cost.seconds, "rows": told["rows"]})
     if not rows:
         raise SystemExit("no base seed has all its runs")
@@ -107,14 +108,14 @@ def summary(gains: Gains) -> dict[str, Any]:
     return json.loads((Path(folder) / "report.json").read_text())
 
 
-def line(base: int, told: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """A row of the table."""
+def line(base: int, told: dict[str, Any], scratch: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """A row of the table; `scratch` is the same report with the net from scratch as its baseline."""
     shown: dict[str, Any] = {"base seed": base, "processor seconds": round(seconds)}
     for row in told["rows"]:
         shown[row["label"]] = f"{100 * row['AP']['value']:.1f}"
-        joint = row["gain"]["AP"]["absolute"]["joint"] if row["gain"] else None
-        if joint:
-            shown[f"{row['label']}, gain"] = f"{100 * joint['low']:+.1f} to {100 * joint['high']:+.1f}"
+    for name, report in (("plain", told), ("from-scratch", scratch)):
+        joint = next(row for row in report["rows"] if row["label"] == "residual")["gain"]["AP"]["absolute"]["joint"]
+        shown[f"residual over {name}"] = f"{100 * joint['low']:+.1f} to {100 * joint['high']:+.1f}"
     return shown
 
 

@@ -27,6 +27,7 @@ from detection.artifact import save as save_detector
 from detection.data.contract import Categories
 from detection.detecting.options import Detecting
 from detection.gains import Gains, plan
+from detection.localisation.recipe import Localise
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
 from detection.recipe import DetectorEvaluation, Finetune
@@ -59,6 +60,7 @@ MODELS = {
     "import": Import,
     "prepare": Prepare,
     "analyse": Analysis,
+    "localise": Localise,
 }
 
 

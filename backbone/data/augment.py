@@ -43,6 +43,48 @@ def evaluation_view(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray
     return image[top : top + size, left : left + size]
 
 
+def evaluation_place(height: int, width: int, size: int, crop_pct: float) -> "Place":
+    """Where an image of this size lies in its `evaluation_view`."""
+    target, shorter = int(size / crop_pct), min(height, width)
+    down, across = target * height // shorter, target * width // shorter
+    return Place(down / height, across / width, round((down - size) / 2), round((across - size) / 2), size)
+
+
+class Place(NamedTuple):
+    """Where an image lies in a view: its point (x, y), pixels, is at (across x - left, down y - top), and where it
+    `flips` mirrored after that."""
+
+    down: float
+    across: float
+    top: float
+    left: float
+    width: int
+    """Of the view, pixels."""
+
+    flips: bool = False
+    below: int = 0
+    """Rows by which the view reaches beyond what is shown of the image, at the bottom; negative: at the top."""
+    beside: int = 0
+    """Likewise columns, at the right before it is mirrored; negative: at the left."""
+
+    def into_view(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes x1 y1 x2 y2, float64 [K, 4], of the image -> of the view; they may reach beyond it."""
+        scales = np.array([self.across, self.down] * 2)
+        x1, y1, x2, y2 = (boxes * scales - [self.left, self.top] * 2).T
+        return np.stack([self.width - x2, y1, self.width - x1, y2] if self.flips else [x1, y1, x2, y2], 1)
+
+    def seen(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes of the view, float64 [K, 4], cut off where it shows nothing of the image."""
+        beside = -self.beside if self.flips else self.beside
+        low = [max(0, -beside), max(0, -self.below)] * 2
+        return np.clip(boxes, low, [self.width - max(0, beside), self.width - max(0, self.below)] * 2)
+
+    def into_image(self, boxes: np.ndarray) -> np.ndarray:
+        """The way back, from a view that is not mirrored."""
+        assert not self.flips
+        return (boxes + [self.left, self.top] * 2) / np.array([self.across, self.down] * 2)
+
+
 class Box(NamedTuple):
     """A part of an image, pixels."""
 
@@ -107,6 +149,26 @@ class TrainingView:
         erased = self.erased(key)
         if erased:
             erased.cut(planes.transpose(1, 2, 0))[:] = self.colour
+
+    def place(self, height: int, width: int, key: int) -> Place:
+        """Where an image of this size lies in what `fill` makes of it; a policy that turns or shears it is left out."""
+        match self.options:
+            case ModernAugment():
+                box = self.box(height, width, key)
+                down, across = self.size / box.height, self.size / box.width
+                place = Place(down, across, box.top * down, box.left * across, self.size)
+            case PaperAugment():
+                scale = self._shorter_side(key) / min(height, width)
+                sides = [max(1, round(side * scale)) for side in (height, width)]
+                box = _place(random.Random(mix(key, 1)), *sides, self.size, self.size)
+                place = Place(sides[0] / height, sides[1] / width, box.top, box.left, self.size)
+            case _:
+                place = evaluation_place(height, width, self.size, self.crop_pct)
+                if isinstance(self.options, CifarAugment):
+                    box = self.padded_box(key)
+                    below, beside = box.top - PADDING, box.left - PADDING
+                    place = place._replace(top=place.top + below, left=place.left + beside, below=below, beside=beside)
+        return place._replace(flips=not isinstance(self.options, NoAugment) and self.flips(key))
 
     def shrink(self, height: int, width: int, key: int) -> int:
         """By how much a decoder may shrink an image of this size, 8, 4, 2 or 1, so that it need not be enlarged."""

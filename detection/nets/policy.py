@@ -1,5 +1,7 @@
 """What of a backbone stays as it is while a detector is trained: norms and first parts."""
 
+from typing import Protocol
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -9,11 +11,10 @@ from backbone.errors import UserError
 from backbone.nets import Backbone
 from backbone.nets.external import External
 from backbone.nets.norm import GroupedBatchNorm2d
-from detection.options import AnyDetector
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
-# By the backbone's model.norm: what detector.norm may be, and what to do where it is something else.
+# By the backbone's model.norm: what norm may be, and what to do where it is something else.
 ALLOWED = {
     "batch": (("frozen", "trainable", "sync"), "for group, pretrain the backbone with model.norm group"),
     "sync": (("frozen", "trainable", "sync"), "for group, pretrain the backbone with model.norm group"),
@@ -24,8 +25,18 @@ ALLOWED = {
 }
 
 
-def check(options: AnyDetector, net: Backbone) -> None:
-    """Refuse what the backbone cannot do.
+class Policy(Protocol):
+    """What of a recipe's section says it: see `DetectorOptions`."""
+
+    @property
+    def norm(self) -> str: ...
+
+    @property
+    def freeze_at(self) -> int: ...
+
+
+def check(options: Policy, net: Backbone, section: str = "detector") -> None:
+    """Refuse what the backbone cannot do; `section` is where the recipe says it.
 
     Raises:
         UserError: `norm` does not fit the backbone's, or `freeze_at` counts more parts than it has.
@@ -34,18 +45,18 @@ def check(options: AnyDetector, net: Backbone) -> None:
     if options.norm not in allowed:
         fix = "nets of other libraries keep their norms" if isinstance(net, External) else fix
         raise UserError(
-            f"detector.norm {options.norm}: {net.options.name} with model.norm {net.options.norm} takes "
+            f"{section}.norm {options.norm}: {net.options.name} with model.norm {net.options.norm} takes "
             f"{' or '.join(allowed)}; {fix}"
         )
     parts = list(net.parts())
     if options.freeze_at > len(parts):
         raise UserError(
-            f"detector.freeze_at {options.freeze_at}: {net.options.name} has {len(parts)} parts "
+            f"{section}.freeze_at {options.freeze_at}: {net.options.name} has {len(parts)} parts "
             f"({', '.join(parts)}); give {len(parts)} or less"
         )
 
 
-def apply(options: AnyDetector, net: Backbone) -> None:
+def apply(options: Policy, net: Backbone) -> None:
     """Exchange the norms of `net` and fix its first parts, in place; keys stay, less the counters of frozen norms.
 
     In fixed parts batch norms are always frozen: training must not move their statistics either. Nothing is dropped at

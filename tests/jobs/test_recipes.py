@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from backbone.cli import load, read_yaml, validate
+from backbone.data.options import PaperAugment
 from backbone.sweep.options import Sweep
 from backbone.sweep.space import check as check_space
 from backbone.training.plan import describe
@@ -14,17 +15,20 @@ from backbone.training.run import first_micro_batch
 from detection.data.voc import CLASSES
 from detection.gains import Gains
 from detection.gains import plan as plan_gains
+from detection.localisation.recipe import Localise
 from detection.recipe import Finetune
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 
 KINDS = {
-    path: next((kind for kind in ("rows", "detector", "space") if kind in read_yaml(RECIPES / path)), "model")
+    path: next(
+        (kind for kind in ("rows", "detector", "space", "localiser") if kind in read_yaml(RECIPES / path)), "model"
+    )
     for path in PATHS
 }
-PRETRAINING, FINETUNING, COMPARISONS, SWEEPS = (
-    [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows", "space")
+PRETRAINING, FINETUNING, COMPARISONS, SWEEPS, LOCALISATION = (
+    [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows", "space", "localiser")
 )
 
 # Table 1, 1e9 multiply-adds. It counts option B of 18 and 34 layers like A, and cuts digits off: 50 layers take 3.86.
@@ -201,6 +205,7 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
     assert {path: KINDS[path] for path in PATHS if "quickstart" in path} == {
         "quickstart/detector.yaml": "detector",
         "quickstart/gains.yaml": "rows",
+        "quickstart/localiser.yaml": "localiser",
         "quickstart/plain.yaml": "model",
         "quickstart/residual.yaml": "model",
         "quickstart/retinanet.yaml": "detector",
@@ -328,3 +333,16 @@ def test_sweeps_have_nothing_but_recipes_in_their_space(path: str, monkeypatch: 
         nets = [f"cifar_{kind}{depth}" for kind in ("plain", "resnet") for depth in (20, 32, 44, 56)]
         assert cells == {(net, kind) for net in nets for kind in ("steps", "cosine")}
         assert {recipe.schedule.total for recipe in points} == {64_000}
+
+
+@pytest.mark.parametrize("path", LOCALISATION)
+def test_localisers_are_trained_as_in_appendix_c(path: str):
+    """ "8 anchors are randomly sampled for each image", "224x224 crops", "a mini-batch size of 256 images"."""
+    found = validate(Localise, read_yaml(RECIPES / path), path, {"backbone": "runs/some/artifact"})
+    assert found.localiser.anchors == 8
+    if path == "loc-paper/localiser.yaml":
+        assert (found.optim.batch, found.localiser.fg_iou, found.localiser.bg_iou) == (256, 0.7, 0.3)
+        assert found.data.augment == PaperAugment()
+        assert (found.localiser.norm, found.data.source) == ("frozen", "clsloc")
+    else:
+        assert (found.data.source, found.scaling.use_gpu) == ("synthetic", False)

@@ -1,0 +1,175 @@
+"""Where a localiser puts its boxes in images seen by one crop or densely, and what that is worth (Table 13)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbone.data.augment import Place, evaluation_place
+from backbone.data.batches import make_loader
+from backbone.data.sources import none_readable
+from backbone.data.stream import share
+from backbone.evaluate.protocols import Member, probabilities
+from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.training.world import World
+from detection.localisation.measure import GUESSES, is_found, wilson
+from detection.localisation.net import Localiser, decode
+from detection.localisation.sources import LocatedSource
+
+ONE_CROP, DENSE = "1-crop", "dense"
+
+
+class Guess(NamedTuple):
+    """What is said of one image; J guesses."""
+
+    image: int
+    """Number in the source."""
+
+    true_box: np.ndarray
+    """float64 [4]: of the image's own class."""
+
+    labels: list[int]
+    """J classes of the classifier, the surest first."""
+
+    boxes: np.ndarray
+    """float64 [J, 4], pixels of the file."""
+
+    probabilities: list[float]
+
+
+def protocols(scales: Sequence[int], member: Member) -> dict[str, ViewSpec]:
+    """How images are shown for the two ways to test of Table 13, to classifier and localiser alike.
+
+    The classifier also sees mirror images in dense testing, as in its own (see `backbone.evaluate.protocols`).
+    """
+    size, crop_pct = member.inputs.size, member.inputs.crop_pct
+    return {
+        ONE_CROP: ViewSpec("1-crop", size, crop_pct),
+        DENSE: ViewSpec("multi-scale", size, crop_pct, tuple(scales)),
+    }
+
+
+def images_of(
+    source: LocatedSource, views: Sequence[ViewSpec], world: World, batch: int, workers: int
+) -> Iterable[Any]:
+    """This rank's images, as `ViewSet` shows them; may be iterated again and again."""
+    mine = share(len(source), world.rank, world.size)
+    pin = world.device.type == "cuda"
+    return make_loader(ViewSet(source, tuple(views), "skip"), workers, pin, sampler=mine, batch_size=batch)
+
+
+@torch.no_grad()
+def guess(
+    localiser: Localiser,
+    classifier: Member,
+    source: LocatedSource,
+    targets: np.ndarray,
+    batches: Iterable[Any],
+    view: ViewSpec,
+    place: int,
+    batch: int,
+    channels_last: bool,
+) -> tuple[list[Guess], list[str]]:
+    """Boxes of each image's own class and of its five most probable ones, and the images that could not be read.
+
+    Of all anchors of all views the one that its class scores highest gives the box.
+
+    Args:
+        localiser: in eval mode, on its device.
+        classifier: gives the classes.
+        source: what `batches` show.
+        targets: int64 [N], the classifier's class of each image.
+        batches: by `images_of`.
+        view: which of their views, `place` among them.
+        place: see `view`.
+        batch: images that go through the nets at once, by pixels, as in `probabilities`.
+        channels_last: memory format.
+    """
+    device = next(localiser.parameters()).device
+    found: list[Guess] = []
+    bad: list[str] = []
+    for shown in batches:
+        numbers, bad = shown["labels"], bad + shown["bad"]
+        groups = shown["groups"][place]
+        scores = probabilities(classifier, view, groups, len(numbers), batch, channels_last)
+        sure, labels = scores.topk(min(GUESSES, scores.shape[1]), dim=1)
+        known = numbers.clamp(min=0)  # unreadable ones have number -1 and no view
+        asked = torch.cat([torch.from_numpy(targets)[known].to(device)[:, None], labels], 1)
+        best = torch.full(asked.shape, -torch.inf, device=device)
+        boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
+        for rows, pixels in groups:
+            at_once = max(1, batch * view.size**2 // (pixels.shape[2] * pixels.shape[3]))
+            for some, part in zip(rows.split(at_once), pixels.split(at_once), strict=True):
+                normal = classifier.inputs.normalize(part.to(device))
+                if channels_last:
+                    normal = normal.contiguous(memory_format=torch.channels_last)
+                height, width = (int(side) for side in part.shape[-2:])
+                rows_there = some.to(device)
+                value, box = locate(localiser, normal, asked[rows_there])
+                sides = source.sides[known[some].numpy()]
+                moved = into_files(box.double().cpu().numpy(), (height, width), sides, view)
+                moved = torch.from_numpy(moved).to(device)
+                better = value > best[rows_there]
+                best[rows_there] = torch.where(better, value, best[rows_there])
+                boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
+        for row, number in enumerate(numbers.tolist()):
+            if number >= 0:
+                mine = boxes[row].cpu().numpy()
+                found.append(Guess(number, mine[0], labels[row].tolist(), mine[1:], sure[row].tolist()))
+    return found, bad
+
+
+def locate(localiser: Localiser, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised images [N, 3, H, W] and classes [N, J] -> the highest score of each, [N, J], and its box within the
+    image, [N, J, 4]."""
+    logits, deltas = localiser(images, classes)
+    score, at = logits.max(-1)
+    height, width = images.shape[-2:]
+    chosen = deltas.gather(2, at[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    boxes = decode(chosen, localiser.anchors(height, width)[at])
+    return score, torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))
+
+
+def into_files(boxes: np.ndarray, shape: tuple[int, int], sides: np.ndarray, view: ViewSpec) -> np.ndarray:
+    """Boxes float64 [N, J, 4] in views of a `shape` -> in pixels of files of `sides` [N, 2], within them."""
+    moved = np.empty_like(boxes)
+    for row, (height, width) in enumerate(sides.tolist()):
+        if view.protocol == "1-crop":
+            place = evaluation_place(height, width, view.size, view.crop_pct)
+        else:
+            place = Place(shape[0] / height, shape[1] / width, 0, 0, shape[1])
+        moved[row] = np.clip(place.into_image(boxes[row]), 0, [width, height] * 2)
+    return moved
+
+
+def errors(
+    guesses: Sequence[Guess], source: LocatedSource, targets: np.ndarray, world: World, bad: Sequence[str]
+) -> dict[str, Any]:
+    """Localisation and classification errors, percent, over all ranks' images, each with its 95 % interval over images.
+
+    Raises:
+        RuntimeError: an image was judged twice or not at all.
+        UserError: no image could be read.
+    """
+    counts = np.zeros(4, np.int64)
+    for one in guesses:
+        truth, label = source.boxes(one.image), int(targets[one.image])
+        counts += (
+            not is_found(label, truth, [label], one.true_box[None]),
+            not is_found(label, truth, one.labels, one.boxes, 1),
+            not is_found(label, truth, one.labels, one.boxes),
+            label not in one.labels,
+        )
+    unread = [name for names in world.gather(list(bad)) for name in names]
+    numbers = [number for part in world.gather([one.image for one in guesses]) for number in part]
+    if len({*numbers}) != len(numbers) or len(numbers) + len(unread) != len(source):
+        raise RuntimeError(f"{len(numbers)} images judged and {len(unread)} unreadable, of {len(source)}")
+    if not numbers:
+        raise none_readable(unread)
+    total = world.sum(torch.from_numpy(counts).double().to(world.device)).long().tolist()
+    names = ("own_class", "top1", "top5", "top5_classes")
+    result: dict[str, Any] = {name: 100 * wrong / len(numbers) for name, wrong in zip(names, total, strict=True)}
+    result |= {f"{name}_interval": wilson(wrong, len(numbers)) for name, wrong in zip(names, total, strict=True)}
+    return result | {"images": len(numbers), "unreadable": unread}

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from backbone.compute import Scaling
 from backbone.lease import lease
+from backbone.storage import join
 from backbone.training.ray_train import Payload, launch
 from backbone.training.world import Report, World, is_first_process
 
@@ -58,6 +59,11 @@ class Outcome:
     results: Results
     seconds: float | None
     """From the start of the workers to the end; None: it had been finished before."""
+
+    @property
+    def artifact(self) -> str:
+        """Of a training: the folder that `backbone.load` or `detection.load` reads."""
+        return join(self.url, "artifact")
 
     @property
     def headline(self) -> str:

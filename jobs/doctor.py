@@ -15,6 +15,7 @@ import sys
 from backbone.cli import parse, run_main
 from backbone.data.doctor_options import Doctor
 from backbone.errors import UserError
+from backbone.next_steps import after_doctor
 
 
 def main() -> None:
@@ -36,6 +37,8 @@ def main() -> None:
     if asked.json_file:
         report.write(asked.json_file)
     print(report.as_text())
+    if not report.errors:
+        print(after_doctor(asked.source, asked.images, asked.val, report.num_images))
     raise SystemExit(1 if report.errors else 0)
 
 

@@ -16,6 +16,7 @@ import backbone.begin  # noqa: F401
 from backbone.cli import parse, read_yaml, run_main
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
+from backbone.next_steps import after_backbone, after_evaluation
 from detection.recipe import DetectorEvaluation
 
 
@@ -25,10 +26,12 @@ def main() -> None:
         evaluate_backbones(words)
         return
     recipe, _ = parse(DetectorEvaluation, words, doc=__doc__)
+    from detection.artifact import read_config
     from detection.evaluate import EVALUATE  # from here on torch and Ray are imported, which takes seconds
     from detection.scoring import table
 
     carry_out(EVALUATE, recipe, table)
+    print(after_evaluation(read_config(recipe.detector[0])["raybone_detector"]["provenance"]))
 
 
 def evaluate_backbones(words: list[str]) -> None:
@@ -36,6 +39,7 @@ def evaluate_backbones(words: list[str]) -> None:
     from backbone.evaluate.evaluation import EVALUATE, table
 
     carry_out(EVALUATE, recipe, table)
+    print(after_backbone(recipe.backbone[0]))
 
 
 def carry_out(job: Any, options: Any, table: Any) -> None:

@@ -11,6 +11,7 @@ import sys
 
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
+from backbone.next_steps import after_detector
 from detection.recipe import Finetune
 
 
@@ -30,7 +31,8 @@ def main() -> None:
     print(table(outcome.results))
     print(f"curves    {outcome.url}/curves.png")
     print(f"results   {outcome.url}/results")
-    print(f"artifact  {outcome.url}/artifact")
+    print(f"artifact  {outcome.artifact}")
+    print(after_detector(outcome.artifact))
 
 
 if __name__ == "__main__":

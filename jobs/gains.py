@@ -12,7 +12,9 @@ import time
 
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, rates_of, run_main
+from backbone.console import typed
 from backbone.errors import UserError
+from backbone.next_steps import after_gains
 from detection.gains import Gains, plan, run
 
 
@@ -33,12 +35,13 @@ def main() -> None:
         print(describe(gains, plan(gains), read_rates(rates_file) if rates_file else None))
         return
     todo, failed = run(gains)
-    from detection.report.collect import write_report
+    from detection.report.collect import best_backbone, write_report
 
-    folder, markdown = write_report(gains, todo, f"python jobs/gains.py {' '.join(sys.argv[1:])}", failed)
+    folder, markdown = write_report(gains, todo, typed(f"python jobs/gains.py {' '.join(sys.argv[1:])}"), failed)
     print(markdown)
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {folder}/report.html")
+    print(after_gains(*best_backbone(todo, folder)))
     if failed:
         raise UserError("\n".join(["the report lacks:", *(f"{name}: {why}" for name, why in failed.items())]))
 

@@ -11,6 +11,7 @@ import sys
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.interop.options import Import
+from backbone.next_steps import after_backbone
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     if done.agreements:
         print(probe.table(list(done.agreements)))
     print(f"artifact  {options.output}")
+    print(after_backbone(options.output))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.data.prepare.options import Prepare
+from backbone.next_steps import after_preparing
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
 
     done = prepare(options)
     print(done.as_text())
+    print(after_preparing(options.output))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, rates_of, run_main
+from backbone.next_steps import after_backbone
 from backbone.training.recipe import Recipe
 
 
@@ -36,7 +37,8 @@ def main() -> None:
     print(outcome.headline)
     print(f"accuracy  {accuracy(outcome.url)}")
     print(f"curves    {outcome.url}/curves.png")
-    print(f"artifact  {outcome.url}/artifact")
+    print(f"artifact  {outcome.artifact}")
+    print(after_backbone(outcome.artifact, recipe.data.source == "synthetic"))
 
 
 if __name__ == "__main__":

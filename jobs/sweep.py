@@ -12,6 +12,7 @@ import time
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.lease import lease
+from backbone.next_steps import line
 from backbone.storage import filesystem, join
 from backbone.supervise import is_watched, keep_going
 from backbone.sweep.options import Sweep
@@ -38,7 +39,7 @@ def main() -> None:
     print("\n".join(["Pareto front:", *summary.front(record)]))
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {record.url}/report.html")
-    print(f"train it  python jobs/pretrain.py --config {record.url}/best.yaml")
+    print(line("pretrain", "--config", f"{record.url}/best.yaml"))
 
 
 def watch(sweep: Sweep) -> int:

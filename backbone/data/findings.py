@@ -90,6 +90,11 @@ class Diagnosis:
         """How many kinds of fault are errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def num_images(self) -> int:
+        """Of the split, or of the first of two."""
+        return self.statistics.get("images", self.statistics.get("train images", 0))
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {

@@ -101,8 +101,8 @@ def score(
         report: is told how far the first rank is.
 
     Returns:
-        On every rank: `results`, a list of {protocol, of (name or ensemble), nets, top1_error, top5_error}, `images`
-        read, `unreadable`, `unreadable_names`.
+        On every rank: `results`, a list of {protocol, of (name or ensemble), nets, top1_error, top5_error}, `classes`,
+        `images` read, `unreadable`, `unreadable_names`.
 
     Raises:
         RuntimeError: an image was counted twice or not at all.
@@ -165,6 +165,7 @@ def score(
             for p, protocol in enumerate(options.protocols)
             for m, name in enumerate(names)
         ],
+        "classes": members[0].net.num_classes,
         "images": images,
         "unreadable": unread,
         "unreadable_names": unread_names,

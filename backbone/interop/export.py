@@ -171,8 +171,13 @@ def refuse(options: AnyNet, to: str) -> None:
     """UserError if the framework cannot have the net; names those that can."""
     reason = TARGETS[to].refuses(options)
     if reason:
-        able = [name for name, target in TARGETS.items() if not target.refuses(options)]
-        raise UserError(f"{options.name} cannot go to {to}: {reason}. These can have it: {', '.join(able)}")
+        raise UserError(f"{options.name} cannot go to {to}: {reason}. These can have it: {', '.join(able(options))}")
+
+
+def able(options: AnyNet) -> list[str]:
+    """The frameworks that can have a net, those first whose packages are here."""
+    those = [name for name, target in TARGETS.items() if not target.refuses(options)]
+    return sorted(those, key=lambda name: not all(map(installed, TARGETS[name].packages)))
 
 
 def verify(source: Source, to: str, files: Files) -> list[probe.Agreement]:

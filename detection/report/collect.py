@@ -120,6 +120,23 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
     )
 
 
+def best_backbone(todo: Plan, folder: str) -> tuple[str, str]:
+    """The artifact of the pretrained row with the highest value in the report, and a framework that can have its net;
+    both empty where no such row has results."""
+    from backbone.artifact import read_config
+    from backbone.interop.export import able
+
+    fs, path = filesystem(join(folder, "report.json"))
+    report = json.loads(fs.cat_file(path))
+    main = report["parts"][0]["main"]
+    rows = [row for row in report["rows"] if row["pretrained"] is not None]
+    if not rows:
+        return "", ""
+    best = max(rows, key=lambda row: row[main]["value"] or 0)
+    place = next(iter(todo.tuned(best["label"]).values())).backbone
+    return place, able(net_options(read_config(place)["raybone"]["net"]))[0]
+
+
 def main_measure(data: DetectionData) -> Main:
     """What validation data are judged by: VOC's layout by VOC's mAP, at 11 points where its folders are called VOC2007
     as the devkit's is, and all else by COCO's AP."""

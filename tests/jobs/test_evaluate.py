@@ -1,6 +1,7 @@
 """`python jobs/evaluate.py` as a user meets it."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,9 @@ def test_the_numbers_of_the_run(run_folder: Path, run_job: Run) -> None:
     done = run_job("evaluate", "--detector", run_folder / "artifact", "--batch", "4")
     assert done.returncode == 0, done.stderr
     written = json.loads((run_folder / "results" / "metrics.json").read_text())
-    results = Path(done.stdout.split()[-1])
+    results = Path(re.findall(r"^results +(.+)$", done.stdout, re.MULTILINE)[0])
     assert results == run_folder / f"results-{written['provenance']['data']['val'][:8]}"
+    assert done.stdout.splitlines()[-1].startswith("next      python jobs/gains.py --config ")
     mine = json.loads((results / "metrics.json").read_text())
     assert mine["bbox"] == written["bbox"]
     assert mine["detections"] == written["detections"] > 20

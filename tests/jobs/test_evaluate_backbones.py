@@ -1,6 +1,7 @@
 """`python jobs/evaluate.py --backbone ...` as a user meets it."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_the_numbers_of_the_run(trained: list[Path], run_job: Run) -> None:
     """1-crop on the images it was validated on, by default."""
     done = run_job("evaluate", "--backbone", trained[0])
     assert done.returncode == 0, done.stderr
-    results = Path(done.stdout.split()[-1])
+    results = Path(re.findall(r"^results +(.+)$", done.stdout, re.MULTILINE)[0])
     assert results.parent == trained[0].parent
     mine = json.loads((results / "results.json").read_text())
     own = json.loads((trained[0] / "config.json").read_text())["raybone"]["provenance"]["metrics"]

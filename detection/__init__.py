@@ -2,8 +2,11 @@
 
 detector = detection.load("runs/my-detector/artifact")
 detection.detect(detector, photos)  # uint8 RGB arrays [H, W, 3] -> [{"boxes": ..., "labels": ..., "scores": ...}]
+run = detection.finetune("quickstart/detector.yaml", backbone="runs/mine/artifact")  # as jobs/finetune.py
+told = detection.gains("quickstart/gains.yaml")  # as jobs/gains.py
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,4 +26,6 @@ def __getattr__(name: str) -> Any:
         from detection.evaluate import detect
 
         return detect
+    if name in ("finetune", "gains"):  # modules that may be called, see detection.called
+        return importlib.import_module(f"detection.{name}")
     raise AttributeError(f"module 'detection' has no attribute {name!r}")

@@ -35,6 +35,7 @@ from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection import artifact, scoring
+from detection.called import may_be_called
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.options import DetectionData, ScenesData
@@ -315,3 +316,6 @@ def begin(recipe: Finetune, detector: Detector, train: DetectionSource) -> Taken
     if not recipe.from_detector:
         return None
     return fill(detector, train.categories, artifact.load(recipe.from_detector), recipe)
+
+
+may_be_called(__name__)  # `detection.finetune(recipe)`

@@ -20,6 +20,7 @@ from backbone.parallel import Task, run_all
 from backbone.storage import join
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import first_micro_batch, recorded_precision, run_place, run_url
+from detection.called import may_be_called
 from detection.recipe import Finetune
 
 if TYPE_CHECKING:
@@ -359,3 +360,6 @@ def _submit(job: Any, recipe: TrainingRecipe, label: str, say: Callable[[str], N
         raise
     if outcome.seconds is None:
         say(f"[{label}] {outcome.url} is finished")
+
+
+may_be_called(__name__)  # `detection.gains(recipe)`

@@ -36,7 +36,10 @@ class LocaliserOptions(Strict):
     """Anchors an image whose loss is taken, half of them positive at most (appendix C)."""
 
     fg_iou: float = Field(0.7, gt=0, le=1)
+    """An anchor is positive from this IoU with the object on."""
+
     bg_iou: float = Field(0.3, ge=0, lt=1)
+    """Below it it is negative; between the two it has no loss."""
 
     beta: float = Field(1 / 9, ge=0)
     """Where the smooth L1 loss of boxes turns from square to line."""

@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "Faster R-CNN FPN": FPN,
     "Mask R-CNN C4": {**C4, "masks": True},
     "Mask R-CNN FPN": {**FPN, "masks": True},
+    "RetinaNet": {"kind": "retinanet", "channels": 128},
 }
 # Few regions, so that minutes on one core are enough.
 FEW = {
@@ -70,6 +71,11 @@ def main() -> None:
     write(args.output, rows)
 
 
+def few(name: str) -> dict[str, Any]:
+    """What keeps the regions of Faster and Mask R-CNN few."""
+    return {"rpn": FEW["rpn"], "roi": FEW["roi"] | KINDS[name].get("roi", {})}
+
+
 def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
     """One row: how well 16 images are known by heart."""
     place = {"train": args.images, "val": args.images, "train_annotations": subset, "val_annotations": subset}
@@ -81,8 +87,7 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
             "norm": "frozen",
             "freeze_at": 1,
             "anchor_sizes": [12, 24, 48, 96, 160],
-            "rpn": FEW["rpn"],
-            "roi": FEW["roi"] | KINDS[name].get("roi", {}),
+            **({} if name == "RetinaNet" else few(name)),
         },
         "data": {"source": "coco", **place, "shorter_side": [args.side], "longer_side": 2 * args.side, "workers": 0}
         | {"augment": {"flip": 0}},

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from pycocotools import mask as rle
 
 from backbone import artifact
 from backbone.cli import parse
@@ -25,7 +26,10 @@ from backbone.interop.mmdetection import literal_model
 from backbone.interop.options import Export, Import
 from backbone.nets import build
 from backbone.options import NetOptions
+from detection.artifact import save as save_detector
+from detection.evaluate import detect
 from tests.backbone.interop.test_caffe import caffe2
+from tests.detection.interop.conftest import KINDS, loaded
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs/export"
@@ -142,6 +146,37 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable) ->
     assert names["classes"] == ["a", "b", "c"]
 
 
+def test_a_detector_in_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable) -> None:
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the page is about it")
+    made = loaded(KINDS["fpn masks"])
+    save_detector(tmp_path / "runs/my-detector/artifact", made.detector, made.inputs, made.categories, (96, 150), {})
+    monkeypatch.chdir(tmp_path)
+    run("export", commands("detectors", "export")[0])
+    names: dict[str, Any] = {}
+    for block in blocks("detectors", "python")[:2]:
+        exec(block, names)
+    assert names["classes"] == list(made.categories.names)
+    assert len(names["masks"]) == len(names["found"]["boxes"]) > 10
+    theirs = [rle.decode(mask) for mask in detect(made, [names["image"]])[0]["masks"]]
+    apart = [(a != b).sum() for a, b in zip(names["masks"], theirs, strict=True)]
+    assert all(b.sum() for b in theirs)
+    assert max(apart) <= 3  # where a probability is as good as 0.5
+
+
+@pytest.mark.slow
+def test_a_detector_in_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable) -> None:
+    few = {"rpn": {"pre_nms_test": 60, "post_nms_test": 40}, "roi": {"detections": 20}}
+    made = loaded({"kind": "fpn", **few}, depth=50, width=1.0)
+    save_detector(tmp_path / "runs/my-detector/artifact", made.detector, made.inputs, made.categories, (96, 150), {})
+    monkeypatch.chdir(tmp_path)
+    run("export", commands("detectors", "export")[1])
+    names: dict[str, Any] = {}
+    exec(blocks("detectors", "python")[2], names)
+    assert set(names["found"]) == {"boxes", "labels", "scores"}
+    assert torch.equal(names["model"].rpn.head.cls_logits.weight, made.detector.rpn.head.cls_logits.weight)
+
+
 def test_imports_that_have_their_files_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -162,7 +197,7 @@ def test_imports_that_have_their_files_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_every_command_is_understood_and_every_page_has_one() -> None:
     pages = sorted(page.stem for page in DOCS.glob("*.md"))
-    assert pages == ["detectron2", "import", "mmdetection", "onnx", "timm", "torchvision", "transformers"]
+    assert pages == ["detectors", "detectron2", "import", "mmdetection", "onnx", "timm", "torchvision", "transformers"]
     for page in pages:
         job, model = ("import", Import) if page == "import" else ("export", Export)
         assert commands(page, job)

@@ -8,13 +8,13 @@ from backbone.options import Strict
 
 
 class Export(Strict):
-    """Write a backbone artifact as another framework loads it, and prove that it computes the same there."""
+    """Write an artifact as another framework loads it, and prove that it computes the same there."""
 
     artifact: str
     """Folder or URL of the artifact."""
 
     to: Literal["torchvision", "torchvision-detection", "timm", "transformers", "detectron2", "mmdetection", "onnx"]
-    """The framework."""
+    """The framework. Of a detector: onnx, or torchvision-detection for its own constructors."""
 
     output: str
     """Folder or URL to write to. Its files name this place, so give it as you will load it."""

@@ -142,7 +142,7 @@ def build_retinanet(options: RetinaOptions, net: Backbone, classes: int) -> Reti
     top = LastLevelP6P7(channels if options.p6 == "P5" else deepest, channels)
     top.use_P5 = options.p6 == "P5"  # which it infers from channels, and C5 may have as many as the pyramid
     pyramid = FeaturePyramidNetwork([net.stages[name].channels for name in STAGES], channels, top)
-    sizes = [_octaves(size, options.octaves) for size in options.anchor_sizes]
+    sizes = [octaves(size, options.octaves) for size in options.anchor_sizes]
     anchors = AnchorGenerator(tuple(sizes), (options.anchor_ratios,) * len(sizes))
     norm = partial(nn.GroupNorm, 32) if options.head_norm == "group" else None
     head = RetinaNetHead(channels, anchors.num_anchors_per_location()[0], classes, norm_layer=norm)
@@ -150,7 +150,7 @@ def build_retinanet(options: RetinaOptions, net: Backbone, classes: int) -> Reti
     return Retina(options, Features(net, pyramid, STAGES), anchors, head)
 
 
-def _octaves(size: float, count: int) -> tuple[float, ...]:
+def octaves(size: float, count: int) -> tuple[float, ...]:
     """The sides of a level's anchors (arXiv:1708.02002, section 4.1), without fractions but in the first, as
     torchvision has them."""
     return (size, *(int(size * 2 ** (i / count)) for i in range(1, count)))

@@ -58,7 +58,8 @@ def parse(
             print(short_help(*shown)) if told.help == "--help" else full_help(*shown)
             raise SystemExit(0)
         if faults or found is None:
-            raise UserError("\n".join(faults))
+            none = ["no recipe was given: --config FILE names one"] if recipe and not told.file else []
+            raise UserError("\n".join([*faults, *none]))
         return found, told.flags
     except UserError as error:
         fail(error)
@@ -205,12 +206,20 @@ def _line(model: type[BaseModel], fault: Any, where: str, overrides: dict[str, A
     if fault["type"] == "extra_forbidden":
         message = "unknown key" + suggestion(name, list(fields(model)))
     elif fault["type"] == "missing":
-        kinds = choices(fields(model).get(name))
-        *some, last = map(str, kinds or [""])
-        message += f"; give --{name}" + (f": {', '.join(some)} or {last}" if kinds else "")
+        option = name + _first_required(model, name)
+        *some, last = map(str, choices(fields(model).get(option)) or [""])
+        message += f"; give --{option}" + (f": {', '.join(some)} or {last}" if last else "")
     elif not isinstance(fault["input"], dict | BaseModel):
         message += f" (got {fault['input']!r})"
     return ": ".join(part for part in (" and ".join(filter(None, origins)), name, message) if part)
+
+
+def _first_required(model: type[BaseModel], name: str) -> str:
+    """Of a section that is missing, `.field` of the first one that has no default; empty for other fields."""
+    field = model.model_fields.get(name)
+    section = section_model(field.annotation) if field else None
+    required = [one for one, told in section.model_fields.items() if told.is_required()] if section else []
+    return f".{required[0]}" if required else ""
 
 
 def _taken_as_meant(model: type[BaseModel], tree: dict[str, Any], place: tuple[Any, ...]) -> bool:

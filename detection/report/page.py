@@ -78,7 +78,8 @@ def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
     legend = "".join(f'<span class="swatch {kind}"></span>{text}' for kind, text in keys)
     parts = [
         '<section aria-labelledby="pictures"><h2 id="pictures">Pictures</h2>',
-        f'<p class="soft">Detections scored {SHOWN} or more, a hit from IoU {HIT}. Colours:{legend}</p>',
+        '<p class="soft">Of the baseline and the row of the highest value alone, one training of each. Detections '
+        f"scored {SHOWN} or more, a hit from IoU {HIT}. Colours:{legend}</p>",
     ]
     for name, gallery in galleries.items():
         parts.append(_pictures(gallery, name))

@@ -109,6 +109,10 @@ def test_all_faults_of_a_recipe_at_once(run_job: Run, tmp_path: Path) -> None:
 def test_no_backbone(run_job: Run) -> None:
     (line,) = said(run_job, "finetune", "--config", DETECTOR)
     assert line.startswith(f"error: {DETECTOR}: backbone, from_detector: give one of them, none is given: --backbone ")
+    assert said(run_job, "finetune", "--backbone", "runs/mine/artifact") == [
+        "error: detector: Field required; give --detector.norm: frozen, trainable, sync or group",
+        "error: no recipe was given: --config FILE names one",
+    ]
     (line,) = said(run_job, "evaluate", "--batch", "2")
     assert line == "error: detector: Field required; give --detector"
 

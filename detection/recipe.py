@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from backbone.compute import Compute, Scaling
 from backbone.options import Strict
 from backbone.training.recipe import Optim, TrainingRecipe
-from detection.data.options import DetectionData, ScenesData, VocData
+from detection.data.options import DetData, DetectionData, ScenesData, VocData
 from detection.options import TORCHVISION_BETA, AnyDetector
 
 FEWEST_IMAGES = 8
@@ -22,7 +22,10 @@ class Finetune(TrainingRecipe):
         "backbone",
         "from_detector",
         "eval_batch",
-        *(f"data.{field}" for field in ("train", "val", "train_annotations", "val_annotations", "cache", "workers")),
+        *(
+            f"data.{field}"
+            for field in ("train", "val", "train_annotations", "val_annotations", "devkit", "cache", "workers")
+        ),
     )
 
     LATER: ClassVar[dict[str, Any]] = {
@@ -115,8 +118,9 @@ class Finetune(TrainingRecipe):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"
             )
-        if self.detector.masks and isinstance(self.data, VocData):
-            raise ValueError("detector.masks: Pascal VOC's boxes come without masks; use source coco or synthetic")
+        if self.detector.masks and isinstance(self.data, VocData | DetData):
+            whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"
+            raise ValueError(f"detector.masks: {whose} boxes come without masks; use source coco or synthetic")
         return self
 
 

@@ -21,6 +21,7 @@ from backbone.storage import filesystem, join, write_folder
 from backbone.training.world import World
 from detection.coco_format import check, mended
 from detection.data.contract import Categories, DetectionSource
+from detection.det_ap import is_det, score_det
 from detection.detections import Detections, gather, to_coco
 from detection.matches import all_matches
 from detection.voc_ap import score_voc
@@ -79,7 +80,8 @@ def score(
     masks: bool = False,
     fast: bool = True,
 ) -> dict[str, Any]:
-    """All that `metrics.json` holds: `bbox`, with `masks` also `segm`, `voc`, counts and notes; but for `provenance`.
+    """All that `metrics.json` holds: `bbox`, with `masks` also `segm`, `voc`, of ImageNet DET's data `det`, counts and
+    notes; but for `provenance`.
 
     Raises:
         UserError: see `detection.coco_format.check`.
@@ -94,6 +96,8 @@ def score(
     metrics: dict[str, Any] = {"bbox": score_coco(ground_truth, results, categories, "bbox", fast)}
     if masks:
         metrics["segm"] = score_coco(ground_truth, results, categories, "segm", fast)
+    if is_det(ground_truth):
+        metrics["det"] = score_det(ground_truth, results, categories)
     return metrics | {
         "voc": score_voc(ground_truth, results, categories),
         "images": len(ground_truth["images"]),
@@ -225,6 +229,10 @@ def table(metrics: dict[str, Any]) -> str:
     ]
     voc = metrics["voc"]
     lines += [f"VOC    mAP {_percent(voc['mAP'])} (area), {_percent(voc['mAP07'])} (11 points) at IoU .5", ""]
+    if "det" in metrics:
+        lines.insert(
+            -1, f"DET    mAP {_percent(metrics['det']['mAP'])} by ImageNet's devkit, IoU .5 or less of small objects"
+        )
     per_class = metrics["bbox"]["per_class"]
     width = min(max(map(len, per_class)), 24)
     cells = [f"{name[:width]:{width}} {_percent(scores['AP']):>5}" for name, scores in per_class.items()]

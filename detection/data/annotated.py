@@ -28,6 +28,7 @@ from detection.data.segments import encode, has_mask, polygons_of
 
 FORMAT = 2  # of the arrays; a change makes old files stale
 THINNEST = 1.0  # pixels: a box thinner than this is no object
+BLACKLIST = "blacklist"  # array of ImageNet DET's: rows of images and labels that are not judged in them, int64 [P, 2]
 LEFT_OUT = ("", "crowds", "difficult", "degenerate boxes")  # why an object is not trained on; 0: it is
 EXIF_ORIENTATION = 0x0112
 # What undoes `ImageOps.exif_transpose` where it swaps height and width.
@@ -250,7 +251,8 @@ class AnnotatedSource:
         """The annotations of images `ids` (indices; all by default) as a COCO instances dict; a copy.
 
         What Pascal VOC calls difficult has `iscrowd` 1, since COCO's tools know no other way to ignore an object, and
-        `ignore` and `difficult` 1 besides, by which VOC's own rule can be applied.
+        `ignore` and `difficult` 1 besides, by which VOC's own rule can be applied. Of ImageNet DET `info` has `layout`
+        ilsvrc-det, and images `blacklisted`, ids of categories that are not judged in them.
         """
         arrays = self._arrays
         images, annotations = [], []
@@ -279,7 +281,14 @@ class AnnotatedSource:
         categories = [
             {"id": id_, "name": name} for id_, name in zip(self.categories.ids, self.categories.names, strict=True)
         ]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        truth = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        if BLACKLIST in arrays:
+            truth["info"] = {"layout": "ilsvrc-det"}  # as `detection.det_ap` asks
+            entries = {int(image["id"]): image for image in images}
+            for row, label in arrays[BLACKLIST].tolist():
+                if entry := entries.get(int(arrays["image_ids"][row])):
+                    entry.setdefault("blacklisted", []).append(self.categories.ids[label - 1])
+        return truth
 
     def _segmentation(self, j: int, height: int, width: int) -> list[list[float]] | dict[str, Any] | None:
         polygons = polygons_of(self._arrays, j)

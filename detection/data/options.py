@@ -128,4 +128,27 @@ class VocData(_StoredData):
     """Likewise."""
 
 
-DetectionData = Annotated[ScenesData | CocoData | VocData, OneOf()]
+class DetData(_StoredData):
+    """ImageNet DET in ILSVRC's layout."""
+
+    source: Literal["det"] = "det"
+    """det: Annotations/DET, ImageSets/DET and Data/DET."""
+
+    train: str = ""
+    """`folder:list`, joined by commas: /data/ILSVRC:train,/data/ILSVRC:val1. `train` is all of train_1 to train_200."""
+
+    val: str = Field(min_length=1)
+    """Likewise: /data/ILSVRC:val2."""
+
+    partial: bool = False
+    """Train on images too in which not all objects may be annotated; the others are trained as background."""
+
+    negatives: bool = False
+    """Train on images too that are listed because they lack a class; objects of other classes may be in them."""
+
+    devkit: str = ""
+    """The devkit's `data` folder, for names and order of the 200 classes and the blacklist of validation images. Empty:
+    classes are WordNet ids in sorted order, and all are judged."""
+
+
+DetectionData = Annotated[ScenesData | CocoData | VocData | DetData, OneOf()]

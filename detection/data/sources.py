@@ -4,8 +4,9 @@ from backbone.errors import UserError
 from detection.data.annotated import doctor, nothing_to_train_on
 from detection.data.coco import open_coco
 from detection.data.contract import DetectionSource
+from detection.data.det import Choice, open_det
 from detection.data.files import UNREADABLE
-from detection.data.options import CocoData, DetectionData, ScenesData, VocData
+from detection.data.options import CocoData, DetData, DetectionData, ScenesData, VocData
 from detection.data.share import Share
 from detection.data.synthetic import SyntheticScenes
 from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
@@ -36,10 +37,14 @@ def _open_both(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
             val = open_coco(data.val, beside[1], cache=cache)
         case VocData():
             train, val = open_voc(data.train, data.val, data.keep_empty, cache)
+        case DetData():
+            choice = Choice(data.partial, data.negatives)
+            train, val = open_det([data.train, data.val], choice, data.keep_empty, data.devkit, cache)
     refuse_errors(train, data.source, data.train, beside[0], unreadable=data.on_bad == "skip")
     refuse_errors(val, data.source, data.val, beside[1])
     if nothing := nothing_to_train_on(int(train.num_objects().sum()), train.dropped):
-        raise UserError(f"{data.train}: {nothing}; look at it with {doctor(data.source, data.train)}")
+        look = f"; look at it with {doctor(data.source, data.train)}" if data.source in KINDS else ""
+        raise UserError(f"{data.train}: {nothing}{look}")
     check_categories(train, val)
     return train, val
 
@@ -52,6 +57,10 @@ def open_val(data: DetectionData) -> DetectionSource:
     """
     if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
+    if isinstance(data, DetData):
+        (source,) = open_det([data.val], Choice(), True, data.devkit, data.cache or None)
+        refuse_errors(source, data.source, data.val)
+        return source
     annotations = data.val_annotations if isinstance(data, CocoData) else ""
     source = open_source(data.source, data.val, annotations, data.cache or None)
     refuse_errors(source, data.source, data.val, annotations)
@@ -87,7 +96,8 @@ def refuse_errors(
     """
     wrong = [one for one in source.findings if one.severity == "error" and not (unreadable and one.what in UNREADABLE)]
     if wrong:
-        raise UserError(f"{location}: {wrong[0].as_line()}; all its faults: {doctor(kind, location, annotations)}")
+        doctored = f"; all its faults: {doctor(kind, location, annotations)}" if kind in KINDS else ""
+        raise UserError(f"{location}: {wrong[0].as_line()}{doctored}")
 
 
 def remarks(source: DetectionSource) -> list[str]:

@@ -102,7 +102,7 @@ def open_split(
     return AnnotatedSource(index, split.folders, keep_empty, findings=findings.sorted())
 
 
-def arrays_of(split: Split, categories: Categories, findings: Findings) -> Arrays:
+def arrays_of(split: Split, categories: Categories, findings: Findings, kind: str = "voc") -> Arrays:
     """The arrays of a split, by `annotated.tabulate`, and what is to be said of boxes and classes."""
     annotations = split.annotations
     corners = np.array([box for annotation in annotations for box in annotation.boxes], np.float64).reshape(-1, 4)
@@ -124,7 +124,7 @@ def arrays_of(split: Split, categories: Categories, findings: Findings) -> Array
     _boxes(findings, split.ids, objects, corners, sizes[image], categories)
     add_alike(findings, categories.names)
     images = (split.names, np.array(split.parts, np.int64), np.arange(1, len(annotations) + 1), sizes)
-    return tabulate("voc", images, categories, objects, flatten([[]] * num, [b""] * num))
+    return tabulate(kind, images, categories, objects, flatten([[]] * num, [b""] * num))
 
 
 def categories_of(names: set[str]) -> Categories:

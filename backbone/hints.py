@@ -58,10 +58,24 @@ TOLD = {
 }
 """What is said of options that have no field."""
 
-JOB_OF = {"rows": "gains", "space": "sweep", "detector": "finetune", "localiser": "localise", "model": "pretrain"}
+JOB_OF = {
+    "rows": "gains",
+    "space": "sweep",
+    "detector": "finetune",
+    "localiser": "localise",
+    "steps": "entry",
+    "model": "pretrain",
+}
 """The section that only recipes of a job have -> the job."""
 
-MODELS = {"Gains": "gains", "Sweep": "sweep", "Finetune": "finetune", "Localise": "localise", "Recipe": "pretrain"}
+MODELS = {
+    "Gains": "gains",
+    "Sweep": "sweep",
+    "Finetune": "finetune",
+    "Localise": "localise",
+    "Entry": "entry",
+    "Recipe": "pretrain",
+}
 
 
 def of_another_job(model: str, sections: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ from detection.data.contract import Categories
 from detection.detecting.options import Detecting
 from detection.finetune import FINETUNE
 from detection.gains import Gains, plan
+from detection.improvements.entry import Entry
 from detection.localisation.recipe import Localise
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
@@ -68,6 +69,7 @@ MODELS = {
     "prepare": Prepare,
     "analyse": Analysis,
     "localise": Localise,
+    "entry": Entry,
 }
 
 

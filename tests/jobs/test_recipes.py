@@ -15,18 +15,16 @@ from backbone.training.run import first_micro_batch
 from detection.data.voc import CLASSES
 from detection.gains import Gains
 from detection.gains import plan as plan_gains
+from detection.improvements.entry import Entry
+from detection.improvements.entry import plan as plan_entry
 from detection.localisation.recipe import Localise
 from detection.recipe import Finetune
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PATHS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml"))
 
-KINDS = {
-    path: next(
-        (kind for kind in ("rows", "detector", "space", "localiser") if kind in read_yaml(RECIPES / path)), "model"
-    )
-    for path in PATHS
-}
+BY_FIELD = ("rows", "detector", "space", "localiser", "steps")
+KINDS = {path: next((kind for kind in BY_FIELD if kind in read_yaml(RECIPES / path)), "model") for path in PATHS}
 PRETRAINING, FINETUNING, COMPARISONS, SWEEPS, LOCALISATION = (
     [path for path in PATHS if KINDS[path] == kind] for kind in ("model", "detector", "rows", "space", "localiser")
 )
@@ -204,6 +202,7 @@ def test_quickstart_plan_fits_a_laptop():
 def test_every_file_is_of_a_kind_and_its_kind_is_found():
     assert {path: KINDS[path] for path in PATHS if "quickstart" in path} == {
         "quickstart/detector.yaml": "detector",
+        "quickstart/entry.yaml": "steps",
         "quickstart/gains.yaml": "rows",
         "quickstart/localiser.yaml": "localiser",
         "quickstart/plain.yaml": "model",
@@ -346,3 +345,11 @@ def test_localisers_are_trained_as_in_appendix_c(path: str):
         assert (found.localiser.norm, found.data.source) == ("frozen", "clsloc")
     else:
         assert (found.data.source, found.scaling.use_gpu) == ("synthetic", False)
+
+
+def test_the_papers_table_9_plans(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    found = validate(Entry, read_yaml(RECIPES / "quickstart/entry.yaml"), "entry", {"backbone": "runs/some/artifact"})
+    rows = plan_entry(found).rows
+    assert [row.label for row in rows[1:5:2]] == ["box refinement", "multi-scale testing"]
+    assert rows[-1].evaluations[0].steps == ["refine", "vote", "36", "48", "60"]

@@ -52,12 +52,12 @@ def protocols(scales: Sequence[int], member: Member) -> dict[str, ViewSpec]:
 
 
 def images_of(
-    source: LocatedSource, views: Sequence[ViewSpec], world: World, batch: int, workers: int
+    source: LocatedSource, views: Sequence[ViewSpec], world: World, batch: int, workers: int, on_bad: str
 ) -> Iterable[Any]:
-    """This rank's images, as `ViewSet` shows them; may be iterated again and again."""
+    """This rank's images, as `ViewSet` shows them; may be iterated again and again. `on_bad`: see the recipe's data."""
     mine = share(len(source), world.rank, world.size)
     pin = world.device.type == "cuda"
-    return make_loader(ViewSet(source, tuple(views), "skip"), workers, pin, sampler=mine, batch_size=batch)
+    return make_loader(ViewSet(source, tuple(views), on_bad), workers, pin, sampler=mine, batch_size=batch)
 
 
 @torch.no_grad()

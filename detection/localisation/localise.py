@@ -197,7 +197,12 @@ class Localisation:
         self.views = protocols(recipe.scales, self.classifier)
         self.inputs.prepare(self.world.device)
         self._one_crop = images_of(
-            self.val_source, [self.views[ONE_CROP]], self.world, recipe.eval_batch, recipe.data.workers
+            self.val_source,
+            [self.views[ONE_CROP]],
+            self.world,
+            recipe.eval_batch,
+            recipe.data.workers,
+            recipe.data.on_bad,
         )
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,7 +267,8 @@ class Localisation:
         recipe, view = self.recipe, self.views[protocol]
         batches: Iterable[Any] = self._one_crop
         if protocol != ONE_CROP:
-            batches = images_of(self.val_source, [view], self.world, recipe.eval_batch, recipe.data.workers)
+            data = recipe.data
+            batches = images_of(self.val_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
         with engine.autocast(recipe.compute, self.world.device):
             found, bad = guess(
                 model,

@@ -70,7 +70,8 @@ class _Data(Strict):
     """Loader processes for each training worker. 0: load in the training process."""
 
     on_bad: Literal["stop", "skip"] = "stop"
-    """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
+    """An unreadable image: stop and name it, or put the next image in its place, counted and named; in validation leave
+    it out."""
 
     max_bad: int = Field(10, ge=0)
     """With on_bad skip: stop after so many different bad images all the same."""

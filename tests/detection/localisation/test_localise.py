@@ -14,7 +14,7 @@ from backbone import artifact as backbones
 from backbone.artifact import PROBE_TOLERANCE
 from backbone.data.stream import mix
 from backbone.data.synthetic import SyntheticSource
-from backbone.errors import UserError
+from backbone.errors import BadImage, UserError
 from backbone.evaluate.protocols import dense
 from backbone.evaluate.views import views
 from backbone.training.world import World
@@ -165,7 +165,7 @@ def test_who_knows_where_things_are_is_never_wrong(where: Make, protocol: str) -
     knows: Any = Knows(task.model, truth, 48)
     views = protocols(recipe.scales, task.classifier)
     view = views[protocol]
-    batches = images_of(source, [view], ALONE, 4, 0)
+    batches = images_of(source, [view], ALONE, 4, 0, "stop")
     found, bad = guess(knows, task.classifier, source, targets, batches, view, 0, 64, False)
     for one in found:
         np.testing.assert_allclose(one.true_box, source.boxes(one.image)[0], atol=0.01)
@@ -215,7 +215,9 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(where: Make, tmp_pat
         "workers": 0,
         "augment": {"kind": "paper", "shorter_side": [50, 60]},
     }
-    recipe = where({"data": data, "backbone": url, "schedule.total": 2})
+    with pytest.raises(BadImage, match=r"b\.JPEG.*set data\.on_bad: skip"):
+        run(where({"data": data, "backbone": url, "schedule.total": 2, "name": "stops"}))
+    recipe = where({"data": data, "backbone": url, "schedule.total": 2, "data.on_bad": "skip"})
     first = run(recipe)["results"][0]
     assert (first["images"], len(first["unreadable"])) == (1, 1)
     assert "b.JPEG" in first["unreadable"][0]

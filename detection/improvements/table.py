@@ -16,8 +16,11 @@ from tqdm import tqdm
 from backbone.lease import lease
 from backbone.provenance import environment
 from backbone.storage import filesystem, join
+from detection.data.contract import DetectionSource
+from detection.data.options import DetectionData
 from detection.improvements.cost import Cost
 from detection.improvements.entry import BASELINE, Entry, EntryStep, Plan, Row, place, plan
+from detection.recipe import DetectorEvaluation
 from detection.report import intervals
 from detection.report.bootstrap import paired_draws
 from detection.report.intervals import Interval
@@ -122,17 +125,22 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
     Raises:
         UserError: a mistake in a recipe, data or an artifact, or another process at it.
     """
+    from detection.data.sources import open_val
+    from detection.evaluate import prepare
+
     todo = plan(entry)
     url = place(entry)
     with lease(url, "made", say=say):
         _train(todo, say)
+        data = prepare(todo.rows[0].evaluations[0], lambda text: None).options.data
+        source = open_val(data)
         for row in todo.rows:
             for recipe in row.evaluations:
-                _evaluate(recipe, say)
+                _evaluate(recipe, source.fingerprint, say)
         matches = {row.label: [load(one.output)["bbox"] for one in row.evaluations] for row in todo.rows}
         told = statistics(todo.rows, matches, entry.resamples)
         say("measuring what each row costs")
-        spent = _costs(entry, todo)
+        spent = _costs(entry, todo, source, data)
         text = markdown(entry, told, spent)
         record = {
             "rows": [
@@ -173,14 +181,14 @@ def _train(todo: Plan, say: Callable[[str], None]) -> None:
             leave()
 
 
-def _evaluate(recipe: Any, say: Callable[[str], None]) -> None:
-    """Unless it has been done with these very options and weights."""
+def _evaluate(recipe: DetectorEvaluation, data: str, say: Callable[[str], None]) -> None:
+    """Unless it has been done with these very options, weights and data, of this fingerprint."""
     from backbone.job import submit
     from detection import artifact
     from detection.evaluate import EVALUATE
 
     weights = [artifact.read_config(url)["raybone_detector"]["weights_sha256"] for url in recipe.detector]
-    asked = {"options": recipe.model_dump(mode="json", exclude={"scaling"}), "weights": weights}
+    asked = {"options": recipe.model_dump(mode="json", exclude={"scaling"}), "weights": weights, "data": data}
     fs, path = filesystem(recipe.output)
     mark = join(path, "asked.json")
     if fs.exists(mark) and json.loads(fs.cat_file(mark)) == asked:
@@ -190,10 +198,8 @@ def _evaluate(recipe: Any, say: Callable[[str], None]) -> None:
     fs.pipe_file(mark, json.dumps(asked, indent=2).encode())
 
 
-def _costs(entry: Entry, todo: Plan) -> dict[str, Cost]:
+def _costs(entry: Entry, todo: Plan, source: DetectionSource, data: DetectionData) -> dict[str, Cost]:
     from detection import artifact
-    from detection.data.sources import open_val
-    from detection.evaluate import prepare
     from detection.improvements.cost import Way, costs
     from detection.improvements.steps import Steps
 
@@ -206,8 +212,7 @@ def _costs(entry: Entry, todo: Plan) -> dict[str, Cost]:
                 loaded[url] = artifact.load(url)
         steps = Steps(recipe.refine, recipe.vote, recipe.flip, recipe.maxout)
         ways[row.label] = Way(tuple(loaded[url] for url in recipe.detector), steps, recipe.scales)
-    data = prepare(todo.rows[0].evaluations[0], lambda text: None).options.data
-    return costs(ways, open_val(data), data, entry.timed_images)
+    return costs(ways, source, data, entry.timed_images)
 
 
 def markdown(entry: Entry, told: Sequence[dict[str, Any]], spent: Mapping[str, Cost]) -> str:

@@ -125,7 +125,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     }
     state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
     recipe = open_run(recipe, fingerprints, state_bytes)
-    scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if recipe.optim.lr_batch else ""
+    is_scaled = recipe.optim.lr_batch not in (0, recipe.optim.batch)
+    scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if is_scaled else ""
     if taken:
         say(f"from {recipe.from_detector}: {taken.told(len(train.categories))}")
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")

@@ -17,11 +17,10 @@ from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage, UserError
 from backbone.evaluate.protocols import dense
 from backbone.evaluate.views import views
-from backbone.job import submit
 from backbone.training.world import World
 from detection.localisation import artifact
 from detection.localisation.judge import errors, guess, images_of, protocols
-from detection.localisation.localise import KEPT, LOCALISE, Localisation, finished, localise, prepare
+from detection.localisation.localise import KEPT, Localisation, finished, localise, prepare
 from detection.localisation.measure import is_found
 from detection.localisation.net import Localiser, encode
 from detection.localisation.recipe import Localise
@@ -266,18 +265,3 @@ def test_recipes_that_cannot_be_meant(where: Make, changes: dict[str, Any], mess
 def test_views_too_large_for_the_classifier_are_said(where: Make) -> None:
     with pytest.raises(UserError, match="below the crop of 48"):
         prepare(where({"data.augment": {"kind": "paper", "shorter_side": [30, 60]}}), lambda text: None)
-
-
-@pytest.mark.ray
-def test_two_workers_of_a_cluster_train_and_judge_as_one_process(where: Make, ray_cluster: Any) -> None:
-    """Gradients are averaged over both, each judges its share, and what is written is whole."""
-    frozen = {"localiser.norm": "frozen"}
-    one, two = where({**frozen, "name": "one"}), where({**frozen, "name": "two", "scaling.num_workers": 2})
-    alone, both = (submit(LOCALISE, recipe, say=lambda text: None).results for recipe in (one, two))
-    assert [row["images"] for row in both["results"]] == [14, 14]
-    files = [json.loads((place(recipe) / "results/guesses.json").read_text()) for recipe in (one, two)]
-    assert [image["image"] for image in files[0]] == [image["image"] for image in files[1]]
-    mine, theirs = (artifact.load(place(recipe) / "artifact").localiser.state_dict() for recipe in (one, two))
-    for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
-    assert alone["results"][0]["top5_classes"] == both["results"][0]["top5_classes"]

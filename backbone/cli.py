@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dataclasses import field as filled
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -314,7 +314,8 @@ def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> N
 
 
 def _is_field(name: str, known: dict[str, Any]) -> bool:
-    """True for a field, and for anything below a field that is a dict."""
+    """True for a field, and for anything below a field that is, or may be, a dict."""
     return name in known or any(
-        get_origin(kind) is dict and name.startswith(f"{field}.") for field, kind in known.items()
+        name.startswith(f"{field}.") and dict in map(get_origin, (kind, *get_args(kind)))
+        for field, kind in known.items()
     )

@@ -127,5 +127,13 @@ def _shown(model: type[BaseModel], default: BaseModel | None) -> type[BaseModel]
         if nested := section_model(field.annotation):
             shown[name] = (_shown(nested, value), ...)
         else:
-            shown[name] = (field.rebuild_annotation(), Field(value, description=field.description))
+            shown[name] = (_as_given(field.rebuild_annotation(), value), Field(value, description=field.description))
     return create_model(model.__name__, __doc__=model.__doc__, **shown)
+
+
+def _as_given(kind: Any, value: Any) -> Any:
+    """Of a union with a dict, of which tyro would make commands, the member that the value is of, or the first."""
+    members = get_args(kind)
+    if dict not in map(get_origin, members):
+        return kind
+    return next((one for one in members if isinstance(value, get_origin(one) or one)), members[0])

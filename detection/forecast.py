@@ -5,13 +5,16 @@ The recipes suffice: what data and artifacts that are not there would have to sa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from backbone.errors import UserError
 from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
+from backbone.nets.contract import run as forward
 from backbone.nets.count import macs, parameters
 from backbone.training import cost, schedule
 from backbone.training.plan import HOW_TO_MEASURE, shape_of, stored_bytes
@@ -22,7 +25,8 @@ from detection.data.contract import DetectionSource
 from detection.data.loader import DIVISOR
 from detection.data.sources import open_sources
 from detection.finetune import FINETUNE, build_detector
-from detection.gains import Gains, Plan, backbone_of
+from detection.gains import Plan, backbone_of
+from detection.gains_recipe import FULL, LAST, Gains
 from detection.nets import build, count
 from detection.recipe import Finetune
 
@@ -47,6 +51,11 @@ class Run:
 
     num_bytes: int
     finished: bool
+    block: str = LAST
+    """See `Gains.blocks`."""
+
+    work: float | None = None
+    """Multiply-adds, see `_work`; None where steps or data are not known."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,9 @@ def describe(gains: Gains, todo: Plan, rates: cost.Rates | None = None) -> str:
             missing.append(one)
     lines = [("report", f"{run_place(gains.storage, gains.name, 'storage')}/report.html")]
     lines += [("row", f"{label}: {_told(label, runs, rates)}") for label in gains.rows]
+    if len(gains.blocks) > 1:
+        what = "rung" if gains.ladder else "detector"
+        lines += [(what, f"{name or FULL}: {_block(name, gains, runs, rates)}") for name in gains.blocks]
     done = sum(run.finished for run in runs)
     kinds = [
         f"{len(kind)} {what}, {_steps(kind)}"
@@ -125,33 +137,39 @@ def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
 
 
 def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
-    source, num_train, num_val = None, 0, 0
-    try:
-        source, val = open_sources(next(iter(todo.finetunings.values())).data)
-        num_train, num_val = len(source), len(val)
-    except UserError as error:
-        yield Missing(
-            str(error),
-            "steps of schedules in epochs, and evaluations, of fine-tuning are not counted, and multiply-adds are of "
-            f"images of 4:3 and {OBJECTS} classes",
-        )
-    known: dict[tuple[str, bool], tuple[int, int]] = {}
+    opened: dict[str, tuple[DetectionSource | None, int, int]] = {}
+    known: dict[tuple[str, str, bool], DetectorCost] = {}
     for key, recipe in todo.finetunings.items():
-        of = recipe.backbone, recipe.from_scratch
+        data = recipe.data.model_dump_json()
+        if data not in opened:
+            try:
+                train, val = open_sources(recipe.data)
+                opened[data] = train, len(train), len(val)
+            except UserError as error:
+                opened[data] = None, 0, 0
+                yield Missing(
+                    str(error),
+                    "steps of schedules in epochs, and evaluations, of fine-tuning are not counted, and multiply-adds "
+                    f"are of images of 4:3 and {OBJECTS} classes",
+                )
+        source, num_train, num_val = opened[data]
+        of = key.block, recipe.backbone, recipe.from_scratch
         if of not in known:
             try:
                 net = backbone_of(todo, recipe)
             except UserError as error:
-                known[of] = 0, 0
+                known[of] = DetectorCost(0, 0, 0)
                 yield Missing(f"{key.label}: {error}", "hours and disk of its fine-tunings are not counted")
             else:
                 known[of] = _detector_cost(recipe, net.to("meta"), source)
-        multiply_adds, weights = known[of]
+        each = known[of]
         steps = _num_steps(recipe, num_train)
-        work = multiply_adds, weights, recipe.data.workers
-        shape = shape_of(recipe, *work, num_train, num_val) if steps and weights else None
+        asked = each.multiply_adds, each.parameters, recipe.data.workers
+        shape = shape_of(recipe, *asked, num_train, num_val) if steps and each.parameters else None
         done = FINETUNE.finished(run_url(recipe)) is not None
-        yield Run(key.label, False, recipe, steps, shape, stored_bytes(recipe, weights), done)
+        disk = stored_bytes(recipe, each.parameters)
+        work = _work(shape, each) if shape and num_train else None
+        yield Run(key.label, False, recipe, steps, shape, disk, done, key.block, work)
 
 
 def _num_steps(recipe: TrainingRecipe, num_train: int) -> int | None:
@@ -160,8 +178,24 @@ def _num_steps(recipe: TrainingRecipe, num_train: int) -> int | None:
     return schedule.in_steps(recipe.schedule, recipe.optim.batch, num_train).total
 
 
-def _detector_cost(recipe: Finetune, net: Backbone, train: DetectionSource | None) -> tuple[int, int]:
-    """Multiply-adds on a mean image, and parameters; of a net on the meta device."""
+class DetectorCost(NamedTuple):
+    """Of a detector, on a mean image."""
+
+    multiply_adds: int
+    parameters: int
+    fixed: int
+    """Multiply-adds of the parts that do not train, which go forward alone."""
+
+
+def _work(shape: cost.Shape, each: DetectorCost) -> float:
+    """Multiply-adds of a run: forward of every image that is trained on or judged, and twice as many backward through
+    what trains. What the last step is judged by is the artifact's too."""
+    trained = shape.steps * shape.batch * (3 * each.multiply_adds - 2 * each.fixed)
+    return float(trained + (shape.evaluations - 1) * shape.val_images * each.multiply_adds)
+
+
+def _detector_cost(recipe: Finetune, net: Backbone, train: DetectionSource | None) -> DetectorCost:
+    """Of a net on the meta device."""
     with torch.device("meta"):
         detector = build_detector(recipe, net, train) if train else build(recipe.detector, net, OBJECTS)
     sides = train.sizes.astype(float) if train else np.array([[1.0, ASPECT]])
@@ -169,7 +203,18 @@ def _detector_cost(recipe: Finetune, net: Backbone, train: DetectionSource | Non
     scale = np.minimum(scale, recipe.data.longer_side / sides.max(1))
     side = np.sqrt((sides.prod(1) * scale**2).mean())
     padded = int(np.ceil(side / DIVISOR)) * DIVISOR
-    return count.macs(detector, padded, padded), parameters(detector)
+    weights = parameters(detector)
+    return DetectorCost(count.macs(detector, padded, padded), weights, _fixed(recipe, net, padded))
+
+
+def _fixed(recipe: Finetune, net: Backbone, side: int) -> int:
+    """Multiply-adds of the parts of a net that do not train. Of kind c4 without C5, which reads regions."""
+    parts = list(net.eval().parts().values())[: recipe.detector.freeze_at]
+    x = torch.empty(1, 3, side, side, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for modules in parts[:4] if recipe.detector.kind == "c4" else parts:
+            x = forward(modules, x)
+    return counter.get_total_flops() // 2
 
 
 def _told(label: str, runs: Sequence[Run], rates: cost.Rates | None) -> str:
@@ -180,15 +225,43 @@ def _told(label: str, runs: Sequence[Run], rates: cost.Rates | None) -> str:
             first = kind[0]
             each = f" of {first.steps:,} steps" if first.steps else f" of {first.recipe.schedule.total:g} epochs"
             took = f", {_hours(cost.predict(first.shape, rates).total)} each" if rates and first.shape else ""
+            if len({run.block for run in kind}) > 1:
+                each = took = ""  # told by block
             parts.append(f"{len(kind)} {what}{'s' if len(kind) > 1 else ''}{each}{took}")
     return "; ".join(parts)
 
 
+def works(todo: Plan) -> dict[tuple[str, str], float | None]:
+    """Multiply-adds of a row's fine-tunings in a block, by (block, row), training and judging; None: not known."""
+    found: dict[tuple[str, str], float | None] = {}
+    for one in _finetunings(todo):
+        if isinstance(one, Run):
+            before = found.get((one.block, one.label), 0.0)
+            found[one.block, one.label] = None if before is None or one.work is None else before + one.work
+    return found
+
+
+def _block(name: str, gains: Gains, runs: Sequence[Run], rates: cost.Rates | None) -> str:
+    """What one of several ways to judge takes, and of a rung how much that is of the last one."""
+    own = [run for run in runs if not run.pretrains and run.block == name]
+    told = f"{len(own)} fine-tuning{'s' if len(own) > 1 else ''}, {_steps(own)}"
+    if rates and all(run.shape for run in own):
+        told += f", {_hours(sum(cost.predict(run.shape, rates).total for run in own if run.shape))}"
+    labels = {run.label for run in own}
+    last = [run.work for run in runs if not run.pretrains and run.block == LAST and run.label in labels]
+    works = [run.work for run in own]
+    if gains.ladder and name != LAST and all(works) and all(last):
+        share = sum(filter(None, works)) / sum(filter(None, last))
+        told += f", {100 * share:.3g} % of the multiply-adds of {FULL}"
+    without = [label for label in gains.rows if label not in labels]
+    return told + (f"; without {', '.join(without)}: random weights must train" if without else "")
+
+
 def _unknown(gains: Gains, todo: Plan) -> list[str]:
     """What the report will not be able to say, and what it takes."""
-    lines = []
+    lines, judge = [], todo.of(gains.blocks[-1])  # all blocks have the same seeds
     for label, row in gains.rows.items():
-        pretrainings, finetunings = len(todo.made(label)), len(todo.tuned(label))
+        pretrainings, finetunings = len(todo.made(label)), len(judge.tuned(label))
         if finetunings == 1:
             more = f"--pretrain_seeds or --rows.{label}.seeds" if row.pretrain else f"--rows.{label}.seeds"
             lines.append(

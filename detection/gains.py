@@ -6,133 +6,29 @@ never done again, and what was interrupted goes on.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
 from backbone.lease import lease
-from backbone.options import Seed, Strict
 from backbone.parallel import Task, run_all
 from backbone.storage import join
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import first_micro_batch, recorded_precision, run_place, run_url
 from detection.called import may_be_called
+from detection.gains_recipe import LAST, Block, Gains
 from detection.recipe import Finetune
 
 if TYPE_CHECKING:
     from backbone.nets import Backbone
+    from detection.data.contract import DetectionSource
 
 K = TypeVar("K")
 R = TypeVar("R", bound=TrainingRecipe)
-
-
-class Row(Strict):
-    """One backbone to compare. Exactly one of these:"""
-
-    pretrain: str = ""
-    """Recipe of jobs/pretrain.py that makes it."""
-
-    artifact: str = ""
-    """Folder or URL of a backbone artifact."""
-
-    scratch: str = ""
-    """Another row: its net with new weights, never pretrained. Nothing of it is fixed; where the detector's recipe
-    freezes norms, it is built with group norm."""
-
-    seeds: tuple[Seed, ...] = ()
-    """Fine-tuned once with each of these; none: with the comparison's `seeds`."""
-
-    @model_validator(mode="after")
-    def _one(self) -> "Row":
-        given = [field for field in ("pretrain", "artifact", "scratch") if getattr(self, field)]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of pretrain, artifact, scratch, not {len(given)}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)}: give each once")
-        return self
-
-
-class Gains(Strict):
-    """Compare backbones in one detector. A YAML file gives the fields (--config FILE), the command line overrides.
-
-    The rows are in the file: `rows: {LABEL: {pretrain: RECIPE}, LABEL: {artifact: URL}, LABEL: {scratch: LABEL}}`. Any
-    field of the recipes named there can be replaced: --pretrain_with.data.train DIR, --finetune_with.optim.lr 0.01.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
-    """The report, and the beginning of its runs' names."""
-
-    rows: dict[str, Row] = Field(default_factory=dict)
-    """Label -> backbone, in the order of the report."""
-
-    baseline: str
-    """Label of the row that the others' gains are over."""
-
-    finetune: str
-    """Recipe of jobs/finetune.py, without a backbone. All rows are trained and judged by it."""
-
-    pretrain_with: dict[str, Any] = Field(default_factory=dict)
-    """Fields that replace those of every row's pretraining recipe: --pretrain_with.data.train /data/imagenet/train."""
-
-    finetune_with: dict[str, Any] = Field(default_factory=dict)
-    """Fields that replace those of the fine-tuning recipe: --finetune_with.data.train /data/coco/train2017."""
-
-    scratch_with: dict[str, Any] = Field(default_factory=dict)
-    """Fields that replace those of the fine-tuning recipe in rows from scratch, which want about three times the steps
-    of a fine-tuning (arXiv:1811.08883): --scratch_with.schedule.total 270000."""
-
-    seeds: tuple[Seed, ...] = (0,)
-    """Each backbone is fine-tuned once with each."""
-
-    pretrain_seeds: tuple[Seed, ...] = ()
-    """Each row with `pretrain` is pretrained once with each, and each of these backbones fine-tuned with `seeds`; none:
-    once, with its recipe's seed. Fine-tunings are nested: a backbone of another seed than the recipe's is fine-tuned
-    with seeds derived from its own and each of `seeds`, so that no two fine-tunings of a row have a seed in common."""
-
-    storage: str = "runs"
-    """Folder or URL of all runs and of the report, seen by every node."""
-
-    parallel: int = Field(0, ge=0)
-    """Most runs at a time. 0: as many as the cluster has room for."""
-
-    resamples: int = Field(1000, ge=100)
-    """Bootstrap resamples of the validation images."""
-
-    half_width: float = Field(1.0, gt=0)
-    """Wanted of a gain's 95 % interval, points of AP: the report says how many trainings a row it takes."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Gains":
-        for label, row in self.rows.items():
-            if not label.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"row {label!r}: use letters, digits, - _ and . (it becomes part of a run's name)")
-            if row.scratch and (row.scratch not in self.rows or self.rows[row.scratch].scratch):
-                raise ValueError(f"row {label}: scratch {row.scratch!r} is not a row with a pretrained backbone")
-        if self.baseline not in self.rows:
-            raise ValueError(f"baseline {self.baseline!r} is not among the rows {', '.join(self.rows)}")
-        if len(self.rows) < 2:
-            raise ValueError("rows: comparing takes at least two")
-        if self.pretrain_with and not any(row.pretrain for row in self.rows.values()):
-            raise ValueError("pretrain_with is read by rows with pretrain, and there is none")
-        if self.scratch_with and not any(row.scratch for row in self.rows.values()):
-            raise ValueError("scratch_with is read by rows with scratch, and there is none")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")
-        if len(set(self.pretrain_seeds)) != len(self.pretrain_seeds):
-            raise ValueError(f"pretrain_seeds {list(self.pretrain_seeds)}: give each once")
-        if self.pretrain_seeds and not any(row.pretrain for row in self.rows.values()):
-            raise ValueError("pretrain_seeds is read by rows with pretrain, and there is none")
-        if self.pretrain_seeds and "seed" in self.pretrain_with:
-            raise ValueError("pretrain_with.seed and pretrain_seeds: give one of them")
-        return self
-
-    def short(self, name: str) -> str:
-        """A run's name within the comparison, which its lines and messages begin with."""
-        return name.removeprefix(f"{self.name}-")
 
 
 class Pretraining(NamedTuple):
@@ -143,11 +39,13 @@ class Pretraining(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Which detector of a comparison: the row, the pretraining where it has one here, and one of the row's `seeds`."""
+    """Which detector of a comparison: the row, the pretraining where it has one here, one of the row's `seeds`, and
+    which of `Gains.blocks` it is trained and judged by."""
 
     label: str
     pretraining: Pretraining | None
     seed: int
+    block: str = LAST
 
 
 class Plan(NamedTuple):
@@ -170,36 +68,75 @@ class Plan(NamedTuple):
         """The fine-tunings of a row."""
         return {key: recipe for key, recipe in self.finetunings.items() if key.label == label}
 
+    def names(self) -> list[str]:
+        """Of all runs, in order."""
+        return [recipe.run_name for recipe in (*self.pretrainings.values(), *self.finetunings.values())]
+
+    def of(self, block: str) -> "Plan":
+        """With the fine-tunings of one block alone."""
+        kept = {key: recipe for key, recipe in self.finetunings.items() if key.block == block}
+        return self._replace(finetunings=kept)
+
 
 def plan(gains: Gains) -> Plan:
     """The recipes of all runs; UserError for every mistake that can be seen before anything is trained."""
     from backbone.data.stream import mix  # imports numpy
 
     todo = Plan(_pretrainings(gains), {})
-    pretrained = laid_over(read_yaml(gains.finetune), gains.finetune_with)
-    scratch = laid_over(pretrained, laid_over(_from_scratch(pretrained), gains.scratch_with))
+    judges = _judges(gains)
     for label, row in gains.rows.items():
         made = todo.made(row.scratch or label)
-        for pretraining in made if row.pretrain else [None]:
-            backbone = gains.rows[row.scratch or label].artifact
-            backbone = backbone or join(run_url(made[pretraining or _first(made)]), "artifact")
+        backbone = gains.rows[row.scratch or label].artifact
+        for pretraining, (block, judge) in product(made if row.pretrain else [None], judges.items()):
+            tree = judge.scratch if row.scratch else judge.pretrained
+            if tree is None:
+                continue
             begins = made[pretraining].run_name if pretraining else f"{gains.name}-{label}"
+            own = not pretraining or begins == f"{gains.name}-{label}"
             for seed in row.seeds or gains.seeds:
-                own = not pretraining or begins == f"{gains.name}-{label}"
                 overrides: dict[str, Any] = {
-                    "backbone": backbone,
-                    "name": f"{begins}-seed{seed}",
+                    "backbone": backbone or join(run_url(made[pretraining or _first(made)]), "artifact"),
+                    "name": f"{begins}-{block}-seed{seed}" if block else f"{begins}-seed{seed}",
                     "seed": seed if own else mix(pretraining.seed, seed) >> 1,
                     "run.storage": gains.storage,
                 }
-                recipe = validate(Finetune, scratch if row.scratch else pretrained, gains.finetune, overrides)
+                recipe = validate(Finetune, tree, judge.where, overrides)
                 _check_norms(recipe, label)
-                todo.finetunings[Training(label, pretraining, seed)] = recipe
-    names = [recipe.run_name for recipe in (*todo.pretrainings.values(), *todo.finetunings.values())]
+                todo.finetunings[Training(label, pretraining, seed, block)] = recipe
+    names = todo.names()
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"rows: two runs would be called {', '.join(twice)}; give one of the rows another label")
     return todo
+
+
+class Judge(NamedTuple):
+    """The fields of a block's recipe."""
+
+    where: str
+    """The file, for messages."""
+
+    pretrained: dict[str, Any]
+    scratch: dict[str, Any] | None
+    """None of a rung that fixes the backbone: what is random must train, so rows from scratch have no such rung."""
+
+
+def _judges(gains: Gains) -> dict[str, Judge]:
+    """By the names of `gains.blocks`."""
+    named = gains.finetune if isinstance(gains.finetune, dict) else {LAST: Block(recipe=gains.finetune)}
+    found = dict[str, Judge]()
+    for name, block in named.items():
+        tree = laid_over(laid_over(read_yaml(block.recipe), gains.finetune_with), block.finetune_with)
+        scratch = laid_over(laid_over(_from_scratch(tree), gains.scratch_with), block.scratch_with)
+        found[name] = Judge(block.recipe, tree, laid_over(tree, scratch))
+    for rung, changes in gains.ladder.items():
+        last = found[LAST]
+        scratch = laid_over(last.scratch or {}, changes)
+        fixes = bool(changes.get("detector", {}).get("freeze_at"))
+        found[rung] = Judge(
+            f"{last.where} with ladder.{rung}", laid_over(last.pretrained, changes), None if fixes else scratch
+        )
+    return {name: found[name] for name in gains.blocks}
 
 
 def _from_scratch(tree: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +164,7 @@ def _pretrainings(gains: Gains) -> dict[Pretraining, Recipe]:
     recipes = {}
     for label, row in gains.rows.items():
         if row.pretrain:
-            tree = laid_over(read_yaml(row.pretrain), gains.pretrain_with)
+            tree = laid_over(laid_over(read_yaml(row.pretrain), gains.pretrain_with), row.pretrain_with)
             own: dict[str, Any] = {"run.storage": gains.storage, "name": f"{gains.name}-{label}"}
             recipe = validate(Recipe, tree, row.pretrain, own)
             for seed in gains.pretrain_seeds or (recipe.seed,):
@@ -246,11 +183,15 @@ def check(todo: Plan) -> None:
     from detection import finetune
     from detection.data.sources import open_sources
 
-    train, val = open_sources(next(iter(todo.finetunings.values())).data)
-    finetune.check_ground_truth(val)
-    looked_at = {(recipe.backbone, recipe.from_scratch): recipe for recipe in todo.finetunings.values()}
+    opened: dict[str, DetectionSource] = {}
+    for recipe in todo.finetunings.values():
+        if recipe.data.model_dump_json() not in opened:
+            train, val = open_sources(recipe.data)
+            finetune.check_ground_truth(val)
+            opened[recipe.data.model_dump_json()] = train
+    looked_at = {(key.block, recipe.backbone, recipe.from_scratch): recipe for key, recipe in todo.finetunings.items()}
     for recipe in looked_at.values():
-        finetune.build_detector(recipe, backbone_of(todo, recipe), train)
+        finetune.build_detector(recipe, backbone_of(todo, recipe), opened[recipe.data.model_dump_json()])
 
 
 def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":

@@ -25,7 +25,8 @@ class Compared:
     """Its folder, with report.html, report.md and report.json."""
 
     report: dict[str, Any]
-    """What report.json says; `report["rows"]` has AP, gains and their intervals."""
+    """What report.json says; `report["rows"]` has AP, gains and their intervals. Of several detectors
+    `report["blocks"]` has such a report each, by name."""
 
     markdown: str
     failed: dict[str, str]

@@ -340,7 +340,7 @@ def identity(recipe: TrainingRecipe) -> dict[str, Any]:
             sections["run"][field] = run[field]
     elif recipe.run.export == "best":  # of the weights that were evaluated
         sections["run"]["eval_every"] = run["eval_every"]
-    said = dict(_flatten(sections)).items()
+    said = flat(sections).items()
     return {f: v for f, v in said if f not in recipe.PLACES and (f not in recipe.LATER or v != recipe.LATER[f])}
 
 
@@ -349,8 +349,9 @@ def recipe_hash(recipe: TrainingRecipe) -> str:
     return hashlib.sha256(json.dumps(identity(recipe), sort_keys=True).encode()).hexdigest()
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections of fields as one dict, `section.field: value`."""
+    rows: dict[str, Any] = {}
     for key, value in tree.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return rows

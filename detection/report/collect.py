@@ -1,22 +1,29 @@
 """From the runs of a comparison to its report. Everything in it comes from the runs' own files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from backbone.errors import UserError
 from backbone.options import net_options
 from backbone.storage import filesystem, join
-from backbone.training.recipe import identity
+from backbone.training.recipe import flat, identity
 from backbone.training.run import run_url
 from backbone.training.state import training_seconds
 from detection.data.options import DetectionData, ScenesData, VocData
 from detection.data.sources import open_val
-from detection.gains import Gains, Plan
+from detection.forecast import works
+from detection.gains import Plan, Training
+from detection.gains_recipe import FULL, LAST, Gains
 from detection.recipe import Finetune
-from detection.report import summary
+from detection.report import ladder, several, summary
+from detection.report.ladder import Rung
 from detection.report.markdown import to_markdown
 from detection.report.measures import Main
+from detection.report.ways import judge
 
 OF_A_RUN = ("name", "backbone", "seed", "from_scratch", "run")
 """Fields of the fine-tuning recipe that differ between the rows."""
@@ -34,8 +41,14 @@ NORMS = {"trainable": "batch"}
 """What `detector.norm` is called where it does not say what the norms are."""
 
 
+class TooFew(UserError):
+    """Results are missing, so that there is nothing to compare."""
+
+
 def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, str] | None = None) -> tuple[str, str]:
     """Write the report of finished runs into `<storage>/<name>`; returns its folder and its text as Markdown.
+
+    Of several fine-tuning recipes a report each, in folders of their names, and above them one of their orders.
 
     Args:
         command: what makes it again.
@@ -44,7 +57,19 @@ def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, st
     Raises:
         UserError: another run's results are missing or do not fit together, or too few are left to compare.
     """
-    failed = failed or {}
+    failed, folder = failed or {}, join(gains.storage, gains.name)
+    if isinstance(gains.finetune, dict):
+        return folder, _several(gains, todo, command, failed, folder)
+    report, image = _report(gains, todo.of(LAST), command, failed)
+    if gains.ladder:
+        report = replace(report, ladder=_ladder(gains, todo, failed))
+    return folder, to_markdown(summary.write(folder, report, image, gains.resamples))
+
+
+def _report(
+    gains: Gains, todo: Plan, command: str, failed: Mapping[str, str], of: str = ""
+) -> tuple[summary.GainsReport, Callable[[int], np.ndarray]]:
+    """Of the one block that `todo` has, and what gives the pictures of its images."""
     rows = [row for label in gains.rows if (row := _row(gains, todo, label, failed))]
     every = {**todo.pretrainings, **todo.finetunings}
     missing = [
@@ -55,46 +80,88 @@ def write_report(gains: Gains, todo: Plan, command: str, failed: Mapping[str, st
     labels = [row.label for row in rows]
     if gains.baseline not in labels or len(labels) < 2:
         left = f"{', '.join(labels)} alone" if labels else "no row"
-        why = "\n".join(f"{name}: {text}" for name, text in failed.items())
-        raise UserError(f"{why}\nno report: there are results of {left}, the baseline being {gains.baseline}")
+        why = "\n".join(f"{gains.short(one.run)}: {one.why}" for one in missing)
+        raise TooFew(f"{why}\nno report: there are results of {left}, the baseline being {gains.baseline}")
     first = next(iter(todo.tuned(gains.baseline).values()))
     place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
     source = open_val(first.data)
     metrics = next(row for row in rows if row.label == gains.baseline).trainings[0].metrics
     made_by = metrics["provenance"]
     index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
-    folder = join(gains.storage, gains.name)
-    told = summary.write(
-        folder,
-        summary.GainsReport(
-            title=f"What is a backbone worth? {gains.name}",
-            baseline=gains.baseline,
-            rows=tuple(rows),
-            recipe={field: value for field, value in made_by["recipe"].items() if field not in OF_A_RUN},
-            data={
-                "validation": first.data.source + place,
-                "images": metrics["images"],
-                "training images": made_by["train_images"],
-                "fingerprint": made_by["data"]["val"],
-            },
-            environment={
-                "precision": _precision(rows),
-                **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
-            },
-            command=command,
-            main=main_measure(first.data),
-            half_width=gains.half_width / 100,
-            missing=tuple(missing),
-        ),
-        lambda image_id: source.image(index[image_id]),
-        gains.resamples,
+    report = summary.GainsReport(
+        title=f"What is a backbone worth? {gains.name}{f', {of}' if of else ''}",
+        baseline=gains.baseline,
+        rows=tuple(rows),
+        recipe={field: value for field, value in made_by["recipe"].items() if field not in OF_A_RUN},
+        data={
+            "validation": first.data.source + place,
+            "images": metrics["images"],
+            "training images": made_by["train_images"],
+            "fingerprint": made_by["data"]["val"],
+        },
+        environment={
+            "precision": _precision(rows),
+            **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
+        },
+        command=command,
+        main=main_measure(first.data),
+        half_width=gains.half_width / 100,
+        missing=tuple(missing),
     )
-    return folder, to_markdown(told)
+    return report, lambda image_id: source.image(index[image_id])
+
+
+def _ladder(gains: Gains, todo: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
+    """The rungs that have results, the last of them that of the report."""
+    rungs, left_out = [], {}
+    work = works(todo)
+    for block in gains.blocks:
+        own = todo.of(block)
+        rows = tuple(row for label in gains.rows if (row := _row(gains, own, label, failed)))
+        if not rows:
+            left_out[block] = next((failed[n] for n in map(gains.short, own.names()) if n in failed), "it has no row")
+            continue
+        labels = [row.label for row in rows]
+        first = next(iter(own.tuned(labels[0]).values()))
+        rungs.append(
+            Rung(
+                name=block or FULL,
+                changes=flat(gains.ladder.get(block, {})),
+                rows=rows,
+                labels=first.data.share,
+                seconds={label: _seconds(gains, own, label, failed) for label in labels},
+                work={label: work.get((block, label)) for label in labels},
+                main=main_measure(first.data),
+                validation=rows[0].trainings[0].metrics["provenance"]["data"]["val"],
+            )
+        )
+    return ladder.to_json(rungs, left_out, gains.resamples)
+
+
+def _several(gains: Gains, todo: Plan, command: str, failed: Mapping[str, str], folder: str) -> str:
+    """A report for each recipe, and one of their orders; returns the latter as Markdown."""
+    told, judged, left_out = {}, {}, {}
+    for block in gains.blocks:
+        try:
+            report, image = _report(gains, todo.of(block), command, failed, block)
+        except TooFew as error:
+            left_out[block] = str(error)
+            continue
+        told[block] = summary.write(join(folder, block), report, image, gains.resamples)
+        judged[block] = judge(report.rows, report.main, report.data["fingerprint"], gains.resamples)[0]
+    if not told:
+        raise TooFew("\n".join(f"{block}: {why}" for block, why in left_out.items()))
+    return several.write(folder, f"What is a backbone worth? {gains.name}", told, judged, left_out, command)
+
+
+def _left(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> dict[Training, Finetune]:
+    """A row's fine-tunings that have not failed."""
+    return {key: recipe for key, recipe in todo.tuned(label).items() if gains.short(recipe.run_name) not in failed}
 
 
 def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> summary.Row | None:
     """A row of what has not failed; None where nothing is left."""
-    runs = {key: recipe for key, recipe in todo.tuned(label).items() if gains.short(recipe.run_name) not in failed}
+    runs = _left(gains, todo, label, failed)
     if not runs:
         return None
     trainings = tuple(
@@ -103,10 +170,11 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
         )
         for key, recipe in runs.items()
     )
-    seconds = [_training_seconds(run_url(recipe), recipe.optim.batch) for recipe in runs.values()]
+    seconds = [training_seconds(_history(recipe), recipe.optim.batch) for recipe in runs.values()]
     made_by = [one.metrics["provenance"] for one in trainings]
     backbone, scratch = made_by[0]["backbone"], bool(gains.rows[label].scratch)
     net = net_options(backbone["net"])
+    own = next(iter(runs.values()))
     return summary.Row(
         label=label,
         net=net.called,
@@ -116,18 +184,19 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
         train_seconds=sum(seconds) / len(seconds),
         pretrain={} if scratch else _accuracy([one["backbone"] for one in made_by]),
         trainings=trainings,
-        regime=_regime(made_by[0], next(iter(runs.values())), next(iter(todo.tuned(gains.baseline).values()))),
+        regime=_regime(made_by[0], own, next(iter(todo.tuned(gains.baseline).values()), own)),
     )
 
 
 def best_backbone(todo: Plan, folder: str) -> tuple[str, str]:
-    """The artifact of the pretrained row with the highest value in the report, and a framework that can have its net;
-    both empty where no such row has results."""
+    """The artifact of the pretrained row with the highest value in the report (of several detectors the first one's),
+    and a framework that can have its net; both empty where no such row has results."""
     from backbone.artifact import read_config
     from backbone.interop.export import able
 
     fs, path = filesystem(join(folder, "report.json"))
     report = json.loads(fs.cat_file(path))
+    report = next(iter(report["blocks"].values())) if "blocks" in report else report
     main = report["parts"][0]["main"]
     rows = [row for row in report["rows"] if row["pretrained"] is not None]
     if not rows:
@@ -189,6 +258,15 @@ def _accuracy(backbones: list[dict[str, Any]]) -> dict[str, float]:
     return {"top-1": 1 - sum(errors) / len(errors) / 100} if errors else {}
 
 
-def _training_seconds(url: str, batch: int) -> float:
-    fs, path = filesystem(url)
-    return training_seconds(json.loads(fs.cat_file(join(path, "history.json"))), batch)
+def _history(recipe: Finetune) -> list[dict[str, Any]]:
+    fs, path = filesystem(run_url(recipe))
+    return json.loads(fs.cat_file(join(path, "history.json")))
+
+
+def _seconds(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> float:
+    """Training and validation, all fine-tunings of a row."""
+    total = 0.0
+    for recipe in _left(gains, todo, label, failed).values():
+        history = _history(recipe)
+        total += training_seconds(history, recipe.optim.batch) + sum(one.get("val_seconds", 0.0) for one in history)
+    return total

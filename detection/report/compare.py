@@ -130,7 +130,7 @@ def compare(
         for label, told in found.items():
             own, base = units[label], units[baseline]
             for i, metric in enumerate(measure.names):
-                told.mean[metric] = _estimate([own[i]], (1,), num_images, 0, 1)
+                told.mean[metric] = estimate([own[i]], (1,), num_images, 0, 1)
                 if label != baseline:
                     told.gain[metric] = _gain(own[i], base[i], num_images, half_width)
                 if len(seeds[label]) > 1:
@@ -138,7 +138,7 @@ def compare(
     return found
 
 
-def _estimate(
+def estimate(
     rows: Sequence[np.ndarray], weights: Sequence[int], num_images: int, least: float, most: float
 ) -> Estimate:
     """Of the weighted sum of rows, float [n, 1 + B] each, within what it can be."""
@@ -157,7 +157,7 @@ def _estimate(
 
 
 def _gain(row: np.ndarray, base: np.ndarray, num_images: int, half_width: float) -> Gain:
-    absolute = _estimate([row, base], DIFFERENCE, num_images, -1, 1)
+    absolute = estimate([row, base], DIFFERENCE, num_images, -1, 1)
     noise = intervals.noise([row, base], num_images)
     unknown = absolute.joint is None
     endless = replace(noise, trainings=np.zeros(2))

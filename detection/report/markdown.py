@@ -1,9 +1,9 @@
 """The gains report as Markdown."""
 
-import json
 from typing import Any
 
-from detection.report import paper
+from detection.report import ladder_text, paper
+from detection.report.tables import cell, lined
 from detection.report.wording import (
     ERRORS,
     NONE,
@@ -30,25 +30,27 @@ from detection.report.wording import (
 def to_markdown(summary: dict[str, Any]) -> str:
     """`to_json`'s dict as Markdown: tables for a README or a pull request."""
     rows = summary["rows"]
-    lines = [f"# {_cell(summary['title'])}", ""]
-    lines += [f"- {_cell(line)}" for part in range(len(summary["parts"])) for line in headlines(summary, part)]
-    lines += [f"- {_cell(line)}" for line in missing(summary)]
+    lines = [f"# {cell(summary['title'])}", ""]
+    lines += [f"- {cell(line)}" for part in range(len(summary["parts"])) for line in headlines(summary, part)]
+    lines += [f"- {cell(line)}" for line in missing(summary)]
     lines += ["", *(f"{line}\n" for line in summary["intervals"]["covers"])]
     for part in summary["parts"]:
         lines += [f"{part['name'].capitalize()}, {part['measure']}:", "", *_results(summary, part), ""]
+    if "ladder" in summary:
+        lines += [*ladder_text.markdown(summary["ladder"]), ""]
     for part in summary["parts"]:
         lines += [
             f"Why, {part['name']}: AP50 lost to each kind of error, and more (+) or less (−) than the baseline:",
             "",
         ]
-        lines += [*_errors(summary, part), "", *(f"- {_cell(line)}" for line in why(summary, part)), ""]
+        lines += [*_errors(summary, part), "", *(f"- {cell(line)}" for line in why(summary, part)), ""]
     lines += [ERRORS, ""]
     for part in summary["parts"]:
         lines += [f"What varies, {part['name']}, and 95 % intervals of the gain by each noise and both:", ""]
         lines += [*_varies(summary, part), ""]
     lines += ["How each was trained:", ""]
     body = [[row["label"], *regime(row["regime"])] for row in rows]
-    lines += [*_table(["Backbone", *REGIME], body), ""]
+    lines += [*lined(["Backbone", *REGIME], body), ""]
     head = ["Backbone", "Net", "Pretrained on", "Pretraining", "Parameters", "Multiply-adds", "Fine-tuning"]
     body = [
         [
@@ -62,7 +64,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    lines += [*_table(head, body), "", "## The paper", ""]
+    lines += [*lined(head, body), "", "## The paper", ""]
     head = ["Table", "Data", "Metric", "VGG-16", "ResNet-101", "Gain", "Relative"]
     body = [
         [
@@ -76,9 +78,9 @@ def to_markdown(summary: dict[str, Any]) -> str:
         ]
         for g in summary["paper"]
     ]
-    lines += [*_table(head, body), "", paper.COMPARABLE, "", "## Provenance", ""]
+    lines += [*lined(head, body), "", paper.COMPARABLE, "", "## Provenance", ""]
     facts = summary["data"] | summary["environment"] | {"command": summary["command"]}
-    lines += [f"- {_cell(name)}: {_cell(value)}" for name, value in facts.items()]
+    lines += [f"- {cell(name)}: {cell(value)}" for name, value in facts.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -98,7 +100,7 @@ def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
                 relative(gain["relative"]) if gain else NONE,
             ]
         )
-    return _table(head, body)
+    return lined(head, body)
 
 
 def _errors(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
@@ -108,7 +110,7 @@ def _errors(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
         body.append([row["label"], *(interval(one["cost"]) for one in own)])
         if row["label"] != base:
             body.append([f"{row['label']} less {base}", *(interval(one["difference"], signed) for one in own)])
-    return _table(["Backbone", *summary["rows"][0][part["name"]]["errors"]], body)
+    return lined(["Backbone", *summary["rows"][0][part["name"]]["errors"]], body)
 
 
 def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
@@ -129,15 +131,4 @@ def _varies(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
                 needed(gain, half) if gain else NONE,
             ]
         )
-    return _table(head, body)
-
-
-def _cell(value: Any) -> str:
-    """Text that neither ends a table cell nor becomes a tag."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *body]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
+    return lined(head, body)

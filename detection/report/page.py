@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from detection.report import paper, sections
+from detection.report import ladder_text, paper, sections
 from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
 from detection.report.tables import table
 from detection.report.wording import described, headlines, missing, percent, title, training
@@ -31,12 +31,14 @@ def to_html(summary: dict[str, Any], pictures: Mapping[str, Gallery] | None = No
     )
     draw = summary["intervals"]
     covers = " ".join(["Percent.", *draw["covers"], f"{draw['resamples']} resamples of the images."])
-    return Template(files("detection.report").joinpath("page.html").read_text("utf-8")).substitute(
-        title=escape(summary["title"]),
+    return shell(
+        summary["title"],
+        "page.html",
         headline=f'<p class="lead">{_unbroken(first)}</p>{lists}',
         notes=f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>' if notes else "",
         covers=escape(covers),
         results="".join(sections.results(summary, part) for part in summary["parts"]),
+        ladder=ladder_text.html(summary["ladder"]) if "ladder" in summary else "",
         parts="".join(_part(summary, part) for part in summary["parts"]),
         varies="".join(sections.varies(summary, part) for part in summary["parts"]),
         costs=sections.costs(summary) + sections.regimes(summary),
@@ -45,6 +47,13 @@ def to_html(summary: dict[str, Any], pictures: Mapping[str, Gallery] | None = No
         pictures=_all_pictures(pictures) if pictures else "",
         provenance=_provenance(summary),
     )
+
+
+def shell(title: str, body: str, **pieces: str) -> str:
+    """A page of the body template of this name; the pieces are HTML."""
+    inside = Template(files("detection.report").joinpath(body).read_text("utf-8"))
+    around = Template(files("detection.report").joinpath("shell.html").read_text("utf-8"))
+    return around.substitute(title=escape(title), body=inside.substitute(title=escape(title), **pieces))
 
 
 def _part(summary: dict[str, Any], part: dict[str, Any]) -> str:

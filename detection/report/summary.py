@@ -12,7 +12,7 @@ import numpy as np
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
-from detection.report import intervals, markdown, page, paper
+from detection.report import intervals, ladder_chart, markdown, page, paper
 from detection.report.bootstrap import RECALLS, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
 from detection.report.errors import KINDS
@@ -122,6 +122,9 @@ class GainsReport:
 
     missing: tuple[Missing, ...] = ()
 
+    ladder: dict[str, Any] | None = None
+    """What `detection.report.ladder.to_json` says of the rungs, the last of which this report is of."""
+
 
 def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Every number of the report. AP and the like are fractions, the paper's numbers percent as printed; null: none.
@@ -171,6 +174,7 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
             "data": report.data,
             "environment": report.environment,
             "command": report.command,
+            **({"ladder": report.ladder} if report.ladder else {}),
         }
     )
 
@@ -215,6 +219,8 @@ def write(
     for name, text in files.items():
         with fs.open(f"{folder}/{name}", "wb") as file:
             file.write(text.encode())
+    if report.ladder:
+        fs.pipe_file(f"{folder}/ladder.png", ladder_chart.draw(summary["ladder"]))
     return summary
 
 

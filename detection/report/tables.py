@@ -1,8 +1,10 @@
-"""Pieces of the page: tables, and what stands in them."""
+"""Tables, and what stands in them: of the page, and of Markdown."""
 
+import json
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 Cell = tuple[str, str]
 """HTML, and its CSS class."""
@@ -42,3 +44,15 @@ def css(name: str) -> str:
 
 def wide(chart: str) -> str:
     return f'<div class="scroll" tabindex="0">{chart}</div>'
+
+
+def cell(value: Any) -> str:
+    """Text of Markdown that neither ends a table cell nor becomes a tag."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def lined(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
+    lines = [head, ["---"] * len(head), *body]
+    return ["| " + " | ".join(cell(text) for text in line) + " |" for line in lines]

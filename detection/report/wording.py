@@ -36,6 +36,11 @@ def interval(told: dict[str, Any], say: Callable[[float | None], str] = percent)
     return f"{say(told['value'])} {opening}{say(span['low'])}{between}{say(span['high'])}{closing}"
 
 
+def agreed(told: dict[str, Any]) -> str:
+    """Kendall's tau, brackets as in `interval`: `0.87 (0.47 to 1.00)`."""
+    return interval(told, lambda v: NONE if v is None else f"{v:.2f}".replace("-", "−"))
+
+
 def relative(told: dict[str, Any] | None) -> str:
     """A relative gain, brackets as in `interval`: `+28\u00a0% (+12\u00a0% to +44\u00a0%)`."""
     if told is None:

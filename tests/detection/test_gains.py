@@ -61,10 +61,10 @@ def test_every_run_has_its_recipe(gains: MakeGains, tmp_path: Path, backbone: st
     assert (pretraining.name, pretraining.optim.lr, pretraining.optim.batch) == ("compare-made", 0.3, 16)
     assert pretraining.run.storage == str(tmp_path / "runs")
     assert list(todo.finetunings) == [
-        (label, ("made", 0) if label == "made" else None, seed) for label in {**rows, **scratch} for seed in (3, 5)
+        (label, ("made", 0) if label == "made" else None, seed, "") for label in {**rows, **scratch} for seed in (3, 5)
     ]
     made = str(tmp_path / "runs" / "compare-made" / "artifact")
-    for (label, _, seed), one in todo.finetunings.items():
+    for (label, _, seed, _), one in todo.finetunings.items():
         assert (one.name, one.seed, one.run.storage) == (f"compare-{label}-seed{seed}", seed, str(tmp_path / "runs"))
         assert one.backbone == (made if label.startswith("made") else backbone)
         assert one.from_scratch == ("scratch" in label)

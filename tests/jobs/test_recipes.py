@@ -244,7 +244,26 @@ def test_comparisons_plan(path: str, monkeypatch: pytest.MonkeyPatch):
     todo = plan_gains(found)
     assert {key.label for key in todo.pretrainings} == {label for label, row in found.rows.items() if row.pretrain}
     assert {key.label for key in todo.finetunings} == set(found.rows)
-    assert any(recipe.from_scratch for recipe in todo.finetunings.values())
+    assert {key.block for key in todo.finetunings} == set(found.blocks)
+    # What pretraining is worth is asked everywhere but by the ladder, which asks for an order alone.
+    assert any(recipe.from_scratch for recipe in todo.finetunings.values()) == (not found.ladder)
+
+
+def test_the_ladders_backbones_are_of_different_worth_and_its_rungs_cheap(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    todo = plan_gains(load(Gains, RECIPES / "gains/ladder.yaml"))
+    made = {key.label: recipe for key, recipe in todo.pretrainings.items()}
+    kinds = {(r.model.depth, r.model.width, r.model.shortcut, r.schedule.total) for r in made.values()}
+    assert len(kinds) == len(made) == 6
+    for field in range(4):
+        assert len({kind[field] for kind in kinds}) > 1
+    plain = made["plain18"].model
+    assert plain.shortcut == "none"
+    assert made["resnet18"].model == plain.model_copy(update={"shortcut": "B", "zero_init_residual": True})
+    rungs = {key.block: recipe for key, recipe in todo.finetunings.items()}
+    steps = {rung: r.schedule.total * r.data.share * r.data.train_images / 8 for rung, r in rungs.items()}
+    assert steps == pytest.approx({"labels-1": 20, "labels-10": 32, "short": 32, "heads": 100, "": 400})
+    assert rungs["heads"].detector.freeze_at == 5
 
 
 @pytest.mark.parametrize("path", COMPARISONS)

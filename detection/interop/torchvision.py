@@ -10,6 +10,7 @@ import torch
 import torchvision.models.detection as families
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.interop.common import saved, to_json
 from backbone.options import NetOptions
@@ -181,6 +182,11 @@ def answers(folder: Path, source: Source) -> Answer:
         given[name] = AnchorGenerator(sizes, (options.anchor_ratios,) * len(sizes))
     model = getattr(families, _constructor(options))(weights=None, weights_backbone=None, **given).eval()
     model.load_state_dict(torch.load(io.BytesIO((folder / "model.pth").read_bytes()), weights_only=True))
+    for place, norm in source.loaded.detector.named_modules():
+        if isinstance(norm, FrozenBatchNorm2d):  # the same numbers, but rounded otherwise
+            frozen = FrozenBatchNorm2d(norm.weight.numel(), model.get_submodule(place).eps)
+            frozen.load_state_dict(model.get_submodule(place).state_dict())
+            model.set_submodule(place, frozen)
 
     @torch.no_grad()
     def answer(image: np.ndarray) -> Detections:

@@ -68,16 +68,8 @@ def task_of(recipe: Finetune) -> Detection:
     return Detection(recipe, *open_sources(recipe.data), ALONE)
 
 
-RETINA = {
-    "kind": "retinanet",
-    "norm": "frozen",
-    "freeze_at": 1,
-    "channels": 16,
-    "anchor_sizes": [8, 16, 24, 32, 48],
-    "anchor_ratios": [1.0],
-    "score": 0.005,
-    "detections": 5,
-}
+RETINA = {"kind": "retinanet", "norm": "frozen", "freeze_at": 1, "channels": 16, "anchor_ratios": [1.0]}
+RETINA |= {"anchor_sizes": [8, 16, 24, 32, 48], "score": 0.005, "detections": 5}
 OPTIONS = [
     pytest.param({}, id="frozen fpn"),
     pytest.param({"detector": RETINA}, id="retinanet"),

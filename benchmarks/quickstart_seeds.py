@@ -17,8 +17,10 @@ from results import parser, write
 
 from backbone.cli import read_yaml
 from backbone.parallel import Task, run_all
+from backbone.training.pretrain import PRETRAIN
 from backbone.training.recipe import TrainingRecipe
 from backbone.training.run import run_url
+from detection.finetune import FINETUNE
 from detection.gains import Gains, Plan, plan, run
 from detection.recipe import Finetune
 from detection.report.collect import write_report
@@ -26,6 +28,7 @@ from detection.report.collect import write_report
 RECIPE = "jobs/recipes/quickstart/gains.yaml"
 TRAININGS = 3  # a row
 WITHOUT_RAY = {"scaling": {"num_workers": 0}}
+KEPT = ("label", "net", "pretrain", "AP", "AP50", "AP75", "gain", "spread", "independent", "regime")
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
@@ -52,7 +55,8 @@ def main() -> None:
         scratch = summary(gains.model_copy(update={"baseline": "from-scratch"}))  # first: the other report stays
         told = summary(gains)
         rows.append(line(base, told, scratch, cost.seconds))
-        found.append({"base seed": base, "processor seconds": cost.seconds, "rows": told["rows"]})
+        told_of = [{key: row[key] for key in KEPT} for row in told["rows"]]
+        found.append({"base seed": base, "processor seconds of this call": cost.seconds, "rows": told_of})
     if not rows:
         raise SystemExit("no base seed has all its runs")
     limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
@@ -89,14 +93,17 @@ def recipes(todo: Plan) -> list[TrainingRecipe]:
 
 
 def tasks_of(todo: Plan, cost: Processes) -> dict[str, Task]:
-    """The runs of a comparison by name, each fine-tuning after the backbone it starts from."""
-    made = {f"{run_url(recipe)}/artifact": recipe.run_name for recipe in todo.pretrainings.values()}
+    """The runs of a comparison that are to do, by name, each fine-tuning after the backbone it starts from."""
+    left = [
+        one for one in recipes(todo) if not (FINETUNE if isinstance(one, Finetune) else PRETRAIN).finished(run_url(one))
+    ]
+    made = {f"{run_url(recipe)}/artifact": recipe.run_name for recipe in left if not isinstance(recipe, Finetune)}
     tasks = {}
-    for recipe in recipes(todo):
+    for recipe in left:
         name, job = recipe.run_name, "finetune" if isinstance(recipe, Finetune) else "pretrain"
         file = cost.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-        after = [made[recipe.backbone]] if isinstance(recipe, Finetune) else []
+        after = [made[recipe.backbone]] if isinstance(recipe, Finetune) and recipe.backbone in made else []
         tasks[name] = Task(partial(cost.run, job, name, ["--config", str(file)]), after)
     return tasks
 
@@ -110,7 +117,7 @@ def summary(gains: Gains) -> dict[str, Any]:
 
 def line(base: int, told: dict[str, Any], scratch: dict[str, Any], seconds: float) -> dict[str, Any]:
     """A row of the table; `scratch` is the same report with the net from scratch as its baseline."""
-    shown: dict[str, Any] = {"base seed": base, "processor seconds": round(seconds)}
+    shown: dict[str, Any] = {"base seed": base, "processor seconds of this call": round(seconds)}
     for row in told["rows"]:
         shown[row["label"]] = f"{100 * row['AP']['value']:.1f}"
     for name, report in (("plain", told), ("from-scratch", scratch)):

@@ -184,8 +184,8 @@ def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[s
             said = [_line(model, fault, where, overrides) for fault in faults]
             lines += [line for line in said if line not in lines]
             # Unknown keys keep sections from being looked at as a whole: once more, with what is meant by them.
-            unknown = [fault["loc"] for fault in faults if fault["type"] in UNKNOWN]
-            if sum(_taken_as_meant(model, tree, place) for place in unknown):
+            unknown = [fault for fault in faults if fault["type"] in UNKNOWN]
+            if sum(_taken_as_meant(model, tree, fault["loc"], fault["type"] == UNKNOWN[0]) for fault in unknown):
                 continue
             raise UserError("\n".join(lines)) from error
         if lines:
@@ -222,16 +222,21 @@ def _first_required(model: type[BaseModel], name: str) -> str:
     return f".{required[0]}" if required else ""
 
 
-def _taken_as_meant(model: type[BaseModel], tree: dict[str, Any], place: tuple[Any, ...]) -> bool:
-    """Read the value of an unknown key as that of the field that was meant, if one was; False: it is not there."""
+def _taken_as_meant(model: type[BaseModel], tree: dict[str, Any], place: tuple[Any, ...], misspelt: bool) -> bool:
+    """Take an unknown key out, and where it is misspelt read its value as that of the field that was meant, if one was.
+
+    Returns:
+        Whether it was there. A field of another kind is no other field's misspelling: it goes, or two sections that only
+        the other kind has would be taken for each other for ever.
+    """
     node: Any = tree
     for part in place[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or place[-1] not in node:
         return False
-    value, name, known = node.pop(place[-1]), ".".join(map(str, place)), fields(model)
-    found = meant(name, list(known))
-    if name not in known and found and not found[0].value:
+    value, name = node.pop(place[-1]), ".".join(map(str, place))
+    found = meant(name, list(fields(model))) if misspelt else []
+    if found and not found[0].value:
         _put(tree, found[0].field, value, over=False)
     return True
 

@@ -139,7 +139,7 @@ def test_reading_recipes_imports_nothing_slow() -> None:
 
 
 UNREAD = [
-    ({}, {"train": "a"}, "train: is read by source coco or voc, not by synthetic"),
+    ({}, {"train": "a"}, "train: is read by source coco, voc or det, not by synthetic"),
     ({}, {"val_annotations": "a"}, "val_annotations: is read by source coco, not by synthetic"),
     (VOC, {"train_annotations": "a"}, "train_annotations: is read by source coco, not by voc"),
     (VOC, {"objects": [1, 2]}, "objects: is read by source synthetic, not by voc"),

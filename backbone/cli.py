@@ -226,8 +226,8 @@ def _taken_as_meant(model: type[BaseModel], tree: dict[str, Any], place: tuple[A
     """Take an unknown key out, and where it is misspelt read its value as that of the field that was meant, if one was.
 
     Returns:
-        Whether it was there. A field of another kind is no other field's misspelling: it goes, or two sections that only
-        the other kind has would be taken for each other for ever.
+        Whether it was there. A field of another kind is no other field's misspelling: it goes, or two sections that
+        only the other kind has would be taken for each other for ever.
     """
     node: Any = tree
     for part in place[:-1]:

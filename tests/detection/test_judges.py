@@ -146,8 +146,8 @@ def test_from_the_ladder_to_its_report(gains: MakeGains, tmp_path: Path) -> None
             continue
         last = [rungs["full"]["worth"][label]["value"] for label in worth]
         expected = stats.kendalltau(list(worth.values()), last).statistic
-        assert np.isfinite(expected)
-        assert rung["tau"]["value"] == pytest.approx(expected)
+        # Three steps may leave all rows at nothing: then there is no order. Orders that are some: report/test_orders.py.
+        assert rung["tau"]["value"] == (pytest.approx(expected) if np.isfinite(expected) else None)
         assert rung["tau"]["rows"] == list(worth)
     assert rungs["heads"]["multiply_adds_share"] < 1
 

@@ -101,6 +101,7 @@ def test_multiply_adds_are_those_of_what_is_trained_on_and_judged(gains: MakeGai
     assert ("heads", "none") not in counted
 
 
+@pytest.mark.slow
 def test_from_the_ladder_to_its_report(gains: MakeGains, tmp_path: Path) -> None:
     plain = gains()
     todo, failed = run(plain, lambda text: None)
@@ -146,7 +147,7 @@ def test_from_the_ladder_to_its_report(gains: MakeGains, tmp_path: Path) -> None
             continue
         last = [rungs["full"]["worth"][label]["value"] for label in worth]
         expected = stats.kendalltau(list(worth.values()), last).statistic
-        # Three steps may leave all rows at nothing: then there is no order. Orders that are some: report/test_orders.py.
+        # Three steps may leave all rows at nothing, which is no order; for orders see report/test_orders.py.
         assert rung["tau"]["value"] == (pytest.approx(expected) if np.isfinite(expected) else None)
         assert rung["tau"]["rows"] == list(worth)
     assert rungs["heads"]["multiply_adds_share"] < 1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from backbone.errors import UserError, printable
+from backbone.pages import style
 from backbone.storage import filesystem, join, writing
 from detection.artifact import Loaded
 from detection.detecting.files import DETECTIONS, IMAGES, STAYS, UNREADABLE
@@ -67,6 +68,7 @@ def write_page(options: Detecting, images: ImageList, loaded: Loaded, unreadable
     score = f"scored {options.min_score:g} or more"
     head = ["Class", f"Detections {score}", "In images", "All detections"]
     text = Template(files("detection.detecting").joinpath("page.html").read_text("utf-8")).substitute(
+        style=style(),
         title=escape("Detections"),
         lead=f"{sure.total():,} detections {score} in {len(having):,} of {len(entries):,} images",
         notes=_notes(unreadable),

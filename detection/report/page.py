@@ -8,6 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from backbone.pages import style
 from detection.report import ladder_text, paper, sections
 from detection.report.pictures import HIT, SHOWN, Errors, Gallery, Picture
 from detection.report.tables import table
@@ -53,7 +54,7 @@ def shell(title: str, body: str, **pieces: str) -> str:
     """A page of the body template of this name; the pieces are HTML."""
     inside = Template(files("detection.report").joinpath(body).read_text("utf-8"))
     around = Template(files("detection.report").joinpath("shell.html").read_text("utf-8"))
-    return around.substitute(title=escape(title), body=inside.substitute(title=escape(title), **pieces))
+    return around.substitute(style=style(), title=escape(title), body=inside.substitute(title=escape(title), **pieces))
 
 
 def _part(summary: dict[str, Any], part: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from backbone.pages import style
 from backbone.storage import join
 from backbone.sweep import analysis
 from backbone.sweep.record import Record, Trial
@@ -35,6 +36,7 @@ def report(record: Record) -> str:
 def to_html(record: Record, texts: Mapping[str, Texts], best: str = "") -> str:
     """The page. `texts` are those of the trials by id, `best` is best.yaml. All text in it is escaped."""
     return Template(resources("backbone.sweep.view").joinpath("page.html").read_text("utf-8")).substitute(
+        style=style(),
         title=escape(record.name),
         headline=escape(summary.headline(record)),
         state=escape(summary.state(record)),

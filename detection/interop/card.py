@@ -46,7 +46,7 @@ def write(
         f"RGB images of 0..255, shorter side to {loaded.inputs.size}, longer side up to {loaded.longer_side} pixels.",
         "\n".join(f"- {note}" for note in notes),
         "## Training",
-        "\n".join(f"- {what}: {value}" for what, value in recorded.items() if value),
+        "\n".join(f"- {what}: {value}" for what, value in recorded.items() if value is not None),
         "## Checked",
         "The same images through the artifact and through these files, before they were written:",
         "```text\n" + "\n".join(checked) + "\n```",

@@ -21,10 +21,11 @@ from detection.detections import Detections
 from detection.evaluate import detect_one
 from detection.interop import card, onnx, torchvision
 from detection.interop.source import Answer, Files, Source
-from detection.nets import Rcnn, Retina
+from detection.nets import Rcnn
 
 OTHERS = 0.02
 """Part of the detections that may be others: where two scores, or an IoU and its threshold, are as good as equal."""
+ALL = {"score": 0.0}
 FEWEST = 10  # detections in the images that are compared, or the threshold of scores is taken away for it
 
 
@@ -213,13 +214,15 @@ def picture(height: int, width: int) -> np.ndarray:
 @contextmanager
 def _without_threshold(source: Source) -> Generator[None, None, None]:
     """Its detector with all detections, however low their score."""
-    detector = source.loaded.detector
-    if isinstance(detector, Rcnn):
-        before, detector.roi_heads.score_thresh = detector.roi_heads.score_thresh, 0.0
+    detector, options = source.loaded.detector, source.loaded.detector.options
+    try:
+        if isinstance(detector, Rcnn):
+            detector.options = options.model_copy(update={"roi": detector.options.roi.model_copy(update=ALL)})
+            detector.roi_heads.score_thresh = 0.0
+        else:
+            detector.options = options.model_copy(update=ALL)
         yield
-        detector.roi_heads.score_thresh = before
-    elif isinstance(detector, Retina):
-        options = detector.options
-        detector.options = options.model_copy(update={"score": 0.0})
-        yield
+    finally:
         detector.options = options
+        if isinstance(detector, Rcnn):
+            detector.roi_heads.score_thresh = detector.options.roi.score

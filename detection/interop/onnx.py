@@ -30,7 +30,8 @@ def write(source: Source) -> Files:
     outputs = ["boxes", "labels", "scores", *(["masks"] if source.loaded.detector.options.masks else [])]
     file = io.BytesIO()
     log = logging.getLogger("torch.onnx")
-    before, log.level = log.level, logging.ERROR
+    before = log.level
+    log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -47,7 +48,7 @@ def write(source: Source) -> Files:
     except torch.onnx.OnnxExporterError as error:  # other libraries' nets may have layers that ONNX lacks
         raise UserError(f"{source.title} cannot go to onnx: {' '.join(str(error).split())[:300]}") from error
     finally:
-        log.level = before
+        log.setLevel(before)
     model = onnx.load_model_from_string(file.getvalue())
     for key, value in facts(source).items():
         entry = model.metadata_props.add()

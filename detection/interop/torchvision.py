@@ -19,6 +19,7 @@ from detection.interop.source import Answer, Files, Source
 from detection.nets.retinanet import octaves
 from detection.options import TORCHVISION_BETA, AnyDetector, DetectorOptions, RetinaOptions
 
+NEVER = -1e4  # a logit whose sigmoid is zero
 DEFAULT_ANCHORS = (
     RetinaOptions.model_fields["anchor_sizes"].default,
     RetinaOptions.model_fields["anchor_ratios"].default,
@@ -89,6 +90,12 @@ def _state(source: Source) -> dict[str, Tensor]:
     if source.loaded.inputs.channel_order == "BGR":
         first = "backbone.body.conv1.weight"
         found[first] = found[first].flip(1).contiguous()
+    if isinstance(source.loaded.detector.options, RetinaOptions):
+        # Trained as torchvision trains it, class 0 is nobody's; torchvision would report it all the same.
+        for name, value in (("weight", 0.0), ("bias", NEVER)):
+            key = f"head.classification_head.cls_logits.{name}"
+            found[key] = found[key].clone()
+            found[key].unflatten(0, (-1, len(source.loaded.categories.names) + 1))[:, 0] = value
     return found
 
 
@@ -192,11 +199,10 @@ def answers(folder: Path, source: Source) -> Answer:
     def answer(image: np.ndarray) -> Detections:
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         batch, _ = model.transform([pixels])
-        # Without the transform's last step, which pastes masks into the image.
-        maps = model.backbone(batch.tensors)
         if isinstance(options, RetinaOptions):
             (found,) = model([pixels])
-        else:
+        else:  # without the transform's last step, which pastes masks into the image
+            maps = model.backbone(batch.tensors)
             proposals, _ = model.rpn(batch, maps)
             ((found,), _) = model.roi_heads(maps, proposals, batch.image_sizes)
         boxes, ids = found["boxes"].numpy(), np.zeros(len(found["boxes"]), np.int64)

@@ -81,8 +81,6 @@ def spread(detector: Detector, inputs: InputConvention) -> None:
             for layer in part.conv:
                 layer[0].weight *= 8
             _centre(last, part.conv(level), deviation, bias)
-        # torchvision's class 0 is out of reach, as training leaves it: torchvision would find it, and raybone does not.
-        head.classification_head.cls_logits.bias.view(-1, len(CLASSES) + 1)[:, 0] = -50
 
 
 def _centre(layer: Any, given: Tensor, deviation: float, mean: float) -> None:

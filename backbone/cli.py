@@ -169,8 +169,9 @@ def laid_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def validate(model: type[T], tree: dict[str, Any], where: str, overrides: dict[str, Any] | None = None) -> T:
     """Check `tree`, with dotted `overrides` on top of it; UserError with one line a fault."""
     if other := of_another_job(model.__name__, tree):
+        says = f"this is a recipe of jobs/{other}.py"
         command = typed(f"python jobs/{other}.py --config {where}")
-        raise UserError(f"{where}: this is a recipe of jobs/{other}.py; give it to that: {command}")
+        raise UserError(f"{where}: {says}; give it to that: {command}" if where else says)
     tree, overrides = copy.deepcopy(tree), overrides or {}
     for name, value in overrides.items():
         if section := _put(tree, name, value):
@@ -297,12 +298,13 @@ def _read(model: type[BaseModel], argv: list[str], flags: dict[str, str]) -> _To
         elif word.startswith("--") and _is_field(name, known):
             _take(told, known, name, values)
         else:
-            told.faults.append(
-                f"command line: {word}: unknown option{suggestion(name, [*known, *flags, 'config'], '--')}"
-            )
-            found = meant(name, list(known))
-            if found and not found[0].value and found[0].field not in told.overrides:
-                _take(told, known, found[0].field, values)
+            every = [*known, *flags, "config"]
+            told.faults.append(f"command line: {word}: unknown option{suggestion(name, every, '--')}")
+            found = next(iter(meant(name, every)), None)
+            if found and found.field == "config":
+                told.file = told.file or "".join(values[:1])
+            elif found and found.field not in flags and not found.value and found.field not in told.overrides:
+                _take(told, known, found.field, values)
     return told
 
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,10 +14,18 @@ def has_gpu() -> bool:
     """Whether this machine has a GPU of NVIDIA's that processes may use. torch would take seconds to say."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return False
+    return _lists_gpu(os.environ.get("PATH", ""))
+
+
+@cache
+def _lists_gpu(path: str) -> bool:
+    """Asked once, with this PATH: a recipe is validated many times."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:  # there is none
         return False
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("auto: nvidia-smi does not answer within 30 s; give true or false") from error
     return listed.startswith("GPU ")
 
 

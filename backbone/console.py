@@ -8,6 +8,7 @@ is `python jobs/pretrain.py --config jobs/recipes/quickstart/residual.yaml` from
 import ast
 import difflib
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def typed(text: str) -> str:
         return text
     for path in JOBS.glob("*.py"):
         text = text.replace(f"python jobs/{path.name}", f"raybone {path.stem}")
-    return text.replace("jobs/recipes/", "")
+    return re.sub(r"(?<![\w./-])jobs/recipes/", "", text)
 
 
 def _usage(jobs: dict[str, str]) -> str:

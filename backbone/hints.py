@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Meant(NamedTuple):
@@ -58,39 +58,32 @@ TOLD = {
 }
 """What is said of options that have no field."""
 
-JOB_OF = {
-    "rows": "gains",
-    "space": "sweep",
-    "detector": "finetune",
-    "localiser": "localise",
-    "steps": "entry",
-    "model": "pretrain",
+JOBS = {
+    "Gains": ("gains", "rows"),
+    "Sweep": ("sweep", "space"),
+    "Finetune": ("finetune", "detector"),
+    "Localise": ("localise", "localiser"),
+    "Entry": ("entry", "steps"),
+    "Recipe": ("pretrain", "model"),
 }
-"""The section that only recipes of a job have -> the job."""
-
-MODELS = {
-    "Gains": "gains",
-    "Sweep": "sweep",
-    "Finetune": "finetune",
-    "Localise": "localise",
-    "Entry": "entry",
-    "Recipe": "pretrain",
-}
+"""Model -> its job, and the section that only recipes of that job have."""
 
 
-def of_another_job(model: str, sections: Iterable[str]) -> str:
-    """The job whose recipe these sections are, where a `model` is of another; empty: none is known."""
-    found = {*sections}
-    job = next((job for section, job in JOB_OF.items() if section in found), "")
-    return job if model in MODELS and job != MODELS[model] else ""
+def of_another_job(model: str, tree: Mapping[str, Any]) -> str:
+    """The job whose recipe this is, where a `model` is of another; empty: none is known."""
+    own = {section: job for job, section in JOBS.values() if isinstance(tree.get(section), dict | list)}
+    return "" if model not in JOBS or JOBS[model][1] in own else next(iter(own.values()), "")
 
 
 def meant(name: str, known: list[str]) -> list[Meant]:
     """The fields, best first, that somebody may have meant by a name that is none."""
     last = name.rpartition(".")[2]
     fields = [one for one in BY_NAME.get(last, ()) if one.field in known]
+    first = name.partition(".")[0]
+    own = any(field.partition(".")[0] == first for field in known)
     inside = [field for field in known if field.endswith("_with")]
-    if not fields and inside and (last in BY_NAME or "." in name):  # fields of the recipes that a comparison names
+    # Fields of the recipes that a comparison or a sweep names.
+    if not fields and inside and not own and (last in BY_NAME or "." in name):
         fields = [one._replace(field=f"{into}.{one.field}") for into in inside for one in _inside(name, last)]
     if not fields:
         near = difflib.get_close_matches(name, known, 1, 0.6)

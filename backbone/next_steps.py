@@ -23,12 +23,13 @@ def near(place: str) -> str:
         return place
 
 
-def after_doctor(source: str, images: str, val: str, count: int) -> str:
+def after_doctor(source: str, images: str, val: str, count: int, annotations: str = "") -> str:
     """Images without errors: make shards of many, train on few; `count` is how many there are."""
     if source in ("coco", "voc"):
         words = ["--config", f"{STARTER}/detect.yaml", "--backbone", "runs/my-backbone/artifact"]
         val = "VAL" if source == "coco" else f"{images.partition(',')[0].rpartition(':')[0]}:VAL"
-        return line("finetune", *words, "--data.source", source, "--data.train", images, "--data.val", val)
+        words += ["--data.source", source, "--data.train", images, "--data.val", val]
+        return line("finetune", *words, *(["--data.train_annotations", annotations] if annotations else []))
     if source == "ilsvrc" or count >= 20_000:
         output = f"shards/{images.rstrip('/').rpartition('/')[2].partition('.')[0] or 'train'}"
         words = ["--source", source, "--images", images, "--output", output, "--shorter_side", "256"]
@@ -75,4 +76,4 @@ def after_gains(artifact: str, to: str) -> str:
     """A comparison: hand the best pretrained backbone on to a framework that can have it. Empty without one."""
     if not artifact:
         return ""
-    return line("export", "--artifact", artifact, "--to", to, "--output", f"exported/{to}")
+    return line("export", "--artifact", artifact, "--to", to, "--output", f"exported/{to}") + "\n"

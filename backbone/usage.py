@@ -108,7 +108,7 @@ def _said(value: Any) -> str:
 
 def _kind(annotation: Any) -> str:
     if found := choices(annotation):
-        return f"{{{','.join(map(str, found))}}}" if len(found) < 4 else "KIND"
+        return f"{{{','.join(map(str, found))}}}"
     origin = get_origin(annotation)
     if origin is tuple:
         return f"{_kind(get_args(annotation)[0])} ..."

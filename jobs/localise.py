@@ -24,7 +24,7 @@ def main() -> None:
     print(f"curves    {outcome.url}/curves.png")
     print(f"pictures  {outcome.url}/results/pictures.png")
     print(f"results   {outcome.url}/results")
-    print(f"artifact  {outcome.url}/artifact")
+    print(f"artifact  {outcome.artifact}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def doubts(recipe: TrainingRecipe, num_train: int, train: str = "", val: str = "
     if epochs > MANY_EPOCHS:
         lines.append(
             f"{epochs:,.0f} epochs: the schedule is for more images than {num_train:,}; "
-            "--schedule.unit epochs --schedule.total 50"
+            "give one in epochs, such as --schedule.unit epochs --schedule.total 50 with schedule.kind cosine"
         )
     if train and train == val:
         lines.append(f"data.train and data.val are both {train}: what was trained on does not test anything")

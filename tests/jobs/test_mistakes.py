@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backbone.hints import of_another_job
 from tests.detection.data.making import make_voc
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -46,6 +47,19 @@ def test_a_recipe_of_another_job(run_job: Run) -> None:
     assert "this is a recipe of jobs/pretrain.py" in line
     (line,) = said(run_job, "gains", "--config", gains, "--finetune", RESIDUAL)
     assert line.startswith(f"error: {RESIDUAL}: this is a recipe of jobs/pretrain.py")
+
+
+def test_a_slip_within_a_section_is_that_sections(run_job: Run) -> None:
+    sweep = "jobs/recipes/quickstart/sweep.yaml"
+    (line,) = said(run_job, "sweep", "--config", sweep, "--budget.trails", "3")
+    assert line.endswith("--budget.trails: unknown option; perhaps you meant --budget.trials")
+
+
+def test_a_field_is_no_other_jobs_recipe() -> None:
+    assert of_another_job("Recipe", {"model": {}, "steps": 100}) == ""
+    assert of_another_job("Recipe", {"steps": 100}) == ""
+    assert of_another_job("Finetune", {"model": "resnet50", "detector": {}}) == ""
+    assert of_another_job("Recipe", {"steps": [{"refine": True}]}) == "entry"
 
 
 def test_a_recipe_without_config(run_job: Run) -> None:
@@ -156,5 +170,6 @@ def test_plans_say_what_is_hardly_meant(run_job: Run) -> None:
     warnings = [line.removeprefix("warning").strip() for line in done.stdout.splitlines() if "warning" in line]
     assert warnings == [
         "optim.batch 1,024 over 61 images: a step sees images several times; --optim.batch 8",
-        "83,934 epochs: the schedule is for more images than 61; --schedule.unit epochs --schedule.total 50",
+        "83,934 epochs: the schedule is for more images than 61; give one in epochs, such as --schedule.unit epochs "
+        "--schedule.total 50 with schedule.kind cosine",
     ]

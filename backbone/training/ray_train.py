@@ -5,8 +5,10 @@ and writes them with Ray or without, a damaged one can be passed over, and one e
 counts a checkpoint only once its controller has polled, and cannot go on when one it listed is gone.
 """
 
+import gc
 import itertools
 import os
+import sys
 import threading
 import time
 import traceback
@@ -214,8 +216,13 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
 def _on_lone_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on the only worker."""
     scaling: Scaling = config["scaling"]
-    with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
-        return _work(config, world, lambda record: None)
+    try:
+        with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
+            return _work(config, world, lambda record: None)
+    finally:  # the next run may have this process: compiled graphs count against its own, and cycles hold memory
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        gc.collect()
 
 
 def _work(config: dict[str, Any], world: World, evaluated: Report) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
@@ -46,3 +47,24 @@ def test_it_begins_again_until_a_mistake(ray_cluster: Any, tmp_path: Path, capfd
     with pytest.raises(Lost, match=rf"^{KILLED}, for want of memory perhaps, more often than scaling.max_failures 0"):
         launch(fails, payload, Scaling(num_workers=1, max_failures=0))
     assert {group["state"] for group in ray_cluster.util.placement_group_table().values()} <= {"REMOVED"}
+
+
+def pid(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
+    """Of the process; the second time it fails."""
+    with Path(payload.url, "pids").open("a") as file:
+        print(os.getpid(), file=file)
+    if Path(payload.url, "pids").read_text().count("\n") == 2:
+        raise UserError("cat.jpg: truncated")
+    return {"threads": torch.get_num_threads()}
+
+
+def test_a_process_goes_on_to_the_next_run(ray_cluster: Any, tmp_path: Path) -> None:
+    """Also after one that failed, and with the threads that the next one asks for."""
+    (tmp_path / "run.json").write_text("{}")
+    payload = Payload(str(tmp_path))
+    one, two = Scaling(num_workers=1), Scaling(num_workers=1, cpus_per_worker=2)
+    assert launch(pid, payload, one) == {"threads": 1}
+    with pytest.raises(UserError, match="truncated"):
+        launch(pid, payload, one)
+    assert launch(pid, payload, two) == {"threads": 2}
+    assert len({*(tmp_path / "pids").read_text().split()}) == 1

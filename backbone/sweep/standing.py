@@ -6,26 +6,13 @@ not in them, as each trial is trained once. Pure functions of the record; import
 
 import math
 
+from backbone.intervals import wilson
 from backbone.sweep.record import Objective, Record, Trial
-
-Z = 1.959964
-"""97.5 % of a normal distribution lies below."""
 
 EXACT = ("macs", "params")
 """Objectives that are counted, and have no interval."""
 
 Interval = tuple[float, float]
-
-
-def wilson(error: float, images: float) -> Interval:
-    """95 % interval of an error rate, percent, seen on so many images (Wilson, 1927).
-
-    A share of right answers so simple as p +- 1.96 sqrt(p (1 - p) / n) would have no width at 0 and 100 %.
-    """
-    p, n = error / 100, images
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def interval(trial: Trial, name: str) -> Interval | None:

@@ -170,3 +170,10 @@ def _check_writable(url: str, num_bytes: int) -> None:
                 )
     except OSError as error:
         raise UserError(f"run.storage {url} cannot be written: {error}") from error
+
+
+def results_of(url: str, file: str) -> dict[str, Any] | None:
+    """The results of a run that already ended in an artifact, the JSON `results/<file>`; None while it has not."""
+    fs, path = filesystem(url)
+    places = [join(path, "artifact", "config.json"), join(path, "results", file)]
+    return json.loads(fs.cat_file(places[1])) if all(fs.exists(place) for place in places) else None

@@ -13,8 +13,9 @@ from backbone.data.sources import none_readable
 from backbone.data.stream import share
 from backbone.evaluate.protocols import Member, probabilities
 from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.intervals import wilson
 from backbone.training.world import World
-from detection.localisation.measure import GUESSES, is_found, wilson
+from detection.localisation.measure import GUESSES, is_found
 from detection.localisation.net import Localiser, decode
 from detection.localisation.sources import LocatedSource
 
@@ -171,5 +172,6 @@ def errors(
     total = world.sum(torch.from_numpy(counts).double().to(world.device)).long().tolist()
     names = ("own_class", "top1", "top5", "top5_classes")
     result: dict[str, Any] = {name: 100 * wrong / len(numbers) for name, wrong in zip(names, total, strict=True)}
-    result |= {f"{name}_interval": wilson(wrong, len(numbers)) for name, wrong in zip(names, total, strict=True)}
+    n = len(numbers)
+    result |= {f"{name}_interval": wilson(100 * wrong / n, n) for name, wrong in zip(names, total, strict=True)}
     return result | {"images": len(numbers), "unreadable": unread}

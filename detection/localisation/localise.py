@@ -34,7 +34,7 @@ from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
-from backbone.training.run import open_run, run_url
+from backbone.training.run import open_run, results_of, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection.localisation import artifact
@@ -92,9 +92,7 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
 
 def finished(url: str) -> dict[str, Any] | None:
     """The results of a run that already ended; None while it has not."""
-    fs, path = filesystem(url)
-    places = [join(path, "artifact", "config.json"), join(path, "results", "results.json")]
-    return json.loads(fs.cat_file(places[1])) if all(fs.exists(place) for place in places) else None
+    return results_of(url, "results.json")
 
 
 @out_of_memory_is_final(lambda payload: smaller_micro_batch(payload.recipe.optim))

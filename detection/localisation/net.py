@@ -6,11 +6,12 @@ classes.
 """
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
 
 from backbone.errors import UserError
 from backbone.nets import Backbone
@@ -18,7 +19,7 @@ from detection.localisation.recipe import LocaliserOptions
 from detection.nets import policy
 from detection.nets.contract import prune
 
-LARGEST = math.log(1000 / 16)  # of a box's logarithmic growth, as in Faster R-CNN's code
+CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
 class Localiser(nn.Module):
@@ -95,20 +96,12 @@ def build(options: LocaliserOptions, net: Backbone, classes: int) -> Localiser:
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """What regression is to say so that anchors become boxes, [..., 4] all (arXiv:1311.2524, appendix C)."""
-    centre, side = _centred(boxes)
-    at, of = _centred(anchors)
-    return torch.cat([(centre - at) / of, (side / of).log()], -1)
+    return CODER.encode_single(boxes.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(boxes.shape)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """What anchors [..., 4] become by deltas [..., 4]: boxes x1 y1 x2 y2."""
-    at, of = _centred(anchors)
-    centre, half = deltas[..., :2] * of + at, deltas[..., 2:].clamp(max=LARGEST).exp() * of / 2
-    return torch.cat([centre - half, centre + half], -1)
-
-
-def _centred(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    return CODER.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(deltas.shape)
 
 
 def losses(
@@ -152,7 +145,7 @@ def draw(
         object that each anchor is nearest to, int64 [N, M].
     """
     images, most = boxes.shape[:2]
-    iou = overlap(boxes, anchors)
+    iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, boxes.shape[:2])
     there = torch.arange(most, device=boxes.device) < counts[:, None]
     iou = torch.where(there[..., None], iou, -1.0)
     best, which = iou.max(1)
@@ -168,12 +161,3 @@ def draw(
     is_negative = (others >= 0) & (torch.arange(every, device=boxes.device) < room)
     rows, drawn = torch.cat([right, wrong], 1), torch.cat([is_positive, is_negative], 1)
     return rows, torch.cat([is_positive, torch.zeros_like(is_negative)], 1), drawn, which
-
-
-def overlap(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of boxes [N, G, 4] with anchors [M, 4]: [N, G, M]."""
-    low = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], anchors[:, 2:])
-    both = (high - low).clamp(min=0).prod(-1)
-    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, anchors)]
-    return both / (areas[0][..., None] + areas[1] - both)

@@ -39,13 +39,16 @@ class OneObjectScenes(SyntheticSource):
         super().__init__(seed, num_images, size, split)
         self.targets, self.labels = self.labels, np.arange(num_images)
         self.sides = np.full((num_images, 2), size)
+        self._boxes: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OneObjectScenes, self._arguments
 
     def boxes(self, i: int) -> np.ndarray:
-        """See `LocatedSource.boxes`. Draws the scene."""
-        return self.scene(i).boxes.astype(np.float64)
+        """See `LocatedSource.boxes`. The first time it draws the scene."""
+        if i not in self._boxes:
+            self._boxes[i] = self.scene(i).boxes.astype(np.float64)
+        return self._boxes[i]
 
 
 def open_located(data: LocData, size: int) -> tuple[LocatedSource, LocatedSource]:

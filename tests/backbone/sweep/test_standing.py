@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
+from backbone import intervals
 from backbone.sweep import standing
 from backbone.sweep.record import Objective, Record
 from backbone.sweep.view import summary
@@ -16,7 +17,7 @@ ERROR = Objective("val_error", "min", "validation error (%)")
 @pytest.mark.parametrize(("wrong", "n"), [(0, 50), (3, 50), (250, 1000), (999, 1000), (50, 50)])
 def test_the_interval_is_wilsons(wrong: int, n: int) -> None:
     expected = binomtest(wrong, n).proportion_ci(0.95, "wilson")
-    assert standing.wilson(100 * wrong / n, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-5)
+    assert intervals.wilson(100 * wrong / n, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-5)
 
 
 def of(errors: dict[str, float], images: float | None) -> Record:
@@ -81,7 +82,7 @@ def test_one_finished_trial_is_the_best_of_nothing() -> None:
 )
 def test_a_difference_is_newcombes(right: tuple[int, int, int, int], low: float) -> None:
     hits, n, other, m = right
-    better, worse = standing.wilson(100 * hits / n, n), standing.wilson(100 * other / m, m)
+    better, worse = intervals.wilson(100 * hits / n, n), intervals.wilson(100 * other / m, m)
     assert standing.least_gap(100 * other / m, worse, 100 * hits / n, better) / 100 == pytest.approx(low, abs=5e-5)
 
 

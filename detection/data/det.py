@@ -12,6 +12,7 @@ names.
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from detection.data.voc_xml import Annotation, NotText, annotation_of, parse
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/DET", "Annotations/DET", "Data/DET"
 OF_CLASS = re.compile(r"train_(\d+)")
 LAYOUT = f"a folder of ILSVRC holds {LISTS}, {ANNOTATIONS} and {IMAGES}"
-POSITIVE, PARTIAL, NEGATIVE = 1, 0, -1
+PARTIAL, NEGATIVE = 0, -1
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ def read_split(location: str, choice: Choice) -> tuple[Split, list[int]]:
     with ThreadPoolExecutor(THREADS) as pool:
         annotations = list(pool.map(lambda one: _read(Path(folders[one[0]]).expanduser(), *one[1:3]), images))
     names = [f"{IMAGES}/{name}.JPEG" for _, name, _, _ in images]
+    twice = [name for (_, name), count in Counter(one[:2] for one in images).items() if count > 1]
+    if twice:
+        raise UserError(f"{location}: lists {twice[0]} twice, and {len(twice)} image(s) in all; give each list once")
     for annotation in annotations:
         findings.join(annotation.findings)
     parts, ids = [one[0] for one in images], [one[1] for one in images]
@@ -210,7 +214,10 @@ def _read(root: Path, name: str, required: bool) -> Annotation:
     file, image = root / ANNOTATIONS / f"{name}.xml", root / IMAGES / f"{name}.JPEG"
     measure: Callable[[Any], tuple[int, int] | None] = lambda called: _measure(image)  # noqa: E731
     try:
-        return annotation_of(parse(file.read_bytes())[0], f"{name}.xml", measure)
+        annotation = annotation_of(parse(file.read_bytes())[0], f"{name}.xml", measure)
+        if not image.is_file():
+            raise UserError(f"{image}: is missing; restore it, or take {name} from the list")
+        return annotation
     except FileNotFoundError as error:
         sides = None if required else _measure(image)
         if sides:  # "Images without any annotated objects may not have a corresponding xml file."

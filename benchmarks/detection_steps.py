@@ -29,23 +29,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = prepare(validate(DetectorEvaluation, {"detector": given.detector, "output": folder}, "")).options
     members = tuple(artifact.load(url) for url in given.detector)
-    source, own, first = open_val(recipe.data), recipe.data.shorter_side[-1], members[:1]
+    data, first = recipe.data, members[:1]
+    source, own = open_val(data), data.shorter_side[-1]
     sides = (own * 3 // 4, own, own * 5 // 4)
     scales = f"--scales {' '.join(map(str, sides))}"
     ways = {
-        "one look": Way(first),
-        "--refine": Way(first, Steps(refine=True)),
-        "--vote": Way(first, Steps(vote=True)),
-        "--refine --vote": Way(first, Steps(refine=True, vote=True)),
-        "--flip": Way(first, Steps(flip=True)),
-        scales: Way(first, scales=sides),
-        f"--refine --vote --flip {scales}": Way(first, Steps(True, True, True), sides),
+        "one look": Way(first, data),
+        "--refine": Way(first, data, Steps(refine=True)),
+        "--vote": Way(first, data, Steps(vote=True)),
+        "--refine --vote": Way(first, data, Steps(refine=True, vote=True)),
+        "--flip": Way(first, data, Steps(flip=True)),
+        scales: Way(first, data, scales=sides),
+        f"--refine --vote --flip {scales}": Way(first, data, Steps(True, True, True), sides),
     }
     if len(members) > 1:
-        ways[f"--detector, {len(members)} of them"] = Way(members)
+        ways[f"--detector, {len(members)} of them"] = Way(members, data)
     count = min(given.images, len(source))
     rows = []
-    for way, cost in costs(ways, source, recipe.data, count, given.turns).items():
+    for way, cost in costs(ways, source, count, given.turns).items():
         times, low, high = cost.times
         rows.append(
             {

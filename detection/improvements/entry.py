@@ -95,8 +95,8 @@ class Entry(Strict):
         if not self.steps:
             raise ValueError("steps: give one at least")
         labels = [BASELINE, *(step.label for step in self.steps)]
-        if len({*labels}) < len(labels):
-            raise ValueError(f"steps {labels}: give each another label")
+        if len({slug(label) for label in labels}) < len(labels):
+            raise ValueError(f"steps {labels}: give each another label, by letters and digits: runs are called so")
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give each once")
         for step in self.steps[:-1]:

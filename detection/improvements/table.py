@@ -132,11 +132,12 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
     url = place(entry)
     with lease(url, "made", say=say):
         _train(todo, say)
-        data = prepare(todo.rows[0].evaluations[0], lambda text: None).options.data
-        source = open_val(data)
+        data = {row.label: prepare(row.evaluations[0], lambda text: None).options.data for row in todo.rows}
+        source = open_val(data[todo.rows[0].label])
         for row in todo.rows:
             for recipe in row.evaluations:
-                _evaluate(recipe, source.fingerprint, say)
+                own = open_val(data[row.label]).fingerprint
+                _evaluate(recipe, own, lambda text, of=row.label: say(f"[{of}] {text}"))
         matches = {row.label: [load(one.output)["bbox"] for one in row.evaluations] for row in todo.rows}
         told = statistics(todo.rows, matches, entry.resamples)
         say("measuring what each row costs")
@@ -194,11 +195,11 @@ def _evaluate(recipe: DetectorEvaluation, data: str, say: Callable[[str], None])
     if fs.exists(mark) and json.loads(fs.cat_file(mark)) == asked:
         return
     say(f"judging {recipe.output}")
-    submit(EVALUATE, recipe, say=lambda text: None)
+    submit(EVALUATE, recipe, say=say)
     fs.pipe_file(mark, json.dumps(asked, indent=2).encode())
 
 
-def _costs(entry: Entry, todo: Plan, source: DetectionSource, data: DetectionData) -> dict[str, Cost]:
+def _costs(entry: Entry, todo: Plan, source: DetectionSource, data: Mapping[str, DetectionData]) -> dict[str, Cost]:
     from detection import artifact
     from detection.improvements.cost import Way, costs
     from detection.improvements.steps import Steps
@@ -211,8 +212,8 @@ def _costs(entry: Entry, todo: Plan, source: DetectionSource, data: DetectionDat
             if url not in loaded:
                 loaded[url] = artifact.load(url)
         steps = Steps(recipe.refine, recipe.vote, recipe.flip, recipe.maxout)
-        ways[row.label] = Way(tuple(loaded[url] for url in recipe.detector), steps, recipe.scales)
-    return costs(ways, source, data, entry.timed_images)
+        ways[row.label] = Way(tuple(loaded[url] for url in recipe.detector), data[row.label], steps, recipe.scales)
+    return costs(ways, source, entry.timed_images)
 
 
 def markdown(entry: Entry, told: Sequence[dict[str, Any]], spent: Mapping[str, Cost]) -> str:

@@ -62,6 +62,7 @@ def gains(recipe: "Gains | str | Path | dict[str, Any]", **changes: Any) -> Comp
 
     comparison = told(Gains, recipe, changes)
     todo, failed = run(comparison)
-    folder, markdown = write_report(comparison, todo, f"detection.gains({recipe!r})", failed)
+    again = f"detection.gains({recipe!r}{f', **{changes!r}' if changes else ''})"
+    folder, markdown = write_report(comparison, todo, again, failed)
     fs, path = filesystem(join(folder, "report.json"))
     return Compared(folder, json.loads(fs.cat_file(path)), markdown, failed)

@@ -7,6 +7,7 @@ python jobs/gains.py --config jobs/recipes/starter/gains.yaml --rows.yours.artif
 ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /shared/runs
 """
 
+import shlex
 import sys
 import time
 
@@ -37,11 +38,11 @@ def main() -> None:
     todo, failed = run(gains)
     from detection.report.collect import best_backbone, write_report
 
-    folder, markdown = write_report(gains, todo, typed(f"python jobs/gains.py {' '.join(sys.argv[1:])}"), failed)
+    folder, markdown = write_report(gains, todo, typed(f"python jobs/gains.py {shlex.join(sys.argv[1:])}"), failed)
     print(markdown)
     print(f"finished in {time.monotonic() - began:.0f} s")
     print(f"report    {folder}/report.html")
-    print(after_gains(*best_backbone(todo, folder)))
+    print(after_gains(*best_backbone(gains, todo, folder, failed)), end="")
     if failed:
         raise UserError("\n".join(["the report lacks:", *(f"{name}: {why}" for name, why in failed.items())]))
 

@@ -113,14 +113,18 @@ def _report(
 
 def _ladder(gains: Gains, todo: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     """The rungs that have results, the last of them that of the report."""
-    rungs, left_out = [], {}
-    work = works(todo)
+    rungs, left_out, missing = [], {}, []
+    there = {key: one for key, one in todo.finetunings.items() if gains.short(one.run_name) not in failed}
+    work = works(todo._replace(finetunings=there))
     for block in gains.blocks:
         own = todo.of(block)
         rows = tuple(row for label in gains.rows if (row := _row(gains, own, label, failed)))
         if not rows:
             left_out[block] = next((failed[n] for n in map(gains.short, own.names()) if n in failed), "it has no row")
             continue
+        if block != LAST:  # those of the last are the report's
+            lost = [name for one in own.finetunings.values() if (name := gains.short(one.run_name)) in failed]
+            missing += [f"Rung {block} is without {name}: {failed[name]}" for name in lost]
         labels = [row.label for row in rows]
         first = next(iter(own.tuned(labels[0]).values()))
         rungs.append(
@@ -129,13 +133,16 @@ def _ladder(gains: Gains, todo: Plan, failed: Mapping[str, str]) -> dict[str, An
                 changes=flat(gains.ladder.get(block, {})),
                 rows=rows,
                 labels=first.data.share,
-                seconds={label: _seconds(gains, own, label, failed) for label in labels},
-                work={label: work.get((block, label)) for label in labels},
+                seconds={row.label: _seconds(gains, own, row.label, failed) / len(row.trainings) for row in rows},
+                work={
+                    row.label: None if (total := work.get((block, row.label))) is None else total / len(row.trainings)
+                    for row in rows
+                },
                 main=main_measure(first.data),
                 validation=rows[0].trainings[0].metrics["provenance"]["data"]["val"],
             )
         )
-    return ladder.to_json(rungs, left_out, gains.resamples)
+    return ladder.to_json(rungs, left_out, gains.baseline, missing, gains.resamples)
 
 
 def _several(gains: Gains, todo: Plan, command: str, failed: Mapping[str, str], folder: str) -> str:
@@ -188,7 +195,7 @@ def _row(gains: Gains, todo: Plan, label: str, failed: Mapping[str, str]) -> sum
     )
 
 
-def best_backbone(todo: Plan, folder: str) -> tuple[str, str]:
+def best_backbone(gains: Gains, todo: Plan, folder: str, failed: Mapping[str, str]) -> tuple[str, str]:
     """The artifact of the pretrained row with the highest value in the report (of several detectors the first one's),
     and a framework that can have its net; both empty where no such row has results."""
     from backbone.artifact import read_config
@@ -202,7 +209,7 @@ def best_backbone(todo: Plan, folder: str) -> tuple[str, str]:
     if not rows:
         return "", ""
     best = max(rows, key=lambda row: row[main]["value"] or 0)
-    place = next(iter(todo.tuned(best["label"]).values())).backbone
+    place = next(iter(_left(gains, todo, best["label"], failed).values())).backbone
     return place, able(net_options(read_config(place)["raybone"]["net"]))[0]
 
 

@@ -28,7 +28,7 @@ class Rung:
     """Share of the training images, `data.share`."""
 
     seconds: Mapping[str, float | None]
-    """By row: training and validation, all of its trainings, as measured."""
+    """By row: training and validation of one of its trainings, the mean of those there are, as measured."""
 
     work: Mapping[str, float | None]
     """By row: multiply-adds, likewise, as foretold; None where they could not be counted."""
@@ -38,20 +38,30 @@ class Rung:
     """Fingerprint of the images it is judged on."""
 
 
-def to_json(rungs: Sequence[Rung], left_out: Mapping[str, str], resamples: int = 1000) -> dict[str, Any]:
+def to_json(
+    rungs: Sequence[Rung],
+    left_out: Mapping[str, str],
+    baseline: str,
+    missing: Sequence[str] = (),
+    resamples: int = 1000,
+) -> dict[str, Any]:
     """What each rung is worth, costs, and how its order agrees with that of the last of them.
 
     Args:
         rungs: in the order of the report.
         left_out: rung -> why it has no results.
+        baseline: label of the report's.
+        missing: a sentence for each run that failed.
         resamples: as of the report, whose numbers those of the last rung then are.
     """
     last = rungs[-1]
     measured = judge(last.rows, last.main, last.validation, resamples)[0]
+    full = {row.label: len(row.trainings) for row in last.rows}
     told = []
     for rung in rungs:
         way, worth = judge(rung.rows, rung.main, rung.validation, resamples)
         labels = [row.label for row in rung.rows]
+        counts = {row.label: len(row.trainings) for row in rung.rows}
         first = rung.rows[0].trainings[0].metrics["provenance"]
         told.append(
             {
@@ -62,25 +72,38 @@ def to_json(rungs: Sequence[Rung], left_out: Mapping[str, str], resamples: int =
                 "steps": first["steps"],
                 "trainings": sum(len(row.trainings) for row in rung.rows),
                 "worth": {label: asdict(one) for label, one in worth.items()},
-                "seconds": _sum(rung.seconds, labels),
-                "seconds_share": _share(rung.seconds, last.seconds, labels),
-                "multiply_adds": _sum(rung.work, labels),
-                "multiply_adds_share": _share(rung.work, last.work, labels),
+                "seconds": _sum(rung.seconds, labels, counts),
+                "seconds_share": _share(rung.seconds, last.seconds, labels, full),
+                "multiply_adds": _sum(rung.work, labels, counts),
+                "multiply_adds_share": _share(rung.work, last.work, labels, full),
                 "without": [row.label for row in last.rows if row.label not in labels],
                 "tau": None if rung is last else asdict(agreement(way, measured)),
             }
         )
-    return {"enough": ENOUGH, "cheap": CHEAP, "main": last.main, "rungs": told, "left_out": dict(left_out)}
+    return {
+        "enough": ENOUGH,
+        "cheap": CHEAP,
+        "main": last.main,
+        "baseline": baseline,
+        "rungs": told,
+        "left_out": dict(left_out),
+        "missing": list(missing),
+    }
 
 
-def _sum(by_row: Mapping[str, float | None], labels: Sequence[str]) -> float | None:
-    """Over these rows; None where one is not known."""
-    values = [by_row.get(label) for label in labels]
-    return None if None in values else sum(filter(None, values))
+def _sum(by_row: Mapping[str, float | None], labels: Sequence[str], trainings: Mapping[str, int]) -> float | None:
+    """Over so many trainings of these rows; None where one is not known."""
+    found = [(by_row.get(label), trainings[label]) for label in labels]
+    return None if any(value is None for value, _ in found) else sum((value or 0) * count for value, count in found)
 
 
-def _share(own: Mapping[str, float | None], last: Mapping[str, float | None], labels: Sequence[str]) -> float | None:
-    """What these rows cost, over what they cost on the last rung."""
+def _share(
+    own: Mapping[str, float | None],
+    last: Mapping[str, float | None],
+    labels: Sequence[str],
+    trainings: Mapping[str, int],
+) -> float | None:
+    """What as many trainings of these rows cost, over what they cost on the last rung."""
     both = [label for label in labels if label in last]
-    over, under = _sum(own, both), _sum(last, both)
+    over, under = _sum(own, both, trainings), _sum(last, both, trainings)
     return over / under if over is not None and under else None

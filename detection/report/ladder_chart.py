@@ -8,8 +8,9 @@ from detection.report.wording import title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#1f6fb2", "#d2691e", "#1d8a6b", "#a2479b", "#b8901a", "#c2405a", "#4f7f2b", "#7d838c")
-"""The page's, in its order; the eighth is its baseline's."""
+COLOURS = ("#1f6fb2", "#d2691e", "#1d8a6b", "#a2479b", "#b8901a", "#c2405a", "#4f7f2b")
+BASELINE = "#7d838c"
+"""The page's, in its order: the baseline is grey, the others take colours."""
 MARKERS = "osD^vP*X"
 ALONE = "#8b8f96"
 APART = 0.012
@@ -32,7 +33,7 @@ def draw(ladder: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(5.6 * max(1, len(panels)), 4.6), layout="constrained")
     axes = figure.subplots(1, max(1, len(panels)), squeeze=False, sharey=True)[0]
     for ax, (said, points, joined) in zip(axes, panels, strict=False):
-        _panel(ax, points, list(last["worth"]), joined)
+        _panel(ax, points, list(last["worth"]), ladder["baseline"], joined)
         ax.set(xlabel=said)
     axes[0].set(ylabel=f"{title(ladder['main'])}, %", ylim=(0, None))
     if panels:
@@ -43,13 +44,17 @@ def draw(ladder: dict[str, Any]) -> bytes:
     return png.getvalue()
 
 
-def _panel(ax: "Axes", points: list[tuple[float, dict[str, Any]]], labels: list[str], joined: bool) -> None:
-    """A dot with its whisker for each row on each rung; `joined` by lines where x alone differs between them."""
+def _panel(
+    ax: "Axes", points: list[tuple[float, dict[str, Any]]], labels: list[str], baseline: str, joined: bool
+) -> None:
+    """A dot with its whisker for each row on each rung; `joined` by lines."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    others = [label for label in labels if label != baseline]
+    colours = {baseline: BASELINE} | {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(others)}
     span = max(x for x, _ in points) / min(x for x, _ in points)
     for k, label in enumerate(labels):
-        colour = COLOURS[k % len(COLOURS)]
+        colour = colours[label]
         shift = span ** (APART * (k - (len(labels) - 1) / 2))
         own = [(x * shift, rung["worth"][label]) for x, rung in points if label in rung["worth"]]
         own = sorted([one for one in own if one[1]["value"] is not None], key=lambda one: one[0])

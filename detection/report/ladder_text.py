@@ -52,7 +52,7 @@ def _costs(rung: dict[str, Any]) -> str:
 
 def notes(ladder: dict[str, Any]) -> list[str]:
     """A sentence for each rung, row or number that is not there, and why."""
-    lines = [f"Rung {name} is missing: {why}" for name, why in ladder["left_out"].items()]
+    lines = [f"Rung {name} is missing: {why}" for name, why in ladder["left_out"].items()] + ladder["missing"]
     for rung in ladder["rungs"]:
         if rung["without"]:
             lines.append(f"Rung {rung['name']} is without {', '.join(rung['without'])}, and compared without.")
@@ -91,6 +91,7 @@ def worths(ladder: dict[str, Any]) -> list[list[str]]:
     rungs = ladder["rungs"]
     last = rungs[-1]["worth"]
     order = sorted(last, key=lambda label: -(last[label]["value"] or 0))
+    order += dict.fromkeys(label for rung in rungs for label in rung["worth"] if label not in last)
     found = [[interval(rung["worth"][label]) if label in rung["worth"] else NONE for rung in rungs] for label in order]
     return [[label, *cells] for label, cells in zip(order, found, strict=True)]
 

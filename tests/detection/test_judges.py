@@ -20,6 +20,7 @@ from detection.forecast import describe, works
 from detection.gains import Plan, Training, check, plan, run
 from detection.gains_recipe import Gains
 from detection.nets import count
+from detection.report import several
 from detection.report.collect import best_backbone, write_report
 from tests.detection.conftest import SMALL, write_backbone
 from tests.detection.report.made import Page
@@ -234,18 +235,22 @@ def test_from_several_detectors_to_the_report_of_their_orders(two: MakeGains, tm
         values.append([row["AP"]["value"] for row in told["rows"]])
     (pair,) = report["orders"]
     assert pair["of"] == list(BLOCKS)
-    assert pair["value"] == pytest.approx(stats.kendalltau(*values).statistic)
-    assert pair["joint"]["low"] <= pair["value"] <= pair["joint"]["high"]
-    same = np.argsort(values[0]).tolist() == np.argsort(values[1]).tolist()
+    expected = stats.kendalltau(*values).statistic
+    if np.isfinite(expected):
+        assert pair["value"] == pytest.approx(expected)
+        assert pair["joint"]["low"] <= pair["value"] <= pair["joint"]["high"]
+        assert f"faster and masks: tau {pair['value']:.2f}".replace("-", "−") in text
+    else:  # so few steps may leave a detector's rows at nothing
+        assert pair["value"] is None
+    same = several.order(report["blocks"]["faster"]) == several.order(report["blocks"]["masks"])
     assert ("is the same in all 2" if same else "is not the same in all") in text
     html = (folder / "report.html").read_text()
     Page(html)
     assert 'href="faster/report.html"' in html
     assert text == (folder / "report.md").read_text()
-    assert f"faster and masks: tau {pair['value']:.2f}".replace("-", "−") in text
 
     best = max(report["blocks"]["faster"]["rows"][:2], key=lambda row: row["AP"]["value"])["label"]
-    assert best_backbone(todo, str(folder))[0] == asked.rows[best].artifact
+    assert best_backbone(asked, todo, str(folder), {})[0] == asked.rows[best].artifact
 
     lost = {_short(key): "out of memory" for key in todo.finetunings if key.block == "masks"}
     _, text = write_report(asked, todo, "", lost)

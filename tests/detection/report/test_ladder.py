@@ -37,6 +37,8 @@ def ladder(report: GainsReport) -> dict[str, Any]:
             rung(report, "full", labels=1.0, changes={}),
         ],
         {"short": "loss is not finite"},
+        report.baseline,
+        ["Rung heads is without one-heads-seed1: out of memory"],
         resamples=100,
     )
 
@@ -108,6 +110,7 @@ def test_the_same_in_markdown_and_on_the_page(report: GainsReport, ladder: dict[
     for said in (text, html):
         assert "Rung short is missing: loss is not finite" in said
         assert "Rung heads is without from scratch, and compared without." in said
+        assert "Rung heads is without one-heads-seed1: out of memory" in said
         assert "<script>" not in said
     for cells in ladder_text.lines_of(ladder):
         assert "| " + " | ".join(cells) + " |" in text

@@ -59,7 +59,7 @@ def make_recipe(
     return Recipe.model_validate(tree)
 
 
-def train(recipe: Recipe, deadline: float) -> bool:
+def train(recipe: Recipe, deadline: float, threads: int) -> bool:
     """Train to the end, or to the deadline on `time.monotonic`; whether it is finished."""
     if finished(run_url(recipe)):
         return True
@@ -79,7 +79,7 @@ def train(recipe: Recipe, deadline: float) -> bool:
         if record["kind"] == "log" and time.monotonic() > deadline:
             raise OutOfTime
 
-    with local_world(recipe.scaling.use_gpu, torch.get_num_threads()) as world:
+    with local_world(recipe.scaling.use_gpu, threads) as world:
         try:
             pretrain(prepare(recipe), world, report)
         except OutOfTime:
@@ -200,7 +200,8 @@ def main() -> None:
     recipes = [make_recipe(net, seed, *same) for seed in given.seeds for net in given.nets]
     try:
         with ProcessPoolExecutor(given.parallel, get_context("spawn")) as pool:
-            list(pool.map(partial(train, deadline=deadline), recipes))
+            threads = max(1, torch.get_num_threads() // given.parallel)
+            list(pool.map(partial(train, deadline=deadline, threads=threads), recipes))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     curves = {recipe.name: curves_of(recipe) for recipe in recipes}

@@ -168,6 +168,21 @@ def test_the_quickstarts_table_was_printed() -> None:
         ]
 
 
+def test_the_gain_on_photographs_was_printed() -> None:
+    """To the very place in the record: among so many numbers a wrong one may find its like."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    report = json.loads((ROOT / "docs/results/highway_gains.json").read_text())
+    plain, residual = report["rows"]
+
+    def shown(estimate: dict[str, Any], to: str, sign: str = "") -> str:
+        numbers = estimate["value"], estimate["joint"]["low"], estimate["joint"]["high"]
+        value, low, high = (f"{100 * number:{sign}.1f}" for number in numbers)
+        return f"{value} ({low}{to}{high})"
+
+    assert f"VOC mAP is {shown(plain['mAP'], '–')} with the plain net and {shown(residual['mAP'], '–')}" in text
+    assert f"a gain of {shown(residual['gain']['mAP']['absolute'], ' to ', '+')}" in text
+
+
 def test_a_number_that_was_not_printed_is_noticed() -> None:
     tree = json.loads((ROOT / "docs/results/checkpoint_stall.json").read_text())
     assert printed("46", tree)

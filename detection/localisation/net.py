@@ -96,11 +96,13 @@ def build(options: LocaliserOptions, net: Backbone, classes: int) -> Localiser:
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """What regression is to say so that anchors become boxes, [..., 4] all (arXiv:1311.2524, appendix C)."""
+    boxes, anchors = torch.broadcast_tensors(boxes, anchors)
     return CODER.encode_single(boxes.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(boxes.shape)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """What anchors [..., 4] become by deltas [..., 4]: boxes x1 y1 x2 y2."""
+    deltas, anchors = torch.broadcast_tensors(deltas, anchors)
     return CODER.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(deltas.shape)
 
 

@@ -160,8 +160,9 @@ def test_costs_are_of_what_is_asked(trained: Path) -> None:
     asked = DetectorEvaluation(detector=(f"{trained}/artifact",), output=str(trained / "cost"))
     recipe = prepare(asked, lambda text: None).options
     loaded = artifact.load(recipe.detector[0])
-    ways = {"plain": Way((loaded,)), "again": Way((loaded,)), "two": Way((loaded,), Steps(flip=True), (48, 64))}
-    found = costs(ways, open_val(recipe.data), recipe.data, 3)
+    plain = Way((loaded,), recipe.data)
+    ways = {"plain": plain, "again": plain, "two": Way((loaded,), recipe.data, Steps(flip=True), (48, 64))}
+    found = costs(ways, open_val(recipe.data), 3)
     assert found["plain"].times == (1, 1, 1)
     assert found["plain"].detections == found["again"].detections > 0
     assert found["two"].times[0] > 1.5

@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_report(report: GainsReport, summary: dict[str,
         assert full["worth"][row["label"]] == row["AP"]
     assert [one["seconds_share"] for one in (tenth, heads, full)] == pytest.approx([0.1, 1, 1])
     assert [one["multiply_adds_share"] for one in (tenth, heads, full)] == [1, None, 1]
-    assert heads["seconds"] == 90
+    assert heads["seconds"] == 6 * 60 + 3 * 30  # trainings of the first row and of the second
     assert heads["without"] == ["from scratch"]
     assert [one["trainings"] for one in (tenth, heads, full)] == [10, 9, 10]
     assert tenth["tau"]["value"] == 1.0
@@ -65,6 +65,17 @@ def test_numbers_are_those_of_the_report(report: GainsReport, summary: dict[str,
     way, _ = judge(report.rows[:2], "AP", "9f2c", 100)
     assert heads["tau"] == dataclasses.asdict(agreement(way, judge(report.rows, "AP", "9f2c", 100)[0]))
     assert heads["tau"]["joint"]
+
+
+def test_a_training_that_failed_makes_no_rung_cheaper(report: GainsReport) -> None:
+    first, *others = report.rows
+    fewer = (dataclasses.replace(first, trainings=first.trainings[:4]), *others)
+    last = rung(report, "full", labels=1.0, changes={})
+    made = to_json([rung(report, "same", rows=slice(None)), last], {}, report.baseline, resamples=100)
+    short = to_json([dataclasses.replace(rung(report, "same"), rows=fewer), last], {}, report.baseline, resamples=100)
+    for name in ("seconds_share", "multiply_adds_share"):
+        assert made["rungs"][0][name] == short["rungs"][0][name] == 1
+    assert short["rungs"][0]["seconds"] == made["rungs"][0]["seconds"] - 2 * 60
 
 
 def test_units_are_pretrainings_where_there_are_several(report: GainsReport) -> None:

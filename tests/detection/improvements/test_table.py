@@ -68,6 +68,7 @@ def test_the_papers_gain_stands_beside_its_own_step_alone(tmp_path: Path) -> Non
         ({"steps": [STEPS[3], STEPS[0]]}, "an ensemble comes last"),
         ({"steps": [{"label": "e", "ensemble": 3}]}, "takes as many seeds; there are 2"),
         ({"steps": [STEPS[0], STEPS[0]]}, "give each another label"),
+        ({"steps": [{"label": "a b", "refine": True}, {"label": "a, b", "vote": True}]}, "by letters and digits"),
         ({"seeds": [1, 1]}, "give each once"),
     ],
 )

@@ -6,23 +6,16 @@ a process of one thread, `--parallel` of them at a time. Finished ones are not d
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from processes import Processes
+from processes import Processes, recipes, tasks_of
 from results import parser, write
 
 from backbone.cli import read_yaml
-from backbone.parallel import Task, run_all
-from backbone.training.pretrain import PRETRAIN
-from backbone.training.recipe import TrainingRecipe
-from backbone.training.run import run_url
-from detection.finetune import FINETUNE
-from detection.gains import Gains, Plan, plan, run
-from detection.recipe import Finetune
+from backbone.parallel import run_all
+from detection.gains import Gains, plan, run
 from detection.report.collect import write_report
 
 RECIPE = "jobs/recipes/quickstart/gains.yaml"
@@ -85,27 +78,6 @@ def comparison(base: int, storage: str) -> Gains:
         "finetune_with": {**WITHOUT_RAY, "data": {"seed": base}},
     }
     return Gains.model_validate({**tree, **changed})
-
-
-def recipes(todo: Plan) -> list[TrainingRecipe]:
-    """All of a comparison."""
-    return [*todo.pretrainings.values(), *todo.finetunings.values()]
-
-
-def tasks_of(todo: Plan, cost: Processes) -> dict[str, Task]:
-    """The runs of a comparison that are to do, by name, each fine-tuning after the backbone it starts from."""
-    left = [
-        one for one in recipes(todo) if not (FINETUNE if isinstance(one, Finetune) else PRETRAIN).finished(run_url(one))
-    ]
-    made = {f"{run_url(recipe)}/artifact": recipe.run_name for recipe in left if not isinstance(recipe, Finetune)}
-    tasks = {}
-    for recipe in left:
-        name, job = recipe.run_name, "finetune" if isinstance(recipe, Finetune) else "pretrain"
-        file = cost.folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-        after = [made[recipe.backbone]] if isinstance(recipe, Finetune) and recipe.backbone in made else []
-        tasks[name] = Task(partial(cost.run, job, name, ["--config", str(file)]), after)
-    return tasks
 
 
 def summary(gains: Gains) -> dict[str, Any]:

@@ -8,6 +8,7 @@ that the faults of both come together, in one form, and a pair of fields that de
 
 import copy
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -55,7 +56,11 @@ def parse(
         found, faults = _carried_out(model, told)
         if told.help:
             shown = (model, found if told.file else None, flags, doc)
-            print(short_help(*shown)) if told.help == "--help" else full_help(*shown)
+            try:
+                print(short_help(*shown)) if told.help == "--help" else full_help(*shown)
+                sys.stdout.flush()
+            except BrokenPipeError:  # `--help | head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0)
         if faults or found is None:
             none = ["no recipe was given: --config FILE names one"] if recipe and not told.file else []

@@ -53,7 +53,8 @@ class Processes:
             del self._running[started.pid]
             self.seconds += used.ru_utime + used.ru_stime
         if status:
-            raise UserError(f"{name} failed: {log.read_text()[-500:]}")
+            said = log.read_text()[-500:]
+            raise UserError(said.strip().splitlines()[-1] if self._closed else f"{name} failed: {said}")
 
     def close(self) -> None:
         """Stop what runs, so that it can go on later, and begin nothing more."""

@@ -10,9 +10,8 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import LevelMapper
 
 from backbone.errors import UserError
 from backbone.nets import Backbone
@@ -24,6 +23,7 @@ from detection.nets.heads import Heads, box_predictor
 from detection.nets.proposals import ProposalHead, Proposals
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 from detection.nets.retinanet import build_retinanet
+from detection.nets.sampling import PyramidPool
 from detection.options import AnyDetector, DetectorOptions, RetinaOptions
 
 MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4 left)
@@ -210,12 +210,5 @@ def _roi_settings(options: DetectorOptions) -> dict[str, Any]:
     }
 
 
-def _pyramid_pool(options: DetectorOptions, net: Backbone, size: int) -> MultiScaleRoIAlign:
-    pool = MultiScaleRoIAlign(list(net.stages), size, sampling_ratio=2)
-    # Left alone it infers the strides from its first batch and keeps them. It compares padded maps with unpadded images
-    # there: where those are below 68 px it can be wrong, and then for good.
-    strides = [stage.stride for stage in net.stages.values()]
-    canonical: Any = options.roi.canonical  # annotated as int, used as a divisor
-    pool.scales = [1 / s for s in strides]
-    pool.map_levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1, canonical)
-    return pool
+def _pyramid_pool(options: DetectorOptions, net: Backbone, size: int) -> PyramidPool:
+    return PyramidPool({name: stage.stride for name, stage in net.stages.items()}, size, options.roi.canonical)

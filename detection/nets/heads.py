@@ -9,16 +9,19 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 
 from detection.nets.context import beside_whole, with_whole
+from detection.nets.sampling import Sampler
 
 
 class Heads(RoIHeads):
     """RoIHeads, but for `beta` of the smooth L1 loss of boxes, which torchvision has fixed at 1/9, and `context`."""
 
     mask_predictor: nn.Module
+    fg_bg_sampler: Sampler
 
     def __init__(self, *parts: Any, beta: float, context: bool = False, **settings: Any) -> None:
         super().__init__(*parts, **settings)
         self.beta, self.context = beta, context
+        self.fg_bg_sampler = Sampler(self.fg_bg_sampler.batch_size_per_image, self.fg_bg_sampler.positive_fraction)
 
     def forward(
         self,
@@ -38,6 +41,10 @@ class Heads(RoIHeads):
             masks = self.predict_masks(features, boxes, labels, image_shapes)
             found = [{**one, "masks": mask} for one, mask in zip(found, masks, strict=True)]
         return found, {}
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """See torchvision's."""
+        return [torch.cat(drawn).sort().values for drawn in zip(*self.fg_bg_sampler.indices(labels), strict=True)]
 
     def vectors(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Each image's regions [R, 4] -> what their scores and boxes are computed from, [sum of R, features]."""

@@ -1,5 +1,6 @@
 """The region proposal network: torchvision's, with what Faster R-CNN (arXiv:1506.01497) does otherwise as options."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -7,12 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from detection.nets.sampling import BestToo, Sampler, counts, where
 from detection.options import Rpn
 
 
 class Proposals(RegionProposalNetwork):
     """RegionProposalNetwork, but for `beta`, `min_size` and `inside_only` of the options."""
+
+    fg_bg_sampler: Sampler
 
     def __init__(self, options: Rpn, anchors: AnchorGenerator, head: RPNHead) -> None:
         super().__init__(
@@ -27,6 +32,8 @@ class Proposals(RegionProposalNetwork):
             options.nms,
         )
         self.options, self.min_size = options, options.min_size
+        self.proposal_matcher = BestToo(options.fg_iou, options.bg_iou)
+        self.fg_bg_sampler = Sampler(options.batch, options.fg_fraction)
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -57,11 +64,43 @@ class Proposals(RegionProposalNetwork):
             boxes.append(box)
         return labels, boxes
 
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See torchvision's; what is large enough is counted for all images at once, which waits once."""
+        scores = objectness.detach().reshape(len(proposals), -1)
+        top = self._get_top_n_idx(scores, num_anchors_per_level)
+        levels = torch.cat([top.new_full((n,), level) for level, n in enumerate(num_anchors_per_level)])[top]
+        scores = torch.sigmoid(scores.gather(1, top))
+        clipped = [
+            clip_boxes_to_image(boxes[index], sides)
+            for boxes, index, sides in zip(proposals, top, image_shapes, strict=True)
+        ]
+        sound = [
+            ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1) & (own >= self.score_thresh)
+            for boxes, own in zip(clipped, scores, strict=True)
+        ]
+        found = []
+        for i, (boxes, count) in enumerate(zip(clipped, counts(sound), strict=True)):
+            index = where(sound[i], count)
+            boxes, own = boxes[index], scores[i][index]
+            kept = batched_nms(boxes, own, levels[i][index], self.nms_thresh)[: self.post_nms_top_n()]
+            found.append((boxes[kept], own[kept]))
+        return [boxes for boxes, _ in found], [own for _, own in found]
+
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """See torchvision's. Zero where no anchor takes part, as in images smaller than all of them."""
-        positive, negative = (torch.where(torch.cat(rows))[0] for rows in self.fg_bg_sampler(labels))
+        begins = [0, *accumulate(len(label) for label in labels)]
+        positive, negative = (
+            torch.cat([index + begin for index, begin in zip(rows, begins, strict=False)])
+            for rows in self.fg_bg_sampler.indices(labels)
+        )
         sampled = torch.cat([positive, negative])
         found, target = pred_bbox_deltas[positive], torch.cat(regression_targets)[positive]
         boxes = F.smooth_l1_loss(found, target, beta=self.options.beta, reduction="sum") / max(1, len(sampled))

@@ -1,7 +1,7 @@
 """Search depth and schedule, on this machine or on a Ray cluster:
 
 python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml
-python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 16
+python jobs/sweep.py --config jobs/recipes/quickstart/sweep.yaml --budget.trials 16 --dry-run
 python jobs/sweep.py --config jobs/recipes/sweeps/cifar10.yaml --base_with.data.train 'cifar10/train-*.parquet'
 ray job submit --working-dir . -- python jobs/sweep.py --config ... --storage /shared/runs
 """
@@ -10,7 +10,7 @@ import sys
 import time
 
 import backbone.begin  # noqa: F401
-from backbone.cli import parse, run_main
+from backbone.cli import parse, rates_of, run_main
 from backbone.lease import lease
 from backbone.next_steps import line
 from backbone.storage import filesystem, join
@@ -21,7 +21,19 @@ from backbone.training.run import run_place
 
 
 def main() -> None:
-    sweep, _ = parse(Sweep, sys.argv[1:], doc=__doc__, recipe=True)
+    words, rates_file = rates_of(sys.argv[1:])
+    told = {"dry_run": "print trials, epochs by rungs and disk, then stop; --rates FILE adds hours"}
+    sweep, flags = parse(Sweep, words, told, __doc__, recipe=True)
+    if flags["dry_run"]:
+        from backbone.sweep.forecast import describe
+        from backbone.training.cost import read_rates
+
+        if sweep.finetune:
+            from detection.objective import DetectionAP
+
+            DetectionAP.of(sweep).check()
+        print(describe(sweep, read_rates(rates_file) if rates_file else None))
+        return
     if not is_watched():
         raise SystemExit(watch(sweep))
     from backbone.sweep.run import run

@@ -3,32 +3,27 @@
 import contextlib
 import importlib.metadata
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 import yaml
 
 from backbone.cli import laid_over
-from backbone.data.options import SyntheticData
 from backbone.errors import UserError
 from backbone.lease import Lease
-from backbone.nets import build
-from backbone.nets.count import macs, parameters
 from backbone.storage import filesystem, is_local, join
+from backbone.sweep.ahead import Ahead
 from backbone.sweep.analysis import importance
-from backbone.sweep.options import OBJECTIVES, AllGoOn, Asha, Pbt, Sweep
+from backbone.sweep.options import OBJECTIVES, Asha, Sweep
 from backbone.sweep.record import FILE, ROUNDING, Objective, Record, Trial, pareto, read
 from backbone.sweep.search import Search
-from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
+from backbone.sweep.space import Point, recipe_at, recipe_of, size, told
 from backbone.sweep.standing import word
 from backbone.training import schedule
-from backbone.training.pretrain import open_data
-from backbone.training.recipe import ConstantSchedule, Recipe
-from backbone.training.run import check_split, first_micro_batch, recorded_precision, run_place
+from backbone.training.recipe import Recipe
+from backbone.training.run import recorded_precision, run_place
 
 FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_checkpoints")
 """What may change when a sweep is submitted again; the base recipe is compared by what it says."""
@@ -48,24 +43,9 @@ class Board:
                 sweep under this name.
         """
         self.sweep, self.say, self.held = sweep, say, held
-        self.tree = base_tree(sweep)
-        self.base = recipe_at(sweep, self.tree, {})
-        self._check_base()
-        train, _ = open_data(self.base.data, self.base.seed)
-        self.num_train, self.num_classes = len(train), len(train.classes)
+        self.ahead = Ahead(sweep)
+        self.tree, self.base = self.ahead.tree, self.ahead.base
         url = run_place(sweep.storage, sweep.name)
-        recipes = check(sweep)
-        for recipe in recipes:
-            _check_batch(recipe)
-        kinds = sorted({recipe.schedule.kind for recipe in recipes})
-        if isinstance(sweep.scheduler, Asha) and len(kinds) > 1:
-            raise UserError(
-                f"space: schedules of kinds {' and '.join(kinds)}: asha compares trials midway, where the rate of one "
-                "is still high and another's is not; let all go on (--scheduler.kind none), or sweep each by itself"
-            )
-        nets = {recipe.model.model_dump_json(): recipe for recipe in recipes}
-        self.state_bytes = 4 * max(self._cost(recipe)["params"] for recipe in nets.values())
-        self.least_epochs = min(self._steps(recipe).epochs for recipe in recipes)
         self.record = self._open(url)
         self._began, self._before = time.monotonic(), self.record.seconds
         self.search = Search(sweep, self.record.trials)
@@ -82,29 +62,6 @@ class Board:
         """Nothing: Tune pickles whatever it is given, and what a sweep goes on from is the record."""
         return {}
 
-    def _check_base(self) -> None:
-        scaling = self.base.scaling
-        if not scaling.num_workers:
-            raise UserError(f"{self.sweep.base}: scaling.num_workers 0: a trial is a run on Ray; give at least 1")
-        match scheduler := self.sweep.scheduler:
-            case Asha():
-                grace = scheduler.grace
-            case Pbt():
-                grace = scheduler.every
-            case AllGoOn():
-                grace = math.inf
-        if self.base.run.eval_every > grace:
-            raise UserError(
-                f"{self.sweep.base}: run.eval_every {self.base.run.eval_every} epochs is above the scheduler's "
-                f"{grace:g}: it would judge too late; --base_with.run.eval_every 1"
-            )
-        fixed = isinstance(self.base.schedule, ConstantSchedule) and not self.base.schedule.warmup
-        if isinstance(scheduler, Pbt) and not fixed:
-            raise UserError(
-                f"{self.sweep.base}: scheduler pbt makes the schedule itself: it needs schedule.kind constant without "
-                "warmup"
-            )
-
     def _open(self, url: str) -> Record:
         fs, path = filesystem(url)
         asked = self.sweep.model_dump(mode="json")
@@ -120,10 +77,10 @@ class Board:
             sweep=asked,
             base=self.tree,
             objectives=[OBJECTIVES[name] for name in self.sweep.objectives],
-            rungs=self._rungs(),
+            rungs=self.ahead.rungs(),
             versions=versions,
         )
-        needed = self.disk_bytes(1)
+        needed = self.ahead.disk_bytes(1)
         try:
             fs.makedirs(path, exist_ok=True)
         except OSError as error:
@@ -133,32 +90,6 @@ class Board:
             raise UserError(f"storage {path}: {free / 2**30:.1f} GiB free, the sweep takes {needed / 2**30:.1f} GiB")
         record.write()
         return record
-
-    def _rungs(self) -> list[float]:
-        scheduler, rungs = self.sweep.scheduler, []
-        if isinstance(scheduler, Asha):
-            rung = scheduler.grace / self.least_epochs
-            while rung < 1:
-                rungs.append(rung)
-                rung *= scheduler.reduction
-        return rungs
-
-    def disk_bytes(self, places: int) -> float:
-        """The most the sweep will hold: artifacts of all trials, checkpoints of those that run and of the best."""
-        optim, run = self.base.optim, self.base.run
-        checkpoint = self.state_bytes * (3 if optim.ema else 2)
-        trials = self.sweep.budget.trials or size(self.sweep.space)
-        holding = places * (run.keep + 2) + self.sweep.keep_checkpoints * (run.keep + 1)
-        return trials * self.state_bytes + holding * checkpoint
-
-    def _steps(self, recipe: Recipe) -> schedule.Steps:
-        images = recipe.data.train_images if isinstance(recipe.data, SyntheticData) else self.num_train
-        return schedule.in_steps(recipe.schedule, recipe.optim.batch, images)
-
-    def _cost(self, recipe: Recipe) -> dict[str, float]:
-        with torch.device("meta"):
-            net = build(recipe.model, self.num_classes)
-        return {"params": parameters(net), "macs": macs(net, recipe.data.size)}
 
     def announce(self, places: int) -> None:
         """Say what is about to happen and what it will take."""
@@ -170,7 +101,7 @@ class Board:
         if isinstance(scheduler, Asha) and self.record.rungs:
             rungs = ", ".join(f"{rung:.3g}" for rung in (100 * rung for rung in self.record.rungs))
             self.say(f"asha: one of {scheduler.reduction} goes on after {rungs} % of its schedule")
-        self.say(f"at most {self.disk_bytes(places) / 2**30:.2f} GiB in {self.record.url}")
+        self.say(f"at most {self.ahead.disk_bytes(places) / 2**30:.2f} GiB in {self.record.url}")
         self.say(f"watch it with: python jobs/dashboard.py {self.record.url}")
 
     def next(self) -> Trial | None:
@@ -184,10 +115,10 @@ class Board:
         name = f"{len(self.record.trials):04d}"
         trial = Trial(id=name, point=point, folder=f"trials/{name}")
         recipe = self.recipe(trial)
-        steps = self._steps(recipe)
+        steps = self.ahead.steps(recipe)
         trial.net, trial.epochs = recipe.model.name, steps.epochs
         trial.lr = schedule.curve(recipe.schedule, recipe.optim, steps)
-        trial.values = self._cost(recipe)
+        trial.values = self.ahead.cost(recipe)
         self.record.trials.append(trial)
         self.record.write()
         return trial
@@ -222,7 +153,7 @@ class Board:
         trial.folder, trial.lineage = f"trials/{run}", lineage
         trial.history = [row for row in trial.history if row["step"] <= change["step"]]
         recipe = self._best(trial)
-        trial.lr = schedule.curve(recipe.schedule, recipe.optim, self._steps(recipe))
+        trial.lr = schedule.curve(recipe.schedule, recipe.optim, self.ahead.steps(recipe))
         self.say(
             f"[{trial.id}] takes over trial {change['from']} at epoch {change['epoch']:g}: "
             f"learning rate {change['lr_before']:g} becomes {change['lr']:g}"
@@ -346,12 +277,6 @@ class Board:
 
 def _against(first: Objective) -> Objective:
     return OBJECTIVES["macs" if first.name != "macs" else "val_error"]
-
-
-def _check_batch(recipe: Recipe) -> None:
-    """UserError where its batch does not split over the workers."""
-    micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
-    check_split(recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})}))
 
 
 def _check_same(record: Record, asked: dict[str, Any], tree: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def _scheduler(board: Board) -> Any:
         return FIFOScheduler()
     scheduler = ASHAScheduler(
         time_attr="share",
-        grace_period=min(options.grace / board.least_epochs * ROUNDING, 1),  # ty: ignore[invalid-argument-type]
+        grace_period=min(options.grace / board.ahead.least_epochs * ROUNDING, 1),  # ty: ignore[invalid-argument-type]
         max_t=1,
         reduction_factor=options.reduction,
         metric="val_error",

@@ -170,7 +170,7 @@ def test_budgets(tmp_path: Path) -> None:
 def test_disk_use_is_foretold(tmp_path: Path) -> None:
     mine = board(tmp_path, space={"model.depth": {"choice": [8, 14]}}, budget={"trials": 2})
     weights = 4 * 172636  # of the larger net
-    assert mine.disk_bytes(places=3) == 2 * weights + (3 * 4 + 3) * 2 * weights
+    assert mine.ahead.disk_bytes(places=3) == 2 * weights + (3 * 4 + 3) * 2 * weights
 
 
 def test_pareto() -> None:

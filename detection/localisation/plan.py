@@ -1,0 +1,60 @@
+"""What a localiser's recipe will do, before it does it: `jobs/localise.py --dry-run`."""
+
+from backbone import artifact as backbones
+from backbone.nets.count import parameters
+from backbone.training import schedule
+from backbone.training.plan import doubts, lr_curve, lr_line, stored_bytes
+from backbone.training.precision import foretold
+from backbone.training.run import check_split, first_micro_batch, run_url
+from detection.localisation.localise import build_localiser, classes_of, loading
+from detection.localisation.recipe import ClsLocData, Localise
+from detection.localisation.sources import open_located
+from detection.nets.policy import count_norms
+
+
+def describe(recipe: Localise) -> str:
+    """The plan of a run as text.
+
+    Raises:
+        UserError: as `detection.localisation.localise.prepare`, but for the storage.
+    """
+    net, inputs, block = backbones.load(recipe.backbone)
+    loading(recipe, inputs)
+    train, val = open_located(recipe.data, inputs.size)
+    classes_of((train, val), block["classes"], recipe)
+    micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})
+    check_split(recipe)
+    localiser = build_localiser(recipe, net)
+    frozen, trained = count_norms(localiser)
+    steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
+    workers = recipe.scaling.processes
+    accumulation = recipe.optim.batch / micro_batch / workers
+    metrics = block["provenance"].get("metrics", {})
+    worth = f", {100 - metrics['val_error']:.1f} % top-1" if "val_error" in metrics else ""
+    places = (recipe.data.train, recipe.data.val) if isinstance(recipe.data, ClsLocData) else ("", "")
+    lines = [
+        ("run", run_url(recipe)),
+        ("backbone", f"{net.options.name} of {recipe.backbone}: weights {block['weights_sha256'][:12]}{worth}"),
+        (
+            "localiser",
+            f"on {recipe.localiser.stage}, {net.num_classes:,} classes x {localiser.each} anchors: "
+            f"{parameters(localiser):,} parameters",
+        ),
+        ("policy", f"{frozen} norms frozen, {trained} trained; {recipe.localiser.freeze_at} of 5 parts fixed"),
+        ("images", f"{len(train):,} training, {len(val):,} validation ({recipe.data.source}), {inputs.size} pixels"),
+        (
+            "steps",
+            f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
+        ),
+        ("precision", foretold(recipe, run_url(recipe))),
+        (
+            "batch",
+            f"{recipe.optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)",
+        ),
+        ("lr", lr_line(recipe, steps)),
+        ("", lr_curve(recipe, steps)),
+        ("disk", f"{stored_bytes(recipe, parameters(localiser)) / 2**30:.2f} GiB of checkpoints and artifact"),
+        *[("warning", text) for text in doubts(recipe, len(train), *places)],
+    ]
+    return "\n".join(f"{label:<11}{text}" for label, text in lines)

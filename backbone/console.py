@@ -71,5 +71,6 @@ def typed(text: str) -> str:
 def _usage(jobs: dict[str, str]) -> str:
     lines = ["usage: raybone JOB --config RECIPE.yaml [--section.field VALUE ...]", ""]
     lines += [f"  {name:<11}{text}" for name, text in jobs.items()]
-    lines += ["", "raybone gains --config quickstart/gains.yaml   # minutes on two cores, no download"]
+    lines += ["", "raybone gains --config quickstart/demo.yaml    # a first look on two cores, no download"]
+    lines += ["raybone gains --config quickstart/gains.yaml   # the same with error bars, in minutes"]
     return "\n".join([*lines, "raybone JOB --help explains one; its recipes are in " + str(RECIPES)])

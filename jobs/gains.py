@@ -1,5 +1,6 @@
 """Compare backbones in one detector and write the report, on this machine or on a Ray cluster:
 
+python jobs/gains.py --config jobs/recipes/quickstart/demo.yaml
 python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml
 python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml --dry-run
 python jobs/gains.py --config jobs/recipes/starter/gains.yaml --rows.yours.artifact runs/my-backbone/artifact \\

@@ -201,6 +201,7 @@ def test_quickstart_plan_fits_a_laptop():
 
 def test_every_file_is_of_a_kind_and_its_kind_is_found():
     assert {path: KINDS[path] for path in PATHS if "quickstart" in path} == {
+        "quickstart/demo.yaml": "rows",
         "quickstart/detector.yaml": "detector",
         "quickstart/entry.yaml": "steps",
         "quickstart/gains.yaml": "rows",
@@ -372,3 +373,10 @@ def test_the_papers_table_9_plans(monkeypatch: pytest.MonkeyPatch):
     rows = plan_entry(found).rows
     assert [row.label for row in rows[1:5:2]] == ["box refinement", "multi-scale testing"]
     assert rows[-1].evaluations[0].steps == ["refine", "vote", "36", "48", "60"]
+
+
+def test_the_demo_is_three_runs_of_this_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    todo = plan_gains(load(Gains, RECIPES / "quickstart/demo.yaml"))
+    assert todo.names() == ["demo-pretrained", "demo-from-scratch-seed0", "demo-pretrained-seed0"]
+    assert [scaling.num_workers for scaling in todo.scaling] == [0, 0, 0]

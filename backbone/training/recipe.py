@@ -107,7 +107,10 @@ class _Schedule(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.warmup >= self.total:
-            raise ValueError(f"warmup {self.warmup:g} leaves nothing of total {self.total:g}")
+            raise ValueError(
+                f"warmup {self.warmup:g} leaves nothing of total {self.total:g}; "
+                f"--schedule.warmup {self.total / 10:g}, say, or a larger --schedule.total"
+            )
         if not self.hold_lr and self.hold_until_error != 80:
             raise ValueError("hold_until_error is read with hold_lr only")
         if not self.hold_lr and self.hold_at_most:

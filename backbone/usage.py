@@ -38,7 +38,7 @@ def usage(doc: str, what: str) -> str:
 
 def short_help(model: type[BaseModel], default: BaseModel | None, flags: dict[str, str], doc: str) -> str:
     """Description, examples, and options with what they are; of a model with many the essential ones."""
-    every = _rows(model, default)
+    every = rows(model, default)
     shown = every if len(every) <= MANY else [row for row in every if "." not in row[0] or row[0] in ESSENTIAL]
     sections = sorted({row[0].rpartition(".")[0].partition(".")[0] for row in shown}, key=_place)
     lines = [typed(doc.strip() or (model.__doc__ or "").strip()), ""]
@@ -86,18 +86,18 @@ def _option(name: str, text: str) -> list[str]:
     return [first.rstrip(), *(f"{'':34}{line}" for line in body[1:])]
 
 
-def _rows(model: type[BaseModel], default: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
+def rows(model: type[BaseModel], default: Any = None, prefix: str = "") -> list[tuple[str, str, str, str]]:
     """Name, kind of value, description and default of each field."""
-    rows = []
+    found = []
     for name, field in model.model_fields.items():
         value = getattr(default, name, field.get_default(call_default_factory=True))
         if nested := section_model(field.annotation):
-            rows += _rows(nested, value, f"{prefix}{name}.")
+            found += rows(nested, value, f"{prefix}{name}.")
             continue
         says = value not in ("", (), {}, PydanticUndefined, None)
         shown = f"(default: {_said(value)})" if says else ""
-        rows.append((prefix + name, _kind(field.annotation), " ".join((field.description or "").split()), shown))
-    return rows
+        found.append((prefix + name, _kind(field.annotation), " ".join((field.description or "").split()), shown))
+    return found
 
 
 def _said(value: Any) -> str:

@@ -13,6 +13,10 @@ def test_from_a_classifier_to_errors_and_a_picture(
     words = ["--config", "jobs/recipes/quickstart/localiser.yaml", "--backbone", write_classifier(tmp_path / "net")]
     words += ["--run.storage", tmp_path / "runs", "--scaling.num_workers", 0, "--compute.precision", "fp32"]
     words += ["--data.train_images", 64, "--data.val_images", 8, "--schedule.total", 1, "--run.eval_every", 1]
+    planned = run_job("localise", *words, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "64 training, 8 validation" in planned.stdout
+    assert not (tmp_path / "runs").exists()
     done = run_job("localise", *words)
     assert done.returncode == 0, done.stderr
     assert "localisation error, %" in done.stdout

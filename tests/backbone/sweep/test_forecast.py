@@ -1,5 +1,7 @@
 """What a sweep will take: epochs counted, hours against the cost model, the rungs against Ray's own scheduler."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,3 +102,12 @@ def test_a_forecast_refuses_what_the_sweep_would(tmp_path: Path) -> None:
         describe(make(tmp_path, base_with={}))
     with pytest.raises(UserError, match=r"recipes have no such field; perhaps model\.depth"):
         describe(make(tmp_path, {"model.depht": {"choice": [8, 14]}}))
+
+
+def test_the_job_says_it(run_job: Callable[..., subprocess.CompletedProcess], tmp_path: Path) -> None:
+    words = ["--config", "jobs/recipes/quickstart/sweep.yaml", "--storage", tmp_path, "--dry-run"]
+    done = run_job("sweep", *words, "--rates", "docs/results/cost_model.json")
+    assert done.returncode == 0, done.stderr
+    assert "trials     8, search random: " in done.stdout
+    assert "device-hours" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -156,12 +156,28 @@ def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[s
 
 def detect_one(loaded: artifact.Loaded, image: np.ndarray, image_id: int = 0) -> Detections:
     """What a detector finds in one image, uint8 RGB [H, W, 3], on whichever device it is."""
+    return detect_views(loaded, [view_of(loaded, image)], [image.shape[:2]], [image_id])
+
+
+def view_of(loaded: artifact.Loaded, image: np.ndarray) -> np.ndarray:
+    """An image, uint8 RGB [H, W, 3], at the size that the detector was trained at; uint8 [h, w, 3]."""
+    return evaluation_view(image, loaded.inputs.size, loaded.longer_side)
+
+
+def detect_views(
+    loaded: artifact.Loaded, views: list[np.ndarray], originals: Sequence[tuple[int, ...]], image_ids: Sequence[int]
+) -> Detections:
+    """What a detector finds in N images of which `views` are its views, and `originals` height and width of the files.
+
+    Those of the same padded sides go through it together, which changes the last bits of what is found.
+    """
     device = next(loaded.detector.parameters()).device
     autocast = torch.autocast(device.type, enabled=False)
-    pixels, sizes = pad([evaluation_view(image, loaded.inputs.size, loaded.longer_side)])
-    batch = {"images": pixels, "sizes": sizes, "readable": torch.tensor([True]), "indices": [0], "bad": []}
-    batch["originals"] = torch.tensor([image.shape[:2]])
-    return detect_batches(loaded.detector.eval(), loaded.inputs, [batch], np.array([image_id]), device, autocast)[0]
+    pixels, sizes = pad(views)
+    indices = list(range(len(views)))
+    batch = {"images": pixels, "sizes": sizes, "readable": torch.ones(len(views)).bool(), "indices": indices, "bad": []}
+    batch["originals"] = torch.tensor(originals)
+    return detect_batches(loaded.detector.eval(), loaded.inputs, [batch], np.array(image_ids), device, autocast)[0]
 
 
 @dataclass(frozen=True)

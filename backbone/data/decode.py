@@ -80,6 +80,20 @@ def decode(data: bytes, name: str, shrink: int = 1) -> np.ndarray:
     return _decode_pil(data, name)
 
 
+def size_of(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
+    """Height and width that a file of one of `formats` says it has, as stored, before any pixel is decoded.
+
+    Raises:
+        BadImage: it is of no such format, or its header is damaged. Names `name`.
+    """
+    try:
+        Image.init()
+        with Image.open(io.BytesIO(data), formats=[one for one in formats if one in Image.OPEN]) as image:
+            return image.height, image.width
+    except Exception as error:  # as in `_decode_pil`
+        raise BadImage(f"{name}: {_said(error, data)}") from error
+
+
 def _decode_opencv(data: bytes, header: Header | None, shrink: int) -> np.ndarray | None:
     """None where it cannot."""
     try:
@@ -135,13 +149,17 @@ def _decode_pil(data: bytes, name: str) -> np.ndarray:
                 )
             return _pixels(image)
     except Exception as error:  # PIL's plugins raise anything on damaged files, SyntaxError and struct.error included
-        if isinstance(error, Image.UnidentifiedImageError):  # its message is the address of a buffer
-            known = what_is(data[:HEAD])
-            if known.startswith(SEEN):
-                error = ValueError(f"{known.partition(';')[0]} whose header is damaged")
-            else:
-                error = ValueError(f"not an image: it {known or f'begins with {data[:12]!r}'}")
-        raise BadImage(f"{name}: {str(error) or type(error).__name__}") from error
+        raise BadImage(f"{name}: {_said(error, data)}") from error
+
+
+def _said(error: Exception, data: bytes) -> str:
+    """What is wrong with a file, of what PIL raised."""
+    if not isinstance(error, Image.UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    known = what_is(data[:HEAD])  # its message is the address of a buffer
+    if known.startswith(SEEN):
+        return f"{known.partition(';')[0]} whose header is damaged"
+    return f"not an image: it {known or f'begins with {data[:12]!r}'}"
 
 
 def _check_covered(image: ImageFile.ImageFile) -> None:

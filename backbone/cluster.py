@@ -90,6 +90,11 @@ def init(ray: Any, address: str | None, say: Callable[[str], None], **settings: 
     raise AssertionError
 
 
+def joins() -> bool:
+    """Whether `connect` would join a cluster that runs, rather than start one that ends with this process."""
+    return _address(lambda line: None) not in (None, "local")
+
+
 def _address(say: Callable[[str], None]) -> str | None:
     """What to join: a cluster's address, "auto", or "local" and None for a new one.
 

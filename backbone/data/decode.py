@@ -54,6 +54,10 @@ TURNS = {
 }
 
 
+class TooManyPixels(BadImage):
+    """By its header an image has more than is ever read."""
+
+
 def decode(data: bytes, name: str, shrink: int = 1) -> np.ndarray:
     """Decode JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP or another of `FORMATS`, or raw pixels, to uint8 [H, W, 3], RGB.
 
@@ -84,12 +88,15 @@ def size_of(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> tuple
     """Height and width that a file of one of `formats` says it has, as stored, before any pixel is decoded.
 
     Raises:
+        TooManyPixels: so many that PIL sees an attack.
         BadImage: it is of no such format, or its header is damaged. Names `name`.
     """
     try:
         Image.init()
         with Image.open(io.BytesIO(data), formats=[one for one in formats if one in Image.OPEN]) as image:
             return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{name}: {error}") from error
     except Exception as error:  # as in `_decode_pil`
         raise BadImage(f"{name}: {_said(error, data)}") from error
 

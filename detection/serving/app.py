@@ -117,7 +117,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         if token and not is_token(request.headers.get("authorization", ""), token):
             raise Refused(401, "no_token", "this server wants a token: Authorization: Bearer TOKEN")
 
-    guarded = {"dependencies": [Depends(allowed)], "responses": FAULTS}
+    guard = [Depends(allowed)]
 
     def model_for(task: str, name: str | None) -> str:
         """Refused (404) where there is none."""
@@ -150,7 +150,14 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         finally:
             observe(task, model, status, time.perf_counter() - began)
 
-    @app.post("/detect", response_model=Found, response_model_exclude_none=True, openapi_extra=BODY, **guarded)
+    @app.post(
+        "/detect",
+        response_model=Found,
+        response_model_exclude_none=True,
+        openapi_extra=BODY,
+        dependencies=guard,
+        responses=FAULTS,
+    )
     async def detect(
         request: Request,
         model: Annotated[str | None, Query(description="of /models; else the first detector")] = None,
@@ -163,7 +170,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         """
         return await answered(request, "detect", model, min_score=min_score)
 
-    @app.post("/classify", response_model=Classified, openapi_extra=BODY, **guarded)
+    @app.post("/classify", response_model=Classified, openapi_extra=BODY, dependencies=guard, responses=FAULTS)
     async def classify(
         request: Request,
         model: Annotated[str | None, Query(description="of /models; else the first backbone")] = None,
@@ -172,7 +179,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         """What a picture shows: softmax of the backbone's own head on the central crop, as `1-crop` evaluation does."""
         return await answered(request, "classify", model, top=top)
 
-    @app.post("/features", response_model=Features, openapi_extra=BODY, **guarded)
+    @app.post("/features", response_model=Features, openapi_extra=BODY, dependencies=guard, responses=FAULTS)
     async def features(
         request: Request,
         model: Annotated[str | None, Query(description="of /models; else the first backbone")] = None,
@@ -183,7 +190,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         wanted = tuple(dict.fromkeys(filter(None, re.split(r"[,\s]+", stages))))
         return await answered(request, "features", model, stages=wanted, pooled=pooled)
 
-    @app.get("/models", response_model=Served, **guarded)
+    @app.get("/models", response_model=Served, dependencies=guard, responses=FAULTS)
     async def served() -> Response:
         """What is served: names, classes, stages, the weights' hashes, and the limits."""
         return JSONResponse({"models": [dict(model) for model in models], "limits": limits.model_dump()})

@@ -211,13 +211,13 @@ def _head(model: Model, one: Look) -> dict[str, Any]:
     return {"model": model.name, "sha256": model.sha256, "image": image}
 
 
-def prepare_process(cpus: float, use_gpu: bool) -> str:
+def prepare_process(cpus: int, use_gpu: bool) -> str:
     """Threads of torch and OpenCV in a replica's process; returns its device.
 
     Raises:
         UserError: a GPU is asked for and torch sees none.
     """
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(cpus)
     cv2.setNumThreads(0)
     if use_gpu and not torch.cuda.is_available():
         raise UserError("use_gpu: torch sees no GPU on this node; look at nvidia-smi, or leave it off")

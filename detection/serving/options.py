@@ -5,7 +5,6 @@ import hmac
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -76,8 +75,8 @@ class Serving(Strict):
     max_replicas: int = Field(1, ge=1)
     """Replicas at most; between the two their number follows the requests under way."""
 
-    cpus_per_replica: float = Field(1, gt=0)
-    """Cores reserved for a replica, and (rounded down, at least 1) the threads torch computes with in it."""
+    cpus_per_replica: int = Field(1, ge=1)
+    """Cores reserved for a replica, and the threads torch computes with in it."""
 
     use_gpu: bool = False
     """A GPU for each replica."""
@@ -114,7 +113,7 @@ class Serving(Strict):
                 raise ValueError(f"artifact {word}: {name!r} is no name; give one of letters and digits: photos={url}")
             if name in found:
                 raise ValueError(f"artifact: two are called {name}; give them names: one={found[name]} other={url}")
-            found[name] = absolute(url)
+            found[name] = url if "://" in url else absolute(url)  # which would ask a remote one
         if not found:
             raise ValueError("artifact: name at least one")
         return found
@@ -139,9 +138,11 @@ def token_hash(options: Serving) -> str:
             token = Path(options.token_file).expanduser().read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{where}: cannot be read: {error}") from error
-    if not token and (options.token_file or options.host not in LOOPBACK):
+    if not token and options.token_file:
+        raise UserError(f"{where}: is empty; make a token: openssl rand -hex 24 > {options.token_file}")
+    if not token and options.host not in LOOPBACK:
         made = f'export {TOKEN}="$(openssl rand -hex 24)"'
-        raise UserError(f"host {options.host}: others reach it, so a token is needed, and {where} is empty: {made}")
+        raise UserError(f"host {options.host}: others reach it, so a token is needed: {made}")
     if token and (len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token):
         raise UserError(f"{where}: a token is {SHORTEST} or more letters, digits and signs without spaces")
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
@@ -152,10 +153,3 @@ def is_token(header: str, expected: str) -> bool:
     kind, _, token = header.partition(" ")
     given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
     return kind.lower() == "bearer" and hmac.compare_digest(given, expected)
-
-
-def from_tree(tree: dict[str, Any]) -> Serving:
-    """The options of a Ray Serve configuration file's `args`."""
-    from backbone.cli import validate
-
-    return validate(Serving, tree, "args")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from backbone.data.decode import size_of
+from backbone.data.decode import TooManyPixels, size_of
 from backbone.data.formats import HEAD, what_is
 from backbone.data.headers import JPEG_START, PNG_START
 from backbone.errors import BadImage
@@ -74,6 +74,8 @@ def check_image(data: bytes, limits: Limits) -> None:
         raise Refused(415, "not_an_image", f"only JPEG and PNG are read; the body {known or 'is something else'}")
     try:
         height, width = size_of(data, IMAGE, READ)
+    except TooManyPixels as error:
+        raise Refused(413, "too_many_pixels", str(error)) from error
     except BadImage as error:
         raise Refused(400, "damaged_image", str(error)) from error
     check_pixels(height, width, limits)

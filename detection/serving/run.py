@@ -1,0 +1,240 @@
+"""The Ray side: replicas that hold artifacts, fronts that hand them requests, and putting both on a cluster.
+
+A front outlives the replicas it asks: where one dies with a question, the front asks another. `application` is what a
+Ray Serve configuration file names, with the options of `jobs/serve.py` as its `args`:
+
+    import_path: detection.serving.run:application
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter, Histogram
+
+from backbone.cli import validate
+from backbone.cluster import check_resources, connect, joins
+from backbone.compute import Scaling
+from backbone.errors import UserError, last_line
+from backbone.stopping import heed_again
+from detection.serving.app import make_app
+from detection.serving.models import Look, Model, answers, described, load, look, prepare_process
+from detection.serving.options import LOOPBACK, TOKEN, Serving, token_hash
+from detection.serving.questions import Answer, Question, Refused
+from detection.serving.queue import Groups
+
+DEATHS = 3  # replicas that may die of a question before it is refused: it may be what they die of
+PAUSE = 0.2  # seconds until an old replica, which does not know a new artifact yet, is asked again
+SURGE = 25  # percent of the replicas that are started beside the old ones when they are replaced, at least one
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+Key = tuple[str, str, tuple[int, int]]  # model, task, padded sides
+Say = Callable[[str], None]
+
+
+class Replica:
+    """Holds artifacts, each verified before this replica is asked anything, and answers questions of them."""
+
+    async def __init__(self, tree: dict[str, Any], hashes: dict[str, str]) -> None:
+        self.options = Serving.model_validate(tree)
+        self.hashes, self.urls = hashes, self.options.named()
+        self.device = prepare_process(self.options.cpus_per_replica, self.options.use_gpu)
+        # Images are decoded while the net computes, one at a time each, which bounds memory.
+        self.decoding, computing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.groups = Groups[Key, tuple[Model, Look], Answer](self._compute, self.options.batch, computing)
+        tags = ("model", "task")
+        self.seconds = Histogram("raybone_compute_seconds", "Of a group of images.", SECONDS, tags)
+        self.images = Counter("raybone_images", "Images that went through a net.", tags)
+
+        async def loaded(name: str) -> Model:
+            return await asyncio.get_running_loop().run_in_executor(self.decoding, self._load, name)
+
+        keep = self.options.resident or len(self.urls)
+        self.model = serve.multiplexed(max_num_models_per_replica=keep)(loaded)
+        for name in reversed(self.urls):
+            await self.model(name)
+
+    def _load(self, name: str) -> Model:
+        model = load(name, self.urls[name], self.device)
+        if model.sha256 != self.hashes[name]:
+            raise UserError(f"{self.urls[name]}: is another artifact than when it was put here; serve it again")
+        return model
+
+    async def answer(self, question: Question) -> Answer | Refused:
+        """What the model says, or why it is not asked."""
+        if question.model not in self.urls:
+            return Refused(404, "not_here", f"this replica has no {question.model} yet")
+        try:
+            model = await self.model(question.model)
+            loop = asyncio.get_running_loop()
+            seen = await loop.run_in_executor(self.decoding, look, model, question, self.options.limits)
+        except Refused as refused:
+            return refused
+        except UserError as error:
+            return Refused(503, "artifact_gone", str(error))
+        return await self.groups.ask((model.name, question.task, seen.sides), (model, seen))
+
+    def _compute(self, key: Key, asked: Any) -> list[Answer]:
+        began = time.perf_counter()
+        found = answers(asked[0][0], [seen for _, seen in asked])
+        tags = {"model": key[0], "task": key[1]}
+        self.seconds.observe(time.perf_counter() - began, tags)
+        self.images.inc(len(asked), tags)
+        return found
+
+
+@serve.ingress()
+class Front:
+    """Reads and checks requests, and asks replicas."""
+
+    def __init__(self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str):
+        self.replicas, self.models, self.token = replicas, models, token
+        self.limits = Serving.model_validate(tree).limits
+        tags = ("route", "model", "status")
+        self.requests = Counter("raybone_requests", "Requests answered or refused.", tags)
+        self.seconds = Histogram("raybone_request_seconds", "From a request to its answer.", SECONDS, tags)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self.models, self.limits, self.token, self._ask, self._observe)
+
+    async def _ask(self, question: Question) -> Answer | Refused:
+        """Asked again where the replica died, which answering twice does not hurt."""
+        handle = self.replicas.options(multiplexed_model_id=question.model)
+        for _ in range(DEATHS):
+            try:
+                while isinstance(found := await handle.answer.remote(question), Refused) and found.code == "not_here":
+                    await asyncio.sleep(PAUSE)  # an old replica, which will soon be gone
+                return found
+            except BackPressureError:
+                return Refused(429, "too_many_requests", f"{self.limits.waiting:,} requests are waiting; try again")
+            except RayActorError:
+                continue
+        return Refused(503, "replicas_died", f"{DEATHS} replicas died with this request; their logs may say why")
+
+    def _observe(self, route: str, model: str, status: int, seconds: float) -> None:
+        tags = {"route": route, "model": model, "status": str(status)}
+        self.requests.inc(1, tags)
+        self.seconds.observe(seconds, tags)
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """What a Ray Serve configuration file names. It always wants a token, since others bind the address.
+
+    Raises:
+        UserError: a mistake in the options, an artifact that does not verify, or no token.
+    """
+    options = validate(Serving, {"host": "0.0.0.0", **args}, "args")
+    return bound(options, token_hash(options), verified(options))
+
+
+def verified(options: Serving, say: Say = lambda line: None) -> list[dict[str, Any]]:
+    """What `/models` says of each artifact, which was loaded here and has answered its probe.
+
+    Raises:
+        UserError: one is none, or damaged.
+    """
+    found = []
+    for name, url in options.named().items():
+        found.append(described(load(name, url)))
+        say(f"verified  {name}: {found[-1]['kind']} of {len(found[-1]['classes'])} classes, {url}")
+    return found
+
+
+def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.Application:
+    """The application of verified models; `token` is the hash of the one that requests must bring."""
+    tree, hashes = options.model_dump(), {model["name"]: model["sha256"] for model in models}
+    resources = {"num_cpus": options.cpus_per_replica, "num_gpus": int(options.use_gpu)}
+    under_way = 2 * options.batch  # one group computes while the next one is decoded
+    replica = serve.deployment(
+        name="replica",
+        ray_actor_options=resources,
+        autoscaling_config={
+            "min_replicas": options.min_replicas,
+            "max_replicas": options.max_replicas,
+            "target_ongoing_requests": under_way,
+        },
+        max_ongoing_requests=2 * under_way,
+        max_queued_requests=options.limits.waiting,
+        max_surge_percent=SURGE,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=options.limits.seconds + 5,
+        health_check_period_s=2,
+    )(Replica)
+    front = serve.deployment(
+        name="front",
+        num_replicas=options.fronts,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=2 * options.limits.waiting,
+        max_surge_percent=SURGE,
+        graceful_shutdown_timeout_s=options.limits.seconds + 5,
+    )(Front)
+    return front.bind(replica.bind(tree, hashes), tree, models, token)
+
+
+def start(options: Serving, say: Say = print) -> Callable[[], None]:
+    """Put it on the cluster that runs, or on one of this process's own; what ends it is returned.
+
+    Raises:
+        UserError: an artifact does not verify, there is no token, no room, or the address is not to be had.
+    """
+    token = token_hash(options)
+    if options.detach and not joins():
+        raise UserError(
+            "detach: no Ray cluster runs here, and one of this command's own ends with it: ray start --head"
+        )
+    models = verified(options, say)
+    ray, _ = connect(say)
+    check_resources(
+        Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
+    )
+    _listen(options)
+    try:
+        serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
+    except (RuntimeError, RayServeException) as error:
+        raise UserError(
+            f"{options.name}: Ray Serve does not take it: {last_line(error)}; see ray logs serve"
+        ) from error
+    finally:
+        heed_again()
+    where = f"http://{options.host}:{options.port}{options.route.rstrip('/')}/"
+    needs = f"it wants the token of {options.token_file or TOKEN}" if token else "no token is needed from this machine"
+    say(f"serving   {where} ({needs})")
+
+    def end() -> None:
+        serve.delete(options.name)
+        ray.shutdown()
+
+    return end
+
+
+def _listen(options: Serving) -> None:
+    """Start Ray Serve, or find that it listens where it is to.
+
+    Raises:
+        UserError: the address is taken, or Ray Serve runs and listens at another one, where others may reach it.
+    """
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        try:
+            with socket.create_server((options.host, options.port)):
+                pass
+        except OSError as error:
+            raise UserError(f"host {options.host}, port {options.port}: {error}; give another --port") from error
+        where = "HeadOnly" if options.host in LOOPBACK else "EveryNode"
+        quiet = {"log_level": "WARNING", "enable_access_log": False}
+        serve.start(where, {"host": options.host, "port": options.port}, logging_config=quiet)
+        return
+    there = running.http_config
+    if (there.host, there.port) != (options.host, options.port):
+        raise UserError(
+            f"Ray Serve runs on this cluster and listens at {there.host}:{there.port}, not at {options.host}:"
+            f"{options.port}: give --host {there.host} --port {there.port}, or end it first: serve shutdown"
+        )

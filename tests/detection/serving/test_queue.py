@@ -1,0 +1,59 @@
+"""Whose turn it is: groups of one key, the longest wait first, nobody starved, faults to whom they belong."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from detection.serving.queue import Groups
+
+
+class Slow:
+    """Computes once it is let to, and notes its groups."""
+
+    def __init__(self) -> None:
+        self.go, self.seen = threading.Event(), []
+
+    def __call__(self, key: str, asked: Sequence[int]) -> list[int]:
+        self.go.wait(10)
+        self.seen.append((key, list(asked)))
+        if -1 in asked:
+            raise ValueError("minus one")
+        return [10 * one for one in asked]
+
+
+def test_those_of_one_key_go_together_and_the_longest_wait_is_next() -> None:
+    async def main() -> None:
+        compute = Slow()
+        groups = Groups(compute, 2, ThreadPoolExecutor(1))
+        first = asyncio.create_task(groups.ask("a", 0))
+        await asyncio.sleep(0.05)  # it computes; the others wait
+        others = [asyncio.create_task(groups.ask(key, k)) for k, key in enumerate("abaab", 1)]
+        await asyncio.sleep(0.05)
+        compute.go.set()
+        assert await asyncio.gather(first, *others) == [0, 10, 20, 30, 40, 50]
+        assert compute.seen == [("a", [0]), ("a", [1, 3]), ("b", [2, 5]), ("a", [4])]
+
+    asyncio.run(main())
+
+
+def test_who_gave_up_is_left_out_and_a_fault_is_the_groups_alone() -> None:
+    async def main() -> None:
+        compute = Slow()
+        groups = Groups(compute, 4, ThreadPoolExecutor(1))
+        first = asyncio.create_task(groups.ask("a", 0))
+        await asyncio.sleep(0.05)
+        gone, bad, good = (asyncio.create_task(groups.ask(key, k)) for key, k in (("a", 1), ("b", -1), ("c", 3)))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        compute.go.set()
+        assert await first == 0
+        with pytest.raises(ValueError, match="minus one"):
+            await bad
+        assert await good == 30
+        assert [key for key, _ in compute.seen] == ["a", "b", "c"]
+        assert await groups.ask("d", 4) == 40  # and it goes on after standing still
+
+    asyncio.run(main())

@@ -191,7 +191,7 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
             "detach: no Ray cluster runs here, and one of this command's own ends with it: ray start --head"
         )
     models = verified(options, say)
-    ray, _ = connect(say)
+    ray, started = connect(say)
     check_resources(
         Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
     )
@@ -210,7 +210,8 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
 
     def end() -> None:
         serve.delete(options.name)
-        ray.shutdown()
+        if started:
+            ray.shutdown()
 
     return end
 

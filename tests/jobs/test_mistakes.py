@@ -31,7 +31,7 @@ def test_no_recipe_trains_nothing_and_shows_three_examples(run_job: Run, job: st
     assert last.startswith("no recipe: name one with --config FILE; --help")
 
 
-@pytest.mark.parametrize("job", ["doctor", "prepare", "evaluate", "detect", "export", "import", "curves"])
+@pytest.mark.parametrize("job", ["doctor", "prepare", "evaluate", "detect", "export", "import", "curves", "serve"])
 def test_nothing_to_do_shows_examples(run_job: Run, job: str) -> None:
     *usage, last = said(run_job, job)
     assert any(line.startswith(f"  python jobs/{job}.py --") for line in usage)

@@ -1,0 +1,161 @@
+"""A detector behind HTTP on this machine: what a request costs beside the model called in a loop, and what it survives.
+
+In one run, so that all see the same machine: the loop and the server in turns, latencies with 1, 8 and 64 clients, a
+replica killed under load, damaged bodies, and a soak whose memory is watched.
+
+    python benchmarks/serving.py --detector runs/my-detector/artifact --image photo.jpg
+    python benchmarks/serving.py --detector runs/my-detector/artifact --image photo.jpg --bodies 10000 --soak 2000
+"""
+
+import os
+import signal
+import statistics
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import torch
+from results import parser, write
+
+import detection
+from backbone.cluster import DEFAULTS, init
+from backbone.data.decode import decode
+from detection.serving.options import Serving
+
+CLIENTS = (1, 8, 64)
+TURNS = 3
+
+
+def load(url: str, bodies: list[bytes], clients: int) -> tuple[float, list[float], Counter[str]]:
+    """Every body asked about once by so many clients: seconds in all, seconds of each, and what came (status)."""
+    numbers, times, came = count(), [], Counter[str]()
+
+    def client() -> None:
+        with httpx.Client(timeout=300) as session:
+            while (number := next(numbers)) < len(bodies):
+                began = time.perf_counter()
+                try:
+                    came[str(session.post(url, content=bodies[number]).status_code)] += 1
+                except httpx.HTTPError as error:  # a cut connection is what is looked for
+                    came[type(error).__name__] += 1
+                times.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        for one in [pool.submit(client) for _ in range(clients)]:
+            one.result()
+    return time.perf_counter() - began, times, came
+
+
+def serving_processes() -> list[psutil.Process]:
+    """Those of proxy, fronts and replicas."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    return [psutil.Process(actor.pid) for actor in alive if actor.pid and actor.class_name != "JobSupervisor"]
+
+
+def replica() -> int:
+    """Process id of a replica."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    return next(actor.pid for actor in alive if actor.name and "#replica#" in actor.name)
+
+
+def megabytes() -> float:
+    return sum(process.memory_info().rss for process in serving_processes()) / 2**20
+
+
+def damaged(data: bytes, number: int) -> bytes:
+    """A body with bytes changed, half of them in its header, some cut short; seldom one that is still an image."""
+    draw = np.random.default_rng(number)
+    changed = bytearray(data)
+    for place in draw.integers(0, 200 if number % 2 else len(data), 8).tolist():
+        changed[place] = int(draw.integers(256))
+    return bytes(changed)[: int(draw.integers(1, len(data)))] if number % 4 == 0 else bytes(changed)
+
+
+def main() -> None:
+    words = parser(__doc__)
+    words.add_argument("--detector", required=True, help="artifact of a detector")
+    words.add_argument("--image", type=Path, required=True, help="a JPEG or PNG to ask about")
+    words.add_argument("--requests", type=int, default=200, help="of a turn")
+    words.add_argument("--soak", type=int, default=2000, help="requests while memory is watched")
+    words.add_argument("--bodies", type=int, default=10_000, help="damaged ones")
+    words.add_argument("--port", type=int, default=8741)
+    given = words.parse_args()
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    from detection.serving.run import start
+
+    init(ray, "local", print, num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    data = given.image.read_bytes()
+    loaded, image = detection.load(given.detector), decode(data, given.image.name)
+    torch.set_num_threads(1)
+    url = f"http://127.0.0.1:{given.port}/detect"
+    end = start(Serving(artifact=(f"asked={given.detector}",), port=given.port, min_replicas=1, max_replicas=1))
+    same = [data] * given.requests
+    wanted = detection.detect(loaded, [image])[0]
+    told = httpx.post(url, content=data, timeout=300).json()
+    bits = bool(np.array_equal(np.array(told["boxes"], np.float32).reshape(-1, 4), wanted["boxes"]))
+    load(url, same[: given.requests // 4], 8)  # warms both up
+    rows: list[dict[str, Any]] = []
+    for clients in CLIENTS:
+        shares, times = [], []
+        for _ in range(TURNS):
+            began = time.perf_counter()
+            for one in same:
+                detection.detect(loaded, [decode(one, "image")])
+            alone = time.perf_counter() - began
+            whole, each, came = load(url, same, clients)
+            shares.append(alone / whole)
+            times += each
+            assert set(came) == {"200"}, came
+        p50, p99 = np.percentile(times, [50, 99]).tolist()
+        one_alone = alone / given.requests
+        rows.append(
+            {
+                "clients": clients,
+                "throughput over the loop's": statistics.median(shares),
+                "p50, times a call in the loop": p50 / one_alone,
+                "p99, times a call in the loop": p99 / one_alone,
+                "p50, ms": 1000 * p50,
+                "p99, ms": 1000 * p99,
+                "requests": TURNS * given.requests,
+            }
+        )
+        write(given.output, rows)
+    more: dict[str, Any] = {"boxes equal to detection.detect to the last bit": bits}
+    pid = replica()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(load, url, same, 8)
+        time.sleep(1)
+        os.kill(pid, signal.SIGKILL)
+        more["a replica killed, 8 clients"] = {**running.result()[2], "another process after it": replica() != pid}
+    if given.bodies:
+        pid = replica()
+        came = load(url, [damaged(data, number) for number in range(given.bodies)], 8)[2]
+        more["damaged bodies"] = {**dict(sorted(came.items())), "the same process after them": replica() == pid}
+        write(given.output, rows, **more)
+    if given.soak:
+        watched, step = [megabytes()], max(1, given.soak // 8)
+        for _ in range(8):
+            load(url, [data] * step, 8)
+            watched.append(megabytes())
+        more["soak"] = {"requests": 8 * step, "resident MB of all processes, in turn": [round(one) for one in watched]}
+    write(given.output, rows, **more)
+    end()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""On Ray: several artifacts behind one address, a replica that dies, artifacts replaced under load."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import detection
+from backbone.errors import UserError
+from detection.serving.options import Serving
+from tests.detection.serving.conftest import picture, write_detector
+from tests.detection.serving.test_app import check_same, png
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def ask(url: str, data: bytes | None = None) -> dict[str, Any]:
+    """The JSON of an answer; HTTPError where it is a refusal."""
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=120) as answer:
+        return json.loads(answer.read())
+
+
+@contextmanager
+def under_load(url: str, data: bytes) -> Iterator[list[dict[str, Any] | Exception]]:
+    """Four clients that ask one after the other meanwhile, and what each got."""
+    found: list[dict[str, Any] | Exception] = []
+    over = threading.Event()
+
+    def client() -> None:
+        while not over.is_set():
+            try:
+                found.append(ask(url, data))
+            except Exception as error:  # the test looks at them
+                found.append(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client) for _ in range(4)]
+        try:
+            yield found
+        finally:
+            over.set()
+        for one in clients:
+            one.result()
+
+
+@pytest.mark.ray
+def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str], tmp_path: Path) -> None:
+    from ray import serve
+
+    from detection.serving.run import start
+
+    port, image = free_port(), picture(64, 96)
+    url = f"http://127.0.0.1:{port}/tried"
+    named = tuple(f"{name}={folder}" for name, folder in artifacts.items())
+    options = Serving(artifact=named, name="tried", port=port, route="/tried", resident=1)
+    said: list[str] = []
+    try:
+        end = start(options, said.append)
+        assert f"serving   {url}/ (no token is needed from this machine)" in said
+        wanted = detection.detect(detection.load(artifacts["masks"]), [image])[0]
+        check_same(ask(f"{url}/detect", png(image)), wanted)
+        for _ in range(2):  # of two artifacts one is kept in memory: each is loaded, and verified, again
+            assert len(ask(f"{url}/classify?top=3", png(image))["labels"]) == 3
+            check_same(ask(f"{url}/detect", png(image)), wanted)
+        assert [one["name"] for one in ask(f"{url}/models")["models"]] == ["masks", "net"]
+
+        with under_load(f"{url}/detect", png(image)) as found:
+            until(lambda: len(found) > 8)
+            for actor in replicas():
+                os.kill(actor, signal.SIGKILL)
+            before = len(found)
+            until(lambda: len(found) > before + 20)
+        assert [one for one in found if isinstance(one, Exception)] == []
+
+        other = write_detector(tmp_path / "other/artifact", seed=1)
+        replaced = options.model_copy(update={"artifact": (f"masks={other}", named[1])})
+        damaged = Path(write_detector(tmp_path / "damaged/artifact", seed=2))
+        weights = bytearray((damaged / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (damaged / "model.safetensors").write_bytes(weights)
+        with pytest.raises(UserError, match="SHA-256 is not the one"):
+            start(options.model_copy(update={"artifact": (f"masks={damaged}",)}), said.append)
+        with under_load(f"{url}/detect", png(image)) as found:
+            start(replaced, said.append)
+            before = len(found)
+            until(lambda: len(found) > before + 8)
+        assert [one for one in found if isinstance(one, Exception)] == []
+        new = detection.detect(detection.load(other), [image])[0]
+        assert not np.array_equal(new["scores"], wanted["scores"])
+        check_same(ask(f"{url}/detect", png(image)), new)
+        with pytest.raises(UserError, match=r"listens at 127\.0\.0\.1:\d+, not at 127\.0\.0\.1:1"):
+            start(options.model_copy(update={"port": 1}), said.append)
+        end()
+    finally:
+        serve.shutdown()
+
+
+def replicas() -> list[int]:
+    """Process ids of the replicas that hold artifacts."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    return [actor.pid for actor in alive if actor.name and "#replica#" in actor.name]
+
+
+def until(reached: Any) -> None:
+    import time
+
+    for _ in range(1200):
+        if reached():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for two minutes")

@@ -53,20 +53,15 @@ def load(url: str, bodies: list[bytes], clients: int) -> tuple[float, list[float
     return time.perf_counter() - began, times, came
 
 
-def serving_processes() -> list[psutil.Process]:
-    """Those of proxy, fronts and replicas."""
-    from ray.util.state import list_actors
-
-    alive = list_actors(filters=[("state", "=", "ALIVE")])
-    return [psutil.Process(actor.pid) for actor in alive if actor.pid and actor.class_name != "JobSupervisor"]
+def serving_processes(title: str = "ray::") -> list[psutil.Process]:
+    """Those of Serve, or whose titles begin so; Ray is a child of this process."""
+    below = psutil.Process().children(recursive=True)
+    return [one for one in below if "".join(one.cmdline()[:1]).startswith(title)]
 
 
 def replica() -> int:
-    """Process id of a replica."""
-    from ray.util.state import list_actors
-
-    alive = list_actors(filters=[("state", "=", "ALIVE")])
-    return next(actor.pid for actor in alive if actor.name and "#replica#" in actor.name)
+    """Process id of the replica."""
+    return serving_processes("ray::ServeReplica:raybone:replica")[0].pid
 
 
 def megabytes() -> float:

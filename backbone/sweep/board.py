@@ -25,6 +25,7 @@ from backbone.sweep.record import FILE, ROUNDING, Objective, Record, Trial, pare
 from backbone.sweep.search import Search
 from backbone.sweep.space import Point, base_tree, check, recipe_at, recipe_of, size, told
 from backbone.sweep.standing import word
+from backbone.tracking import check as check_tracking
 from backbone.training import schedule
 from backbone.training.pretrain import open_data
 from backbone.training.recipe import ConstantSchedule, Recipe
@@ -50,6 +51,7 @@ class Board:
         self.sweep, self.say, self.held = sweep, say, held
         self.tree = base_tree(sweep)
         self.base = recipe_at(sweep, self.tree, {})
+        check_tracking(self.base)
         self._check_base()
         train, _ = open_data(self.base.data, self.base.seed)
         self.num_train, self.num_classes = len(train), len(train.classes)

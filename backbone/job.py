@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from backbone.compute import Scaling
 from backbone.lease import lease
 from backbone.storage import join
+from backbone.tracking import Tracker
+from backbone.tracking import check as check_tracking
 from backbone.training.ray_train import Payload, launch
 from backbone.training.world import Report, World, is_first_process
 
@@ -90,6 +92,7 @@ def submit(
         FloatingPointError: the training diverged.
     """
     first = is_first_process(options.scaling)
+    check_tracking(options)
     held = lease(job.place(options), patience=patience, say=say) if job.place and first else nullcontext()
     with held as hold:
         payload = job.prepare(options, say)
@@ -97,5 +100,13 @@ def submit(
         if results is not None:
             return Outcome(payload.url, results, None)
         began = time.monotonic()
-        results = launch(job.work, payload, options.scaling, label, watch, hold)
+        tracker = Tracker(getattr(payload, "recipe", None) if first else None, payload.url, say)
+
+        def seen(record: dict[str, Any]) -> None:
+            tracker.show(record)
+            watch(record)
+
+        with tracker:
+            results = launch(job.work, payload, options.scaling, label, seen, hold)
+            tracker.finished(results)
         return Outcome(payload.url, results, time.monotonic() - began)

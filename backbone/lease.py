@@ -141,6 +141,20 @@ def lease(
         _release(url, mine, made)
 
 
+def at_work(url: str) -> Holder | None:
+    """Who is at work in a folder, as far as can be told without waiting; None: nobody.
+
+    A holder on this machine is asked after by its process. Of any other the file's time has to do, by both clocks: what
+    must be certain takes the lease.
+    """
+    data = _read(url)
+    if data is None:
+        return None
+    holder = _parse(data)
+    alive = _lives(holder) if holder.place == _myself().place else time.time() - holder.renewed < BOUND
+    return holder if alive else None
+
+
 def _acquire(url: str, doing: str, option: str, patience: float, say: Callable[[str], None]) -> Holder:
     mine = _myself()
     began, waited = time.monotonic(), False

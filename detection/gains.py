@@ -17,6 +17,7 @@ from backbone.errors import Lost, UserError
 from backbone.lease import lease
 from backbone.parallel import Task, run_all
 from backbone.storage import join
+from backbone.tracking import check as check_tracking
 from backbone.training.recipe import Recipe, TrainingRecipe
 from backbone.training.run import first_micro_batch, recorded_precision, run_place, run_url
 from detection.called import may_be_called
@@ -183,6 +184,8 @@ def check(todo: Plan) -> None:
     from detection import finetune
     from detection.data.sources import open_sources
 
+    for recipe in (*todo.pretrainings.values(), *todo.finetunings.values()):
+        check_tracking(recipe)
     opened: dict[str, DetectionSource] = {}
     for recipe in todo.finetunings.values():
         if recipe.data.model_dump_json() not in opened:

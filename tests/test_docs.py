@@ -10,13 +10,14 @@ import pytest
 
 from backbone.cli import parse
 from backbone.evaluate.options import BackboneEvaluation
+from backbone.pruning import Listing
 from backbone.training.compare import Comparison
 from detection.serving.options import Serving
 from tests.test_readme import MODELS, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-JOBS = {**MODELS, "curves": Comparison, "serve": Serving}
+JOBS = {**MODELS, "curves": Comparison, "list": Listing, "serve": Serving}
 
 
 def blocks(text: str) -> list[str]:
@@ -58,13 +59,15 @@ def understood(job: str, words: list[str]) -> None:
     if job == "dashboard" or "..." in words:
         return
     words = words[: words.index("&&")] if "&&" in words else words
+    if job == "list" and words[0][0] != "-":  # its storage goes without a name
+        words = ["--storage", *words]
     if "--rates" in words:
         del words[words.index("--rates") : words.index("--rates") + 2]
     given = words[words.index("--config") + 1] if "--config" in words else ""
     model = BackboneEvaluation if job == "evaluate" and "--backbone" in words else JOBS[job]
     if given and given.startswith("runs/"):  # a sweep's best, a run's own
         return
-    parse(model, [LOOPS.get(word, word) for word in words], {"dry_run": ""})
+    parse(model, [LOOPS.get(word, word) for word in words], {"dry_run": "", "json": "", "yes": ""})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,6 +21,7 @@ from backbone.sweep.record import FILE, ROUNDING, Objective, Record, Trial, pare
 from backbone.sweep.search import Search
 from backbone.sweep.space import Point, recipe_at, recipe_of, size, told
 from backbone.sweep.standing import word
+from backbone.tracking import check as check_tracking
 from backbone.training import schedule
 from backbone.training.recipe import Recipe
 from backbone.training.run import recorded_precision, run_place
@@ -45,6 +46,7 @@ class Board:
         self.sweep, self.say, self.held = sweep, say, held
         self.ahead = Ahead(sweep)
         self.tree, self.base = self.ahead.tree, self.ahead.base
+        check_tracking(self.base)
         url = run_place(sweep.storage, sweep.name)
         self.record = self._open(url)
         self._began, self._before = time.monotonic(), self.record.seconds

@@ -209,6 +209,10 @@ class Run(Strict):
     export: Literal["last", "best"] = "last"
     """Which weights become the artifact."""
 
+    track: Literal["none", "mlflow", "wandb"] = "none"
+    """Where the run's numbers go besides: MLflow (MLFLOW_TRACKING_URI, else mlflow.db in a local storage) or Weights &
+    Biases, each an extra. A run that is resumed goes on in the tracked run it began."""
+
 
 class PretrainRun(Run):
     """Where results go, how often, and what becomes of batch statistics."""

@@ -150,6 +150,7 @@ SAME = {
     "run.checkpoint_every": 7,
     "run.eval_every": 3,
     "run.keep": 5,
+    "run.track": "mlflow",
 }
 OTHER = {
     "seed": 1,

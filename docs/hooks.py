@@ -22,6 +22,7 @@ from backbone.data.doctor_options import Doctor
 from backbone.data.prepare.options import Prepare
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.interop.options import Export, Import
+from backbone.pruning import Listing
 from backbone.sweep.options import Sweep
 from backbone.training.recipe import Recipe
 from backbone.usage import rows
@@ -30,6 +31,7 @@ from detection.gains_recipe import Gains
 from detection.improvements.entry import Entry
 from detection.localisation.recipe import Localise
 from detection.recipe import DetectorEvaluation, Finetune
+from detection.serving.options import Serving
 
 ROOT = Path(__file__).parents[1]
 TAKEN_IN = {
@@ -50,11 +52,13 @@ MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "localise": (Localise,),
     "entry": (Entry,),
     "detect": (Detecting,),
+    "serve": (Serving,),
     "doctor": (Doctor,),
     "prepare": (Prepare,),
     "import": (Import,),
     "export": (Export,),
     "analyse": (Analysis,),
+    "list": (Listing,),
 }
 """Job -> what it reads. Of `evaluate` with --detector, and with --backbone."""
 

@@ -26,6 +26,12 @@ DEFAULTS = {
 }
 
 
+def set_defaults() -> None:
+    """What Ray reads of the environment when it is imported, where the user has not set it."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     """Join the Ray cluster there is (RAY_ADDRESS, or `ray start` on this machine), or start one for this process.
 
@@ -35,8 +41,7 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     Raises:
         UserError: nobody listens at RAY_ADDRESS, the cluster wants another token, or it does not start.
     """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     import ray
 
     if ray.is_initialized():

@@ -24,7 +24,7 @@ import torch
 from results import parser, write
 
 import detection
-from backbone.cluster import DEFAULTS, init
+from backbone.cluster import connect, set_defaults
 from backbone.data.decode import decode
 from detection.serving.options import Serving
 
@@ -53,19 +53,20 @@ def load(url: str, bodies: list[bytes], clients: int) -> tuple[float, list[float
     return time.perf_counter() - began, times, came
 
 
-def serving_processes(title: str = "ray::") -> list[psutil.Process]:
-    """Those of Serve, or whose titles begin so; Ray is a child of this process."""
-    below = psutil.Process().children(recursive=True)
-    return [one for one in below if "".join(one.cmdline()[:1]).startswith(title)]
+def serving_processes(title: str) -> list[psutil.Process]:
+    """Those whose titles hold that."""
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if title in (one.info["cmdline"] or [""])[0]]
 
 
-def replica() -> int:
+def replica(name: str) -> int:
     """Process id of the replica."""
-    return serving_processes("ray::ServeReplica:raybone:replica")[0].pid
+    return serving_processes(f":ServeReplica:{name}:replica")[0].pid
 
 
-def megabytes() -> float:
-    return sum(process.memory_info().rss for process in serving_processes()) / 2**20
+def megabytes(name: str) -> float:
+    """Resident, of the replica and the front."""
+    return sum(process.memory_info().rss for process in serving_processes(f":ServeReplica:{name}:")) / 2**20
 
 
 def damaged(data: bytes, number: int) -> bytes:
@@ -86,18 +87,16 @@ def main() -> None:
     words.add_argument("--bodies", type=int, default=10_000, help="damaged ones")
     words.add_argument("--port", type=int, default=8741)
     given = words.parse_args()
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import ray
-
+    set_defaults()
     from detection.serving.run import start
 
-    init(ray, "local", print, num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    connect(print)
     data = given.image.read_bytes()
     loaded, image = detection.load(given.detector), decode(data, given.image.name)
     torch.set_num_threads(1)
     url = f"http://127.0.0.1:{given.port}/detect"
-    end = start(Serving(artifact=(f"asked={given.detector}",), port=given.port, min_replicas=1, max_replicas=1))
+    name = f"benchmark-{given.port}"  # processes are found by it
+    end = start(Serving(artifact=(f"asked={given.detector}",), name=name, port=given.port))
     same = [data] * given.requests
     wanted = detection.detect(loaded, [image])[0]
     told = httpx.post(url, content=data, timeout=300).json()
@@ -130,26 +129,25 @@ def main() -> None:
         )
         write(given.output, rows)
     more: dict[str, Any] = {"boxes equal to detection.detect to the last bit": bits}
-    pid = replica()
+    pid = replica(name)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(load, url, same, 8)
         time.sleep(1)
         os.kill(pid, signal.SIGKILL)
-        more["a replica killed, 8 clients"] = {**running.result()[2], "another process after it": replica() != pid}
+        more["a replica killed, 8 clients"] = {**running.result()[2], "another process after it": replica(name) != pid}
     if given.bodies:
-        pid = replica()
+        pid = replica(name)
         came = load(url, [damaged(data, number) for number in range(given.bodies)], 8)[2]
-        more["damaged bodies"] = {**dict(sorted(came.items())), "the same process after them": replica() == pid}
+        more["damaged bodies"] = {**dict(sorted(came.items())), "the same process after them": replica(name) == pid}
         write(given.output, rows, **more)
     if given.soak:
-        watched, step = [megabytes()], max(1, given.soak // 8)
+        watched, step = [megabytes(name)], max(1, given.soak // 8)
         for _ in range(8):
             load(url, [data] * step, 8)
-            watched.append(megabytes())
-        more["soak"] = {"requests": 8 * step, "resident MB of all processes, in turn": [round(one) for one in watched]}
+            watched.append(megabytes(name))
+        more["soak"] = {"requests": 8 * step, "resident MB of replica and front, in turn": [round(one) for one in watched]}
     write(given.output, rows, **more)
     end()
-    ray.shutdown()
 
 
 if __name__ == "__main__":

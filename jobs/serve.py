@@ -14,6 +14,7 @@ import time
 
 import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
+from backbone.cluster import set_defaults
 from backbone.errors import UserError
 from detection.serving.options import Serving, token_hash
 
@@ -26,6 +27,7 @@ def main() -> None:
     if absent:
         raise UserError(f"serving needs {absent[0]}: uv sync --extra serve, or pip install 'raybone[serve]'")
     token_hash(options)  # says at once that there is none
+    set_defaults()
     from detection.serving.run import start  # from here on torch and Ray are imported, which takes seconds
 
     end = start(options)

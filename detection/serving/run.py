@@ -7,6 +7,7 @@ Ray Serve configuration file names, with the options of `jobs/serve.py` as its `
 """
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -195,7 +196,8 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     check_resources(
         Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
     )
-    _listen(options)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    listens = _listen(options)
     try:
         serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
     except (RuntimeError, RayServeException) as error:
@@ -210,14 +212,16 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
 
     def end() -> None:
         serve.delete(options.name)
+        if listens and not serve.status().applications:
+            serve.shutdown()
         if started:
             ray.shutdown()
 
     return end
 
 
-def _listen(options: Serving) -> None:
-    """Start Ray Serve, or find that it listens where it is to.
+def _listen(options: Serving) -> bool:
+    """Start Ray Serve, or find that it listens where it is to. Returns whether it was started.
 
     Raises:
         UserError: the address is taken, or Ray Serve runs and listens at another one, where others may reach it.
@@ -232,10 +236,11 @@ def _listen(options: Serving) -> None:
         where = "HeadOnly" if options.host in LOOPBACK else "EveryNode"
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         serve.start(where, {"host": options.host, "port": options.port}, logging_config=quiet)
-        return
+        return True
     there = running.http_config
     if (there.host, there.port) != (options.host, options.port):
         raise UserError(
             f"Ray Serve runs on this cluster and listens at {there.host}:{there.port}, not at {options.host}:"
             f"{options.port}: give --host {there.host} --port {there.port}, or end it first: serve shutdown"
         )
+    return False

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,8 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
     port, image = free_port(), picture(64, 96)
     url = f"http://127.0.0.1:{port}/tried"
     named = tuple(f"{name}={folder}" for name, folder in artifacts.items())
-    options = Serving(artifact=named, name="tried", port=port, route="/tried", resident=1)
+    name = f"tried-{port}"  # replicas are found by it
+    options = Serving(artifact=named, name=name, port=port, route="/tried", resident=1)
     said: list[str] = []
     try:
         end = start(options, said.append)
@@ -80,7 +82,7 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
 
         with under_load(f"{url}/detect", png(image)) as found:
             until(lambda: len(found) > 8)
-            (pid,) = replicas()
+            (pid,) = replicas(name)
             os.kill(pid, signal.SIGKILL)
             before = len(found)
             until(lambda: len(found) > before + 20)
@@ -109,15 +111,14 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
         serve.shutdown()
 
 
-def replicas() -> list[int]:
-    """Process ids of the replicas that hold artifacts."""
-    below = psutil.Process().children(recursive=True)
-    return [one.pid for one in below if "".join(one.cmdline()[:1]).startswith("ray::ServeReplica:tried:replica")]
+def replicas(name: str) -> list[int]:
+    """Process ids of an application's replicas that hold artifacts."""
+    title = f":ServeReplica:{name}:replica"
+    found = psutil.process_iter(["cmdline"])
+    return [one.pid for one in found if title in (one.info["cmdline"] or [""])[0]]
 
 
 def until(reached: Any) -> None:
-    import time
-
     for _ in range(1200):
         if reached():
             return

@@ -1,6 +1,7 @@
 """Local paths and remote URLs as one file-system interface."""
 
 import errno
+import functools
 import os
 import shutil
 import tempfile
@@ -14,10 +15,15 @@ import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 
-# pyarrow (a dependency of Ray) speaks these itself, so that users need neither s3fs nor gcsfs.
-ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+# pyarrow (a dependency of Ray) speaks these itself.
+ARROW_SCHEMES = ("abfs", "abfss", "hdfs")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Schemes whose package is an extra of ours."""
+
+QUERIED = ("s3", *ARROW_SCHEMES)
+"""Schemes whose URLs may say more after a `?`."""
 
 
 def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -30,14 +36,35 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     scheme = str(url).split("://")[0] if "://" in str(url) else ""
     try:
+        if scheme in ("s3", "s3a"):
+            place, _, query = str(url).partition("://")[2].partition("?")
+            return _s3(query, os.getpid()), place.rstrip("/")
+        if scheme in EXTRAS:
+            return fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         if scheme in ARROW_SCHEMES:
             from pyarrow.fs import FileSystem
 
             fs, path = FileSystem.from_uri(str(url))
             return ArrowFSWrapper(fs), path
         return fsspec.core.url_to_fs(str(Path(url).expanduser()) if not scheme else str(url))
+    except StorageError:
+        raise
     except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, ImportError) and scheme in EXTRAS:
+            extra = EXTRAS[scheme]
+            raise UserError(
+                f"cannot open {url}: {scheme}:// needs a package that is not installed ({error}); "
+                f"uv sync --extra {extra}, or pip install 'raybone[{extra}]', on every node"
+            ) from error
         raise UserError(f"cannot open {url}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _s3(query: str, process: int) -> fsspec.AbstractFileSystem:
+    """One client a process, for all its threads: they take long to make, and do not survive a fork."""
+    from backbone.s3 import open_s3
+
+    return open_s3(query)
 
 
 def is_local(url: str | Path) -> bool:

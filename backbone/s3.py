@@ -1,7 +1,7 @@
 """S3 and what speaks as it does (MinIO, R2, Ceph), by s3fs: with limits to its patience, and errors a person can mend.
 
-Credentials, region and endpoint are found as by AWS's own tools: variables (AWS_ENDPOINT_URL, AWS_REGION, ...), profiles,
-the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, with a pause between that doubles; then it is an error.
+Credentials, region and endpoint are found as by AWS's own tools: variables (AWS_ENDPOINT_URL, AWS_REGION, ...),
+profiles, the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, with pauses that double; then it is an error.
 """
 
 import os
@@ -28,8 +28,8 @@ AT_A_TIME = 4
 """Parts of an upload that are under way together: the memory it takes beside the data."""
 
 CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where they expire), AWS_PROFILE, or give the "
-    "machine a role, on every node"
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where they expire), AWS_PROFILE, or give "
+    "the machine a role, on every node"
 )
 WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307")
@@ -75,6 +75,23 @@ class S3(S3FileSystem):
 
     async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> Any:
         return await super()._put_file(lpath, rpath, **{"chunksize": PART, "max_concurrency": AT_A_TIME, **kwargs})
+
+    def abandon(self, path: str) -> list[str]:
+        """Give up uploads that were begun below `path` and never ended, whose parts are kept and paid for.
+
+        Returns where each was to lie; none where the credentials may not ask.
+        """
+        bucket, key, _ = self.split_path(path)
+        try:
+            listed = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+            uploads = [one for one in listed.get("Uploads") or [] if one["Key"].startswith(f"{key}/")]
+            for one in uploads:
+                self.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+        except StorageLost:
+            raise
+        except OSError:  # a right that nothing else needs, or a store without such a list
+            return []
+        return [f"{bucket}/{one['Key']}" for one in uploads]
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """There are no folders; and whoever mistypes a bucket's name wants no new one."""
@@ -131,8 +148,8 @@ def explain(error: Exception, url: str) -> StorageError | None:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return StorageLost(
             f"{url}: the object store ({endpoint}) does not answer ({_short(error)}), tried "
-            f"{os.environ.get('AWS_MAX_ATTEMPTS') or ATTEMPTS} times; see that it runs and that AWS_ENDPOINT_URL is its "
-            "address, then submit the same again: it goes on"
+            f"{os.environ.get('AWS_MAX_ATTEMPTS') or ATTEMPTS} times; see that it runs and that AWS_ENDPOINT_URL is "
+            "its address, then submit the same again: it goes on"
         )
     if isinstance(error, boto.BotoCoreError):  # a profile that is not there, a bucket's name that cannot be one
         return StorageError(f"{url}: {_short(error)}")

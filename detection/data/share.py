@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from backbone.data.ahead import read_ahead
 from backbone.data.findings import Finding
 from backbone.data.index import digest
 from backbone.data.stream import mix
@@ -88,6 +89,10 @@ class Share:
     def image(self, i: int) -> np.ndarray:
         """Image i, see `DetectionSource.image`."""
         return self._source.image(self._row(i))
+
+    def ahead(self, ids: Iterable[int]) -> None:
+        """Image files that are going to be asked for, see `read_ahead`."""
+        read_ahead(self._source, map(self._row, ids))
 
     def objects(self, i: int, masks: bool = False) -> Objects:
         """What image i is trained on."""

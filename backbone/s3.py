@@ -1,7 +1,7 @@
 """S3 and what speaks as it does (MinIO, R2, Ceph), by s3fs: with limits to its patience, and errors a person can mend.
 
 Credentials, region and endpoint are found as by AWS's own tools: variables (AWS_ENDPOINT_URL, AWS_REGION, ...),
-profiles, the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, with pauses that double; then it is an error.
+profiles, the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, the pauses doubling; then it is an error.
 """
 
 import os
@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl
 
 from aiohttp import ClientError as ConnectionFault
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
+from fsspec.callbacks import NoOpCallback
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
@@ -65,16 +67,18 @@ class S3(S3FileSystem):
             await self.set_session()
             return await super()._lsdir(path, *args, **kwargs)
 
-    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    async def _cat_file(  # ty: ignore[incompatible-method-override]
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> bytes:
         """With fsspec's arguments, where s3fs has a version before them."""
         with _told(path):  # in one request: in several, s3fs does not read again what was cut off
             return await super()._cat_file(path, start=start, end=end, max_concurrency=1)
 
-    async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
-        return await super()._pipe_file(path, data, **{"chunksize": PART, "max_concurrency": AT_A_TIME, **kwargs})
+    async def _pipe_file(self, path: str, data: bytes, *args: Any, **kwargs: Any) -> Any:
+        return await super()._pipe_file(path, data, PART, AT_A_TIME)
 
-    async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> Any:
-        return await super()._put_file(lpath, rpath, **{"chunksize": PART, "max_concurrency": AT_A_TIME, **kwargs})
+    async def _put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> Any:
+        return await super()._put_file(lpath, rpath, kwargs.get("callback", NoOpCallback()), PART, AT_A_TIME)
 
     def abandon(self, path: str) -> list[str]:
         """Give up uploads that were begun below `path` and never ended, whose parts are kept and paid for.
@@ -144,7 +148,7 @@ def explain(error: Exception, url: str) -> StorageError | None:
         return StorageError(f"{url}: no credentials ({error}); {CREDENTIALS}")
     if isinstance(error, boto.NoRegionError):
         return StorageError(f"{url}: no region; set AWS_REGION, on every node")
-    if isinstance(error, boto.HTTPClientError | boto.ResponseParserError | ConnectionFault | TimeoutError):
+    if isinstance(error, boto.HTTPClientError | ResponseParserError | ConnectionFault | TimeoutError):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return StorageLost(
             f"{url}: the object store ({endpoint}) does not answer ({_short(error)}), tried "

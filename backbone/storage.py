@@ -83,6 +83,15 @@ def join(url: str | Path, *parts: str) -> str:
     return "/".join([place.rstrip("/"), *parts]) + mark + query
 
 
+def names_in(url: str | Path) -> set[str]:
+    """What lies in a folder; nothing where there is none, as on object stores, which have no empty ones."""
+    fs, path = filesystem(url)
+    try:
+        return {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)}
+    except FileNotFoundError:
+        return set()
+
+
 def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
     """Write files into a folder, in their order; the last one marks a complete folder, and is removed first.
 

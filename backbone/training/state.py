@@ -111,7 +111,8 @@ class Store:
             if isinstance(error, StorageError):  # it says what to do
                 raise type(error)(f"{what}; the run goes on from the checkpoint before") from error
             raise UserError(
-                f"{what}; free space or choose another run.storage, then submit again: the run goes on from the one before"
+                f"{what}; free space or choose another run.storage, then submit again: the run goes on from the one "
+                "before"
             ) from error
 
     def steps(self) -> list[int]:
@@ -158,8 +159,9 @@ class Store:
                 if name.startswith("step-") and int(name.removeprefix("step-")) not in whole:
                     found.add(name)
                     self.fs.rm(join(self.path, name), recursive=True)
-        if hasattr(self.fs, "abandon"):  # what has not come to its end is no file yet
-            found |= {path.removeprefix(self.path).split("/")[1] for path in self.fs.abandon(self.path)}
+        abandon: Callable[[str], list[str]] = getattr(self.fs, "abandon", lambda path: [])
+        # An upload that has not come to its end is no file yet.
+        found |= {path.removeprefix(self.path).split("/")[1] for path in abandon(self.path)}
         for name in sorted(found):
             say(f"checkpoint {name} was not written to its end; going on from the one before")
 

@@ -4,6 +4,7 @@ Images are ranked by a hash of their ids, and the first of them are taken. So sh
 of 1 % lies within the one of 10 %, and are the same for every run, whatever its seed and its backbone.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np

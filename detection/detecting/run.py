@@ -24,7 +24,7 @@ from backbone.lease import FILE as LEASE
 from backbone.lease import lease
 from backbone.provenance import environment
 from backbone.stopping import Stopped
-from backbone.storage import absolute, filesystem, join, trouble, writing
+from backbone.storage import absolute, filesystem, join, names_in, trouble, writing
 from detection import artifact
 from detection.detecting import files
 from detection.detecting.files import PARTS, STAYS, part_name
@@ -165,7 +165,7 @@ def _detect(
     """Make the parts that are not there."""
     fs, path = filesystem(options.output)
     fs.makedirs(join(path, PARTS), exist_ok=True)
-    there = {name.rpartition("/")[2] for name in fs.ls(join(path, PARTS), detail=False)}
+    there = names_in(join(options.output, PARTS))
     every = range(-(-len(images) // options.images_per_part))
     waiting = [number for number in every if part_name(number) not in there]
     of_parts = {number: len(_samples(options, images, number)) for number in every}

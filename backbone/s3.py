@@ -148,7 +148,9 @@ def explain(error: Exception, url: str) -> StorageError | None:
         return StorageError(f"{url}: no credentials ({error}); {CREDENTIALS}")
     if isinstance(error, boto.NoRegionError):
         return StorageError(f"{url}: no region; set AWS_REGION, on every node")
-    if isinstance(error, boto.HTTPClientError | ResponseParserError | ConnectionFault | TimeoutError):
+    if isinstance(
+        error, boto.HTTPClientError | boto.ConnectionError | ResponseParserError | ConnectionFault | TimeoutError
+    ):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return StorageLost(
             f"{url}: the object store ({endpoint}) does not answer ({_short(error)}), tried "

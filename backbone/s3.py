@@ -37,6 +37,7 @@ WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "In
 WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307")
 DENIED = ("AccessDenied", "AllAccessDisabled", "403")
 PASSING = ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException")
+SILENCE = (boto.HTTPClientError, boto.ConnectionError, ResponseParserError, ConnectionFault, TimeoutError)
 PLAIN = ("NoSuchKey", "404", "NotFound", "416", "InvalidRange")
 """What s3fs makes Python's own errors of, and the readers understand."""
 

@@ -105,8 +105,9 @@ def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
         if fs.exists(mark):
             fs.rm(mark)
         for name, data in files.items():
-            with fs.open(join(path, name), "wb") as file:
-                file.write(data)
+            fs.pipe_file(join(path, name), data)  # whole or not at all on object stores; closing a file begun is not
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {what} {url}: {error}") from error
 
@@ -131,6 +132,8 @@ def writing(output: str, name: str, stays: str) -> Generator[BinaryIO]:
             aside.replace(folder / name)
         else:
             fs.put_file(str(aside), join(path, name))
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, stays)) from error
     finally:

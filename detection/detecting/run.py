@@ -19,7 +19,7 @@ import torch
 import torchvision
 
 from backbone.compute import Scaling
-from backbone.errors import BadImage, UserError, printable
+from backbone.errors import BadImage, StorageError, UserError, printable
 from backbone.lease import FILE as LEASE
 from backbone.lease import lease
 from backbone.provenance import environment
@@ -137,6 +137,8 @@ def _claim(options: Detecting, plan: dict[str, Any], say: Say) -> dict[str, Any]
             there = mark["plan"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{output}/{MARK}: is damaged; remove the folder, or name another --output") from error
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, STAYS)) from error
     differ = [key for key in there | plan if there.get(key) != plan.get(key)]

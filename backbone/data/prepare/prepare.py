@@ -25,7 +25,7 @@ from backbone.data.prepare.shards import EXAMPLES, STAYS, ShardRecord, count_sha
 from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.lease import lease
 from backbone.stopping import Stopped
 from backbone.storage import absolute, filesystem, join, trouble, writing
@@ -159,6 +159,8 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
             )
         shards = sum(name.endswith(".tar.json") for name in found)
         say(f"{output}: {'is complete' if INDEX in found else 'goes on'}; verifying {shards} shards that are there")
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, STAYS)) from error
 
@@ -266,6 +268,8 @@ def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: lis
     try:
         if fs.exists(join(path, UNFINISHED)):
             fs.rm_file(join(path, UNFINISHED))
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, options.output, STAYS)) from error
     return found

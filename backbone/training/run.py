@@ -55,6 +55,8 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
     record = join(path, "run.json")
     try:
         old = json.loads(fs.cat_file(record)) if fs.exists(record) else None
+    except StorageError:
+        raise
     except ValueError as error:
         raise UserError(f"{url}/run.json is damaged ({error}); restore it or take another --name") from error
     if not recipe.optim.micro_batch:

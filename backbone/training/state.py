@@ -170,6 +170,8 @@ class Store:
         for step in steps:
             try:
                 return self.load(step)
+            except StorageError:
+                raise  # to fall back would throw away what is sound
             except ValueError as error:
                 say(f"checkpoint {error}; falling back to the one before")
         return None

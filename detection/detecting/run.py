@@ -135,6 +135,8 @@ def _claim(options: Detecting, plan: dict[str, Any], say: Say) -> dict[str, Any]
         try:
             mark = json.loads(fs.cat_file(join(path, MARK)))
             there = mark["plan"]
+        except StorageError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{output}/{MARK}: is damaged; remove the folder, or name another --output") from error
     except StorageError:

@@ -151,6 +151,8 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
             return
         try:
             there = json.loads(fs.cat_file(join(path, marks[0])))["plan"]
+        except StorageError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{output}/{marks[0]}: is damaged; remove it and the shards, or name another") from error
         if there != plan:

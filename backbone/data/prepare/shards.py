@@ -17,7 +17,7 @@ from backbone.data.prepare.options import Prepare
 from backbone.data.prepare.pack import Packed, encode, pack, reduce
 from backbone.data.sources import Source
 from backbone.data.stream import order
-from backbone.errors import BadImage, UserError
+from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import filesystem, writing
 
 EXAMPLES = 5
@@ -166,6 +166,8 @@ def _verified(fs: Any, path: str) -> ShardRecord | None:
         with fs.open(path, "rb") as file:
             while block := file.read(BLOCK):
                 sha.update(block)
+    except StorageError:
+        raise
     except (OSError, ValueError, TypeError):  # not there, or damaged: it is made again
         return None
     return record if sha.hexdigest() == record.sha256 else None

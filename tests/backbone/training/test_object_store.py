@@ -101,14 +101,15 @@ def test_a_run_over_faults_and_stale_listings_ends_in_the_same_weights(s3: Bucke
     from backbone.artifact import read_config
     from backbone.job import submit
 
-    here = submit(PRETRAIN, tiny())
+    short = {"schedule.total": 12, "run.checkpoint_every": 3}
+    here = submit(PRETRAIN, tiny(short))
     s3.proxy.rule = s3.proxy.faults(seed=1, share=0.05)
-    recipe = tiny({"run.storage": f"{s3.url}/runs"})
+    recipe = tiny({**short, "run.storage": f"{s3.url}/runs"})
     stopped = False
 
     def stop_once(record: dict) -> None:
         nonlocal stopped
-        if record["kind"] == "log" and record["step"] >= 15 and not stopped:
+        if record["kind"] == "log" and record["step"] >= 9 and not stopped:
             stopped = True
             raise InterruptedError("a worker is taken away")
 

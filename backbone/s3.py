@@ -6,7 +6,7 @@ profiles, the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, the 
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -50,7 +50,9 @@ class S3(S3FileSystem):
 
     def __init__(self, **options: Any) -> None:
         retries = {"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or ATTEMPTS)}
-        super().__init__(use_listings_cache=False, config_kwargs={"retries": retries}, **options)
+        # A store that puts the parts of a large object together may be silent for long.
+        config = {"retries": retries, "read_timeout": 60}
+        super().__init__(use_listings_cache=False, config_kwargs=config, **options)
 
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
         with _told(_place(kwargs)):
@@ -77,6 +79,10 @@ class S3(S3FileSystem):
 
     async def _pipe_file(self, path: str, data: bytes, *args: Any, **kwargs: Any) -> Any:
         return await super()._pipe_file(path, data, PART, AT_A_TIME)
+
+    async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
+        with suppress(OSError):  # it must not take the place of what went wrong
+            await super()._abort_mpu(bucket, key, mpu)
 
     async def _put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> Any:
         return await super()._put_file(lpath, rpath, kwargs.get("callback", NoOpCallback()), PART, AT_A_TIME)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbone.data import pinned
+from backbone.data.ahead import read_ahead
 from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
 from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
@@ -71,8 +72,9 @@ class TrainSet:
         draws = Draws(self.options.augment, self.seed)
         planes = images.numpy()
         labels, shifts, undecoded, bad = [], [], [], []
-        for place, position in enumerate(positions):
-            epoch, sample = self.stream[position]
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for place, (epoch, sample) in enumerate(places):
             sample, data = self._read(epoch, sample, planes[place], bad)
             if data is not None:
                 undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
@@ -139,6 +141,7 @@ class ValSet:
         """The views of these samples, in `images`, uint8 [len(ids), 3, size, size]."""
         planes = images.numpy()
         labels, bad = [], []
+        read_ahead(self.source, ids)
         for place, sample in enumerate(ids):
             try:
                 to_planes(

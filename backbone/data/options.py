@@ -190,5 +190,9 @@ class StoredData(_Data):
     cache: str = ""
     """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
 
+    keep_gb: float = Field(20.0, ge=0)
+    """Of images read by URL, so much of each split stays in the cache of each machine, 1e9 bytes, and no more than half
+    of what is free there. 0: nothing; every epoch reads all of them anew."""
+
 
 Data = Annotated[SyntheticData | StoredData, OneOf()]

@@ -144,7 +144,7 @@ def _unpack(packed: bytes) -> TrainSet:
 
 def _opened(options: StoredData, fingerprint: str, node: str) -> Source:
     try:
-        source = open_source(options.source, options.train, options.cache or None)
+        source = open_source(options.source, options.train, options.cache or None, options.keep_gb)
         if options.hold_out:
             source, _ = hold_out(source, options.hold_out)
     except UserError as error:

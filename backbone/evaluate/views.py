@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from backbone.data.ahead import read_ahead
 from backbone.data.augment import evaluation_view
 from backbone.data.sources import Source
 from backbone.errors import BadImage
@@ -66,6 +67,7 @@ class ViewSet(Dataset):
         of (rows int64 [M], images uint8 [M, 3, H, W])."""
         labels, bad = [], []
         found: list[dict[tuple, tuple[list, list]]] = [{} for _ in self.views]
+        read_ahead(self.source, ids)
         for row, sample in enumerate(ids):
             try:
                 image = self.source.image(sample)

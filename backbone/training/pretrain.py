@@ -72,10 +72,10 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
         )
     cache = data.cache or None
     if data.hold_out:
-        train, val = hold_out(open_source(data.source, data.train, cache), data.hold_out)
+        train, val = hold_out(open_source(data.source, data.train, cache, data.keep_gb), data.hold_out)
         check_classes(train)
         return train, val
-    train, val = (open_source(data.source, place, cache) for place in (data.train, data.val))
+    train, val = (open_source(data.source, place, cache, data.keep_gb) for place in (data.train, data.val))
     check_classes(train)
     check_splits(train, val)
     return train, val

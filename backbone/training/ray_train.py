@@ -28,7 +28,7 @@ from backbone.lease import Lease
 from backbone.parallel import in_thread
 from backbone.stopping import Stopped, stop_of
 from backbone.stopping import check as check_stop
-from backbone.storage import filesystem, join
+from backbone.storage import filesystem, is_local, join
 from backbone.training.display import Display
 from backbone.training.lone import run_alone
 from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
@@ -167,7 +167,7 @@ def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
         run_config=RunConfig(
             # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
             name=f"{url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=join(url, "ray"),
+            **_storage(join(url, "ray")),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=[_failure_callback(told["queue"])],
             worker_runtime_env={"env_vars": ENVIRONMENT},
@@ -193,6 +193,16 @@ def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
         ) from error
     except ActorDiedError as error:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
+
+
+def _storage(url: str) -> dict[str, Any]:
+    """A place for Ray, through our own file system: of a URL Ray would make pyarrow's, with a mind of its own."""
+    if is_local(url):
+        return {"storage_path": url}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = filesystem(url)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

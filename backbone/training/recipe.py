@@ -284,6 +284,7 @@ class Recipe(TrainingRecipe):
         "data.train",
         "data.val",
         "data.cache",
+        "data.keep_gb",
         "data.workers",
         "data.remote_cpus",
         "data.resident",

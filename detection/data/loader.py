@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from backbone.data.ahead import read_ahead
 from backbone.data.batches import make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
@@ -83,8 +84,9 @@ class TrainSet(Dataset):
         views: list[View] = []
         labels: list[np.ndarray] = []
         bad: list[str] = []
-        for position in positions:
-            epoch, sample = self.stream[position]
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for epoch, sample in places:
             image, sample = self._read(sample, bad)
             objects = self.source.objects(sample, masks=self.masks)
             view = self._view(image, objects.boxes, objects.masks, mix(self.seed, epoch, sample))
@@ -131,6 +133,7 @@ class EvalSet(Dataset):
         shorter, longer = self.data.shorter_side[-1], self.data.longer_side
         originals = self.source.sizes[indices]
         images, readable, bad = [], [], []
+        read_ahead(self.source, indices)
         for index, (height, width) in zip(indices, originals.tolist(), strict=True):
             try:
                 image = self.source.image(index)

@@ -34,13 +34,14 @@ from backbone.training.recipe import recipe_hash
 from backbone.training.run import open_run, results_of, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
-from detection import artifact, scoring
+from detection import artifact, scoring, semantic
 from detection.called import may_be_called
 from detection.data.contract import DetectionSource
-from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
+from detection.data.loader import Batch, EvalSet, SemanticTrainSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.options import DetectionData, ScenesData
 from detection.data.sources import open_sources, remarks
-from detection.evaluate import detect_batches, prepared
+from detection.evaluate import detect_batches
+from detection.forward import prepared
 from detection.initial import Taken, fill
 from detection.nets import Detector, build, summary
 from detection.recipe import Finetune
@@ -50,6 +51,8 @@ CURVES = (
     Measure("val_AP50", "AP50", "#9ecae1"),
     Measure("val_AP_masks", "AP, masks", "#a63603"),
     Measure("val_AP50_masks", "AP50, masks", "#fdae6b"),
+    Measure("val_mIoU", "mIoU", "#08519c"),
+    Measure("val_accuracy", "pixel accuracy", "#9ecae1"),
 )
 
 
@@ -103,7 +106,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
             used, another run under this name.
     """
     net, inputs, block = load_backbone(recipe)
-    train, val = open_sources(recipe.data)
+    train, val = open_sources(recipe.data, recipe.semantic)
     detector = build_detector(recipe, net, train)
     taken = begin(recipe, detector, train)
     check_ground_truth(val)
@@ -160,7 +163,7 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
     """
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
-    task = Detection(recipe, *open_sources(recipe.data), world)
+    task = Detection(recipe, *open_sources(recipe.data, recipe.semantic), world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     assert isinstance(model, Detector)
@@ -229,7 +232,7 @@ class Detection:
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
         optim = recipe.optim
-        self.train = TrainSet(
+        self.train = (SemanticTrainSet if recipe.semantic else TrainSet)(
             self.train_source, recipe.data, recipe.seed, optim.batch, optim.micro_batch, recipe.detector.masks
         )
         self.val = EvalSet(self.val_source, recipe.data)
@@ -240,11 +243,13 @@ class Detection:
         self._scored: tuple[str, scoring.Scored] | None = None
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The detector's losses added up. They are means over what was sampled of all images of the micro-batch, so
-        every image of it carries the same."""
-        parts = self.model(
-            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], targets(cast(Batch, batch))
+        """The detector's losses added up. They are means over what was sampled of all images of the micro-batch (kind
+        semantic: over their pixels), so every image of it carries the same."""
+        wanted = (
+            [{"classes": each} for each in batch["classes"]] if self.recipe.semantic else targets(cast(Batch, batch))
         )
+        images = prepared(self.inputs, batch, self.recipe.compute.channels_last)
+        parts = self.model(images, batch["sides"], wanted)
         count = len(batch["images"])
         total = torch.stack(list(parts.values())).sum()
         return total.expand(count), {name: value * count for name, value in parts.items()}
@@ -265,10 +270,14 @@ class Detection:
         return f"images {', '.join(self.train_source.name(self.train.stream[p][1]) for p in positions)}"
 
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """AP, AP50 and AP75 over all validation images, percent; `error` is 100 - AP."""
+        """AP, AP50 and AP75 over all validation images, percent, and `error`, 100 - AP; of kind semantic mIoU and pixel
+        accuracy, and 100 - mIoU."""
         self._scored = None  # it is large: free it before there is another
         scored = self.score(model, world)
         self._scored, metrics = (weights_digest(model), scored), scored.metrics
+        if self.recipe.semantic:
+            found = {name: 100 * metrics[semantic.SECTION][name] for name in ("mIoU", "accuracy")}
+            return {"error": 100 - found["mIoU"], **found, "images": metrics["images"]}
         found = {}
         for kind, suffix in (("bbox", ""), ("segm", "_masks")):
             if kind in metrics:
@@ -283,6 +292,11 @@ class Detection:
     def score(self, model: nn.Module, world: World) -> scoring.Scored:
         """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
         context = engine.autocast(self.recipe.compute, world.device)
+        if self.recipe.semantic:
+            seen, bad = semantic.segment_batches(
+                model, self.inputs, self._eval_loader, self.val_source, world.device, context
+            )
+            return semantic.gather_and_score(seen, self.val_source, world, bad)
         mine, bad = detect_batches(
             model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
         )

@@ -186,15 +186,17 @@ def check(todo: Plan) -> None:
 
     for recipe in (*todo.pretrainings.values(), *todo.finetunings.values()):
         check_tracking(recipe)
-    opened: dict[str, DetectionSource] = {}
+    opened: dict[tuple[bool, str], DetectionSource] = {}
     for recipe in todo.finetunings.values():
-        if recipe.data.model_dump_json() not in opened:
-            train, val = open_sources(recipe.data)
+        data = recipe.semantic, recipe.data.model_dump_json()
+        if data not in opened:
+            train, val = open_sources(recipe.data, recipe.semantic)
             finetune.check_ground_truth(val)
-            opened[recipe.data.model_dump_json()] = train
+            opened[data] = train
     looked_at = {(key.block, recipe.backbone, recipe.from_scratch): recipe for key, recipe in todo.finetunings.items()}
     for recipe in looked_at.values():
-        finetune.build_detector(recipe, backbone_of(todo, recipe), opened[recipe.data.model_dump_json()])
+        train = opened[recipe.semantic, recipe.data.model_dump_json()]
+        finetune.build_detector(recipe, backbone_of(todo, recipe), train)
 
 
 def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":

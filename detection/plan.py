@@ -20,7 +20,7 @@ def describe(recipe: Finetune) -> str:
         UserError: as `detection.finetune.prepare`, but for the storage.
     """
     net, inputs, block = load_backbone(recipe)
-    train, val = open_sources(recipe.data)
+    train, val = open_sources(recipe.data, recipe.semantic)
     check_ground_truth(val)
     micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})

@@ -69,6 +69,11 @@ class Finetune(TrainingRecipe):
         return self.detector.title
 
     @property
+    def semantic(self) -> bool:
+        """Whether pixels are classified, and not objects found."""
+        return self.detector.kind == "semantic"
+
+    @property
     def equal_shares(self) -> bool:
         """See `TrainingRecipe.equal_shares`."""
         return self.detector.norm == "sync"
@@ -117,6 +122,13 @@ class Finetune(TrainingRecipe):
         if self.from_scratch and (self.detector.norm == "frozen" or self.detector.freeze_at):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"
+            )
+        if self.semantic and isinstance(self.data, DetData):
+            raise ValueError("detector.kind semantic: ImageNet DET has boxes alone; use source coco, voc or synthetic")
+        if self.semantic and isinstance(self.data, VocData) and not self.data.keep_empty:
+            raise ValueError(
+                "data.keep_empty false: is not read with detector.kind semantic and source voc, where images are those "
+                "of ImageSets/Segmentation; leave it out"
             )
         if self.detector.masks and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"

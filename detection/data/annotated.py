@@ -25,6 +25,7 @@ from backbone.data.index import Arrays, cache_directory, digest, is_fresh, map_a
 from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import filesystem, join
 from detection.data.contract import Categories, Objects
+from detection.data.label_map import IGNORED, painted
 from detection.data.segments import encode, has_mask, polygons_of
 
 FORMAT = 2  # of the arrays; a change makes old files stale
@@ -253,6 +254,18 @@ class AnnotatedSource:
         if encoded is None:
             raise UserError(f"{self.name(i)}: an object has no segmentation; train without masks, or add it")
         return np.ascontiguousarray(rle.decode(encoded))  # pycocotools' are column by column
+
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of image i: objects painted by their masks, crowds and difficult ones as 255.
+
+        Raises:
+            UserError: an object has no segmentation (see `has_masks`).
+        """
+        rows = range(*self._arrays["starts"][self._row(i) :][:2].tolist())
+        height, width = map(int, self.sizes[i])
+        ignored = [bool(self._arrays["crowd"][j] or self._arrays["difficult"][j]) for j in rows]
+        labels = [IGNORED if no else int(self._arrays["labels"][j]) for j, no in zip(rows, ignored, strict=True)]
+        return painted(height, width, [self._mask(j, i, height, width) for j in rows], labels)
 
     def num_objects(self) -> np.ndarray:
         """int64 [N]: how many `objects(i)` gives."""

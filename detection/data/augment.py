@@ -33,6 +33,7 @@ class View(NamedTuple):
     rows: np.ndarray  # int64 [k], ascending: which of the K these are
     masks: list[np.ndarray]  # k arrays uint8 [h, w], none of them empty; no arrays if none were given
     dropped: int  # degenerate boxes, and objects of whose mask no pixel is left. Not: objects outside of a crop
+    classes: np.ndarray | None = None  # uint8 [h, w], the label map, where one was given
 
 
 def target_size(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
@@ -54,16 +55,17 @@ def evaluation_view(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def training_view(
-    options: DetectionAugment, shorter_side: tuple[int, ...], longer: int
-) -> Callable[[np.ndarray, np.ndarray, list[np.ndarray], int], View]:
-    """A function (image uint8 [H, W, 3], boxes float64 [K, 4], masks K times uint8 [H, W] or [], key) -> View.
+def training_view(options: DetectionAugment, shorter_side: tuple[int, ...], longer: int) -> Callable[..., View]:
+    """A function (image uint8 [H, W, 3], boxes float64 [K, 4], masks K times uint8 [H, W] or [], key) -> View; with
+    `classes`, a label map uint8 [H, W], that goes along.
 
     In this order: crop, flip, colour, resize to one of `shorter_side`, with `longer` as the bound of the longer side.
     """
     import albumentations as A  # takes seconds, so nobody else pays for it
 
-    def view(image: np.ndarray, boxes: np.ndarray, masks: list[np.ndarray], key: int) -> View:
+    def view(
+        image: np.ndarray, boxes: np.ndarray, masks: list[np.ndarray], key: int, classes: np.ndarray | None = None
+    ) -> View:
         assert not masks or len(masks) == len(boxes)
         height, width = image.shape[:2]
         boxes, rows = clip(boxes, height, width)
@@ -91,8 +93,11 @@ def training_view(
         # One by one, and after Compose, which would start all from one seed: see backbone.data.augment.
         for number, step in steps.items():
             step.set_random_seed(mix(key, number))
-        found = compose(image=image, bboxes=boxes[rows], rows=rows, masks=[masks[row] for row in rows] if masks else [])
-        return _checked(found, rows, bool(masks), dropped=degenerate)
+        given: dict[str, Any] = {"masks": [masks[row] for row in rows] if masks else []}
+        if classes is not None:
+            given["mask"] = classes
+        found = compose(image=image, bboxes=boxes[rows], rows=rows, **given)
+        return _checked(found, rows, bool(masks), dropped=degenerate)._replace(classes=found.get("mask"))
 
     return view
 

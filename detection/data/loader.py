@@ -20,6 +20,7 @@ from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
 from detection.data.augment import View, evaluation_view, training_view
 from detection.data.contract import DetectionSource
+from detection.data.label_map import IGNORED
 from detection.data.options import DetectionData
 from detection.data.stream import DetectionStream
 
@@ -39,6 +40,18 @@ class Batch(TypedDict):
     position: int  # of the first sample
     bad: list[str]  # names of images that could not be read, each with the reason
     dropped: int  # see View.dropped
+
+
+class SemanticBatch(TypedDict):
+    """A micro-batch of kind semantic; what it shares with `Batch` is as there."""
+
+    images: Tensor
+    sizes: Tensor
+    sides: list[tuple[int, int]]
+    classes: Tensor  # uint8 [N, H, W], 0 background, 255 ignored, as the padding is
+    position: int
+    bad: list[str]
+    dropped: int  # 0: a label map loses nothing
 
 
 class EvalBatch(TypedDict):
@@ -120,6 +133,36 @@ class TrainSet(Dataset):
                 bad.append(str(error))
                 sample = (sample + 1) % len(self.source)
         raise BadImage(f"more than data.max_bad {self.data.max_bad} unreadable images in a row: {bad[-1]}")
+
+
+@dataclass
+class SemanticTrainSet(TrainSet):
+    """`TrainSet` with label maps in place of objects."""
+
+    def __getitems__(self, positions: range) -> SemanticBatch:  # ty: ignore[incompatible-method-override]
+        if self._view is None:
+            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
+        views: list[View] = []
+        bad: list[str] = []
+        for position in positions:
+            epoch, sample = self.stream[position]
+            image, sample = self._read(sample, bad)
+            classes = self.source.label_map(sample)
+            key = mix(self.seed, epoch, sample)
+            views.append(self._view(image, np.zeros((0, 4)), [], key, classes=classes))
+        images, sizes = pad([view.image for view in views])
+        classes = np.full((len(views), *images.shape[-2:]), IGNORED, np.uint8)
+        for view, place in zip(views, classes, strict=True):
+            place[: view.image.shape[0], : view.image.shape[1]] = view.classes
+        return SemanticBatch(
+            images=images,
+            sizes=sizes,
+            sides=[view.image.shape[:2] for view in views],
+            classes=torch.from_numpy(classes),
+            position=positions[0],
+            bad=bad,
+            dropped=0,
+        )
 
 
 @dataclass

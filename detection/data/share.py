@@ -99,6 +99,10 @@ class Share:
         """What image i is trained on."""
         return self._source.objects(self._row(i), masks)
 
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of image i."""
+        return self._source.label_map(self._row(i))
+
     def num_objects(self) -> np.ndarray:
         """int64 [N]: how many `objects(i)` gives."""
         return self._source.num_objects()[self._rows]

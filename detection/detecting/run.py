@@ -70,6 +70,11 @@ def detect_all(options: Detecting, say: Say = print) -> Detected:
     update = {name: absolute(getattr(options, name)) for name in ("detector", "output")}
     options = options.model_copy(update=update)
     block = artifact.read_config(options.detector)["raybone_detector"]
+    if block["detector"].get("kind") == "semantic":
+        raise UserError(
+            f"{options.detector}: is of kind semantic, which classifies pixels and finds no objects; call "
+            "detection.segment in Python, or judge it with jobs/evaluate.py"
+        )
     images = open_images(options.images, options.image_folder)
     for line in images.remarks:
         say(f"--images: {line}")

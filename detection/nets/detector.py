@@ -18,13 +18,14 @@ from backbone.nets import Backbone
 from backbone.nets.contract import run
 from backbone.nets.external import External
 from detection.nets import policy
-from detection.nets.contract import Detector, Features, prune, to_float
+from detection.nets.contract import BoxDetector, Detector, Features, prune, to_float
 from detection.nets.heads import Heads, box_predictor
 from detection.nets.proposals import ProposalHead, Proposals
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 from detection.nets.retinanet import build_retinanet
 from detection.nets.sampling import PyramidPool
-from detection.options import AnyDetector, DetectorOptions, RetinaOptions
+from detection.nets.semantic import build_semantic
+from detection.options import AnyDetector, DetectorOptions, RetinaOptions, SemanticOptions
 
 MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4 left)
 
@@ -32,7 +33,7 @@ MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4
 PROBE_BOXES = ((3.0, 5.0, 21.0, 30.0), (40.0, 8.0, 77.0, 70.0), (10.0, 50.0, 120.0, 90.0), (0.0, 0.0, 128.0, 128.0))
 
 
-class Rcnn(Detector[DetectorOptions]):
+class Rcnn(BoxDetector[DetectorOptions]):
     """A Faster R-CNN, or with `options.masks` a Mask R-CNN."""
 
     def __init__(self, options: DetectorOptions, features: Features, rpn: Proposals, roi_heads: Heads) -> None:
@@ -92,6 +93,8 @@ def build(options: AnyDetector, net: Backbone, num_classes: int) -> Detector:
     policy.check(options, net)
     if isinstance(options, RetinaOptions):
         return build_retinanet(options, net, num_classes + 1)
+    if isinstance(options, SemanticOptions):
+        return build_semantic(options, net, num_classes + 1)
     make = _c4 if options.kind == "c4" else _fpn
     return make(options, copy.deepcopy(net).train(), num_classes + 1)
 

@@ -1,11 +1,14 @@
 """Ctrl-C and SIGTERM (`ray job stop`, Slurm, Kubernetes) as one exception, in every thread that waits.
 
 The first signal raises `Stopped` in the main thread, and wherever `check` is called; the second ends the process at
-once.
+once. What can end by itself in good order is given time to: `deferred`, `until`.
 """
 
 import signal
 import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
 
@@ -30,6 +33,8 @@ class Stopped(KeyboardInterrupt):
 
 _heeded: list[signal.Signals] = []
 _asked: list[int] = []
+_grace: list[float] = []
+"""Seconds for what is at work under `deferred`."""
 
 
 def heed() -> None:
@@ -57,6 +62,46 @@ def asked() -> Stopped | None:
     return Stopped(_asked[0]) if _asked else None
 
 
+@contextmanager
+def deferred(seconds: float) -> Generator[None]:
+    """Within, a signal raises nothing for so many seconds: what runs looks at `asked`, and ends by itself.
+
+    After them, or at the end of the block, `Stopped` is raised. In the main thread; elsewhere nothing is raised anyway.
+    """
+    if not seconds or not _heeded or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _grace.append(seconds)
+    before = signal.signal(signal.SIGALRM, _late)
+    try:
+        yield
+    finally:
+        _grace.clear()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if _asked:
+            raise Stopped(_asked[0])
+
+
+def until(done: Callable[[float], bool], ask: Callable[[], None], grace: float) -> None:
+    """Wait until `done(seconds)`, which waits no longer than those, is true.
+
+    At a signal, `ask` what is waited for to end, and give it `grace` seconds.
+
+    Raises:
+        Stopped: there was a signal.
+    """
+    try:
+        while not done(0.5):
+            check()
+    except KeyboardInterrupt as error:
+        ask()
+        deadline = time.monotonic() + grace
+        while (left := deadline - time.monotonic()) > 0 and not done(min(left, 0.5)):
+            pass
+        raise stop_of(error) or error from None
+
+
 def stop_of(error: BaseException) -> Stopped | None:
     """The request to stop that an exception is; None where it is something else."""
     if isinstance(error, Stopped):
@@ -71,4 +116,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     _asked.append(signum)
     for one in _heeded:
         signal.signal(one, signal.SIG_DFL)
+    if _grace:
+        signal.setitimer(signal.ITIMER_REAL, _grace[0])
+        return
     raise Stopped(signum)
+
+
+def _late(signum: int, frame: FrameType | None) -> None:
+    raise Stopped(_asked[0])

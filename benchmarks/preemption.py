@@ -2,14 +2,17 @@
 
     python benchmarks/preemption.py
 
-A cluster of two nodes (two raylets at 127.0.0.2 and 127.0.0.3) trains a small net with one worker on each. Mid-run the
-second node is drained, as clouds do with spot machines: `ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION`. With
-`max_failures: 0`, and no checkpoint but the one at the end, the run goes on with both workers on the first node. The
-weights at its end are compared with those of a run that nobody disturbed.
+A cluster of two nodes (two raylets at 127.0.0.2 and 127.0.0.3) trains a small net with one worker on each, or with one
+on the second alone. Mid-run the second node is drained, as clouds do with spot machines: `ray drain-node --reason
+DRAIN_NODE_REASON_PREEMPTION`. With `max_failures: 0`, and no checkpoint due before the end, the run goes on on the first
+node. The weights at its end are compared with those of a run that nobody disturbed. The same where nobody looks for the
+notice, with a checkpoint every 100 steps.
 """
 
 import contextlib
 import io
+import itertools
+import logging
 import os
 import re
 import subprocess
@@ -17,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,11 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 os.environ |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 import torch
-from results import parser, spread, write
+from results import parser, save, spread, write
 
 from backbone.artifact import load
 from backbone.cli import validate
-from backbone.cluster import DEFAULTS, draining
+from backbone.cluster import DEFAULTS
 from backbone.compute import Scaling
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.ray_train import Payload, launch
@@ -41,6 +44,7 @@ os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
 
 RECIPE: dict[str, Any] = {
     "model": {"net": "cifar_resnet", "depth": 8, "shortcut": "A"},
@@ -51,7 +55,12 @@ RECIPE: dict[str, Any] = {
     "scaling": {"num_workers": 2, "placement": "SPREAD", "max_failures": 0},
     "run": {"log_every": 20, "eval_every": 10_000, "precise_bn": 64},
 }
-NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+CASES: dict[str, dict[str, object]] = {
+    "two workers": {},
+    "one worker": {"scaling.num_workers": 1},
+    "two workers, not looked for": {"scaling.notice_every": 0, "run.checkpoint_every": 100},
+}
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 
 def make_recipe(storage: str, name: str, **changes: object) -> Recipe:
@@ -82,7 +91,7 @@ def drain(node: Any, gcs: str, seconds: int) -> None:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[io.StringIO]:
+def heard() -> Generator[io.StringIO]:
     """What is printed within, which goes on to be printed."""
     text = io.StringIO()
 
@@ -99,6 +108,11 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
     """Train `recipe` while the second node is drained after its first log record; what came of it."""
     node = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
     cluster.wait_for_nodes(timeout=60)
+    full = None
+    if recipe.scaling.num_workers == 1:  # keeps the worker from the first node, until that is all there is
+        first = next(one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeID"] != node.node_id)
+        full = placement_group([{"CPU": 2}], _soft_target_node_id=first, strategy="STRICT_PACK")
+        ray.get(full.ready(), timeout=60)
     seen: list[tuple[float, int]] = []
     times: dict[str, float] = {}
     begun = threading.Event()
@@ -109,10 +123,12 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
             begun.set()
 
     def take_away() -> None:
-        begun.wait(300)
-        drain(node, cluster.address, deadline)
+        begun.wait(600)
+        if full is not None:
+            remove_placement_group(full)
         times["told"] = time.monotonic()
-        while node.node_id in draining():
+        drain(node, cluster.address, deadline)
+        while any(one["NodeID"] == node.node_id and one["Alive"] for one in ray.nodes()):
             time.sleep(0.2)
         times["gone"] = time.monotonic()
 
@@ -120,23 +136,23 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
     thread.start()
     with heard() as text:
         launch(pretrain, prepare(recipe), recipe.scaling, watch=watch)
-    thread.join(120)
-    said = text.getvalue()
-    with contextlib.suppress(Exception):  # where Ray has ended it by itself
+    thread.join(deadline + 60)
+    if "gone" not in times:
         cluster.remove_node(node)
-    saved = re.search(r"saved at step (\d+)", said)
-    resumed = re.search(r"resuming at step (\d+)", said)
+    said = text.getvalue()
+    saved, resumed = (re.search(rf"{words} step (\d+)", said) for words in ("saved at", "resuming at"))
     back = int(resumed[1]) if resumed else 0
-    # A record's step is reached when it is written; the last before the fresh attempt's first.
-    order = next((i for i in range(1, len(seen)) if seen[i][1] <= seen[i - 1][1] or seen[i][0] - seen[i - 1][0] > 3), 1)
-    reached = max(int(saved[1]) + 1 if saved else 0, seen[order - 1][1])
+    # The run stood still between two records for longer than between any others.
+    pauses = [after[0] - before[0] for before, after in itertools.pairwise(seen)]
+    last = pauses.index(max(pauses))
+    reached = int(saved[1]) + 1 if saved else seen[last][1]  # one step more proves a checkpoint
     return {
-        "said": [line for line in said.splitlines() if "taken away" in line or "resuming" in line],
-        "spread over": "1 on 127.0.0.2, 1 on 127.0.0.3" in said,
-        "saved at step": int(saved[1]) if saved else "not",
+        "saved at step": int(saved[1]) if saved else "-",
         "went on from step": back,
         "steps lost": reached - back,
-        "from notice to training again, s": seen[order][0] - times["told"],
+        "stood still, s": pauses[last],
+        "from the command to the node's end, s": times["gone"] - times["told"] if "gone" in times else "-",
+        "said": [line for line in said.splitlines() if "taken away" in line or "resuming" in line or " on cpu" in line],
     }
 
 
@@ -144,36 +160,38 @@ def tensors(recipe: Recipe) -> dict[str, torch.Tensor]:
     return load(f"{recipe.run.storage}/{recipe.name}/artifact")[0].state_dict()
 
 
-def different(one: Recipe, other: Recipe) -> list[str]:
-    """Names of the tensors whose bits differ, statistics included."""
+def different(one: Recipe, other: Recipe) -> tuple[int, int]:
+    """How many trained tensors' bits differ, and how many statistics', which are sums over workers."""
     a, b = tensors(one), tensors(other)
     assert a.keys() == b.keys()
-    return [name for name in a if not torch.equal(a[name], b[name])]
+    names = [name for name in a if not torch.equal(a[name], b[name])]
+    statistics = [name for name in names if "running" in name]
+    return len(names) - len(statistics), len(statistics)
 
 
 def main() -> None:
     words = parser(__doc__)
     words.add_argument("--steps", type=int, default=1200, help="of each training")
     words.add_argument("--deadline", type=int, default=20, help="seconds from the notice until the node goes")
-    words.add_argument("--cases", nargs="+", default=["looked for", "not looked for"], help="of the notice")
-    words.add_argument("--ranks", type=int, nargs="*", default=[2, 4], help="workers that look, to be timed")
+    words.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    words.add_argument("--ranks", type=int, nargs="*", default=[2], help="workers that look, to be timed")
     given = words.parse_args()
     torch.set_num_threads(1)
     head = {**NODE, "node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
     try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         with tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True) as storage:
             total = {"schedule.total": given.steps}
             whole = make_recipe(storage, "whole", **total)
             launch(pretrain, prepare(whole), whole.scaling)
             rows = []
-            every = {"looked for": Scaling().notice_every, "not looked for": 0.0}
             for case in given.cases:
-                recipe = make_recipe(storage, case.replace(" ", "-"), **total, **{"scaling.notice_every": every[case]})
+                recipe = make_recipe(storage, re.sub(r"\W+", "-", case), **total, **CASES[case])
                 found = disturbed(recipe, cluster, given.deadline)
-                print(case, found, flush=True)
-                rows.append({"notice": case, **found, "tensors that differ": len(different(whole, recipe))})
+                trained, statistics = different(whole, recipe)
+                rows.append({"case": case, **found, "trained tensors that differ": trained, "statistics": statistics})
+                save(given.output, rows)
             costs = [cost(Path(storage), ranks) for ranks in given.ranks]
         write(given.output, rows, looks=costs)
     finally:

@@ -17,6 +17,7 @@ import pytest
 
 from backbone import load
 from backbone.data.synthetic import CLASSES, SyntheticSource
+from backbone.training.state import Store
 from tests.conftest import Start
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +110,21 @@ def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, f
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers: int) -> None:
-    """Whatever its workers still send, and whatever Ray has to say of them."""
-    words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--name", "stopped", "--schedule.total", "100000"]
+    """Whatever its workers still send, and whatever Ray has to say of them. No checkpoint was due for long: it is the
+    one of the stop."""
+    words = [
+        *SYNTHETIC,
+        "--run.eval_every",
+        "1000",
+        "--scaling.notice_every",
+        "0.1",
+        "--run.storage",
+        str(tmp_path),
+        "--name",
+        "stopped",
+        "--schedule.total",
+        "100000",
+    ]
     process = subprocess.Popen(
         [sys.executable, "jobs/pretrain.py", *words, "--scaling.num_workers", str(workers)],
         cwd=ROOT,
@@ -130,6 +144,7 @@ def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers:
     assert log.endswith(f"{last}\n")
     assert "Traceback" not in log
     assert not (tmp_path / "stopped" / "lease.json").exists()
+    assert Store(f"{tmp_path}/stopped/checkpoints").steps()[-1] >= 10
 
 
 @pytest.mark.slow

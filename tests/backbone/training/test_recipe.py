@@ -143,6 +143,8 @@ SAME = {
     "scaling.use_gpu": True,
     "scaling.cpus_per_worker": 3,
     "scaling.max_failures": 0,
+    "scaling.notice_every": 30,
+    "scaling.grace": 0,
     "scaling.placement": "SPREAD",
     "scaling.autoscales": True,
     "run.storage": "s3://runs",

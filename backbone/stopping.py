@@ -4,6 +4,7 @@ The first signal raises `Stopped` in the main thread, and wherever `check` is ca
 once. What can end by itself in good order is given time to: `deferred`, `until`.
 """
 
+import math
 import signal
 import threading
 import time
@@ -11,6 +12,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
+
+SOON = 1.0
+"""Seconds."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,8 +37,24 @@ class Stopped(KeyboardInterrupt):
 
 _heeded: list[signal.Signals] = []
 _asked: list[int] = []
-_grace: list[float] = []
-"""Seconds for what is at work under `deferred`."""
+_deferrals: list["_Deferral"] = []
+
+
+class _Deferral:
+    """What is at work under `deferred`."""
+
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
+        self.looks = (-math.inf, -math.inf)
+
+    def look(self) -> str:
+        self.looks = self.looks[1], time.monotonic()
+        return "stopped" if _asked else ""
+
+    def looks_soon(self) -> bool:
+        """Whether it may be expected to: it did, not much longer ago than between the two times before."""
+        before, last = self.looks
+        return before > -math.inf and time.monotonic() - last < 2 * (last - before) + SOON
 
 
 def heed() -> None:
@@ -63,20 +83,22 @@ def asked() -> Stopped | None:
 
 
 @contextmanager
-def deferred(seconds: float) -> Generator[None]:
-    """Within, a signal raises nothing for so many seconds: what runs looks at `asked`, and ends by itself.
+def deferred(grace: float) -> Generator[Callable[[], str]]:
+    """Within, a signal raises nothing for `grace` seconds: what runs calls what this gives, and ends if it says a word.
 
-    After them, or at the end of the block, `Stopped` is raised. In the main thread; elsewhere nothing is raised anyway.
+    Not so where that was not called for longer than usual: what runs is then about something else, and `Stopped` is
+    raised at once, as it is after the seconds and at the end of the block. In other threads nothing is raised anyway.
     """
-    if not seconds or not _heeded or threading.current_thread() is not threading.main_thread():
-        yield
+    deferral = _Deferral(grace)
+    if not grace or not _heeded or threading.current_thread() is not threading.main_thread():
+        yield deferral.look
         return
-    _grace.append(seconds)
+    _deferrals.append(deferral)
     before = signal.signal(signal.SIGALRM, _late)
     try:
-        yield
+        yield deferral.look
     finally:
-        _grace.clear()
+        _deferrals.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if _asked:
@@ -116,8 +138,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     _asked.append(signum)
     for one in _heeded:
         signal.signal(one, signal.SIG_DFL)
-    if _grace:
-        signal.setitimer(signal.ITIMER_REAL, _grace[0])
+    if _deferrals and _deferrals[0].looks_soon():
+        signal.setitimer(signal.ITIMER_REAL, _deferrals[0].grace)
         return
     raise Stopped(signum)
 

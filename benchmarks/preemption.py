@@ -4,9 +4,9 @@
 
 A cluster of two nodes (two raylets at 127.0.0.2 and 127.0.0.3) trains a small net with one worker on each, or with one
 on the second alone. Mid-run the second node is drained, as clouds do with spot machines: `ray drain-node --reason
-DRAIN_NODE_REASON_PREEMPTION`. With `max_failures: 0`, and no checkpoint due before the end, the run goes on on the first
-node. The weights at its end are compared with those of a run that nobody disturbed. The same where nobody looks for the
-notice, with a checkpoint every 100 steps.
+DRAIN_NODE_REASON_PREEMPTION`. With `max_failures: 0`, and no checkpoint due before the end, the run goes on on the
+first node. The weights at its end are compared with those of a run that nobody disturbed. The same where nobody looks
+for the notice, with a checkpoint every 100 steps.
 """
 
 import contextlib

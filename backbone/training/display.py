@@ -37,6 +37,11 @@ class Display:
             if fs.exists(f"{path}/log.txt"):
                 fs.get_file(f"{path}/log.txt", f"{self._folder}/log.txt")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether training was seen to run."""
+        return self._step is not None
+
     def show(self, record: dict[str, Any]) -> None:
         """Take one record: a log, an evaluation, or something to say. After `stopped` nothing is shown."""
         if not self._is_stopped:  # workers go on for a moment

@@ -81,8 +81,8 @@ def launch(
             if scaling.num_workers:
                 return _launch_on_ray(worker, payload, scaling, display, held)
             with (
-                deferred(scaling.grace if scaling.notice_every else 0),
-                local_world(scaling.use_gpu, scaling.cpus_per_worker, _signalled) as world,
+                deferred(scaling.grace if scaling.notice_every else 0) as notice,
+                local_world(scaling.use_gpu, scaling.cpus_per_worker, notice) as world,
             ):
                 report = _while_held(held, display.show) if world.is_first else lambda record: None
                 try:
@@ -117,10 +117,6 @@ def _stop_told(display: Display, scaling: Scaling, held: Lease | None) -> Genera
 def _again(held: Lease | None) -> str:
     """What the run does that is submitted again."""
     return "go on" if held else "start over"
-
-
-def _signalled() -> str:
-    return "stopped" if asked() else ""
 
 
 def _grace(scaling: Scaling) -> float:
@@ -166,7 +162,7 @@ def _launch_on_ray(
                     display.stopped(_again(held))
                     post.ask("stopped")
 
-                until(done, ask, _grace(scaling))
+                until(done, ask, _grace(scaling) if display.has_begun else 0)
 
             if scaling.num_workers == 1:
                 result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)

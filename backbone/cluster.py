@@ -228,6 +228,7 @@ def draining() -> dict[str, str]:
     No public function of Ray's tells; Ray Train, too, asks this one.
     """
     import ray
+    import ray._private.state
 
     gone = ray._private.state.state.get_draining_nodes()
     return (

@@ -73,6 +73,9 @@ class Scaling(Strict):
     """Seconds that a stopped job (Ctrl-C, SIGTERM) waits for that checkpoint. `ray job stop` kills after 3 s, for which
     it is shortened; RAY_JOB_STOP_WAIT_TIME_S on the cluster's head gives more."""
 
+    wait_at_most: float = Field(24.0, gt=0)
+    """Hours to wait for workers that the cluster has no room for, until the job gives up and can be submitted again."""
+
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """PACK: fill a node first. SPREAD: one node each where possible."""
 

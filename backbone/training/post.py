@@ -1,13 +1,18 @@
 """Between a run's workers and its driver: records one way, the word to leave the other. One process of Ray's."""
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from backbone.cluster import bundle, missing, words
+from backbone.compute import Scaling
 from backbone.errors import Lost
+from backbone.training.display import Display
 
 PATIENCE = 300
 """Seconds until a worker gives up telling. Ray finds a node that is cut off within a minute, and ends its workers."""
@@ -117,3 +122,34 @@ class Post:
         import ray
 
         ray.kill(self.box)
+
+
+def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str]) -> None:
+    """Show what comes by the post until None does. A dead one means that the run has ended.
+
+    `in_vain` gets a word where workers have been waited for too long.
+    """
+    from ray.exceptions import RayError
+
+    def patience() -> Iterator[int]:
+        """Seconds from one line to the next while nothing comes."""
+        return itertools.chain((10, 20), itertools.repeat(30))
+
+    heard, pauses, since = False, patience(), time.monotonic()
+    while True:
+        try:
+            records = post.get(60 if heard else next(pauses))
+            if not records and not heard:
+                asked_for = f"{scaling.num_workers} worker(s) of {words(bundle(scaling))} each"
+                display.say(f"waiting for {asked_for}: {missing(scaling)}")
+                if time.monotonic() - since > 3600 * scaling.wait_at_most:
+                    hours = f"{scaling.wait_at_most:g} h (scaling.wait_at_most)"
+                    in_vain.append(f"waited {hours} in vain for {asked_for}: {missing(scaling)}; submit again to go on")
+        except RayError:
+            return
+        for record in records:
+            if record is None:
+                return
+            heard = not record.get("restarts")
+            pauses, since = patience(), time.monotonic()
+            display.show(record)

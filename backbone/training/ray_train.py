@@ -6,7 +6,6 @@ counts a checkpoint only once its controller has polled, and cannot go on when o
 """
 
 import gc
-import itertools
 import math
 import os
 import signal
@@ -14,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import bundle, check_resources, connect, missing, words
+from backbone.cluster import bundle, check_resources, connect
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
@@ -33,7 +32,7 @@ from backbone.storage import filesystem, join
 from backbone.training.display import Display
 from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
 from backbone.training.notice import Leaving
-from backbone.training.post import Post
+from backbone.training.post import Post, listen
 from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
 
 
@@ -152,7 +151,8 @@ def _launch_on_ray(
             # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             post = Post.begin(num_cpus=0, scheduling_strategy=here)
-            listener = threading.Thread(target=_listen, args=(post, display, scaling), daemon=True)
+            in_vain: list[str] = []
+            listener = threading.Thread(target=listen, args=(post, display, scaling, in_vain), daemon=True)
             listener.start()
             told = {"worker": worker, "payload": payload, "post": post, "cwd": str(Path.cwd()), "held": held}
             told["scaling"] = scaling
@@ -162,7 +162,12 @@ def _launch_on_ray(
                     display.stopped(_again(held))
                     post.ask("stopped")
 
-                until(done, ask, _grace(scaling) if display.has_begun else 0)
+                def is_done(seconds: float) -> bool:
+                    if in_vain:
+                        raise Lost(in_vain[0])
+                    return done(seconds)
+
+                until(is_done, ask, _grace(scaling) if display.has_begun else 0)
 
             if scaling.num_workers == 1:
                 result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)
@@ -361,28 +366,3 @@ def _first_failure(failures: dict[int, Exception]) -> str:
     if _dead(failures):
         return f"worker {rank}'s node was taken away" if _preempted(failures) else f"worker {rank} {KILLED}"
     return f"worker {rank} failed ({type(error).__name__}: {last_line(error)})"
-
-
-def _listen(post: Post, display: Display, scaling: Scaling) -> None:
-    """Show what comes by the post until None does. A dead one means that the run has ended."""
-    from ray.exceptions import RayError
-
-    def patience() -> Iterator[int]:
-        """Seconds from one line to the next while nothing comes."""
-        return itertools.chain((10, 20), itertools.repeat(30))
-
-    heard, pauses = False, patience()
-    while True:
-        try:
-            records = post.get(60 if heard else next(pauses))
-            if not records and not heard:
-                asked_for = f"{scaling.num_workers} worker(s) of {words(bundle(scaling))} each"
-                display.say(f"waiting for {asked_for}: {missing(scaling)}")
-        except RayError:
-            return
-        for record in records:
-            if record is None:
-                return
-            heard = not record.get("restarts")
-            pauses = patience()
-            display.show(record)

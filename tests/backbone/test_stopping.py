@@ -154,8 +154,8 @@ DEFERRED = """
     with stopping.deferred({grace}) as look:
         for _ in range({looks}): look(); time.sleep(0.01)
         print('at work')
-        while not look(): time.sleep({pause})
-        print('saved')
+        while not (said := {again}): time.sleep(0.01)
+        print(said)
     print('never')
 """
 
@@ -163,10 +163,10 @@ DEFERRED = """
 @pytest.mark.parametrize(
     ("deferral", "told"),
     [
-        ({"grace": 60, "looks": 3, "pause": 0.01}, "saved\nstopped; submit again to go on\n"),
+        ({"grace": 60, "looks": 3, "again": "look()"}, "stopped\nstopped; submit again to go on\n"),
         # It does not look again in its grace, or has not looked twice, so that nobody knows when it will.
-        ({"grace": 0.2, "looks": 3, "pause": 300}, "stopped; submit again to go on\n"),
-        ({"grace": 60, "looks": 1, "pause": 300}, "stopped; submit again to go on\n"),
+        ({"grace": 0.2, "looks": 3, "again": "''"}, "stopped; submit again to go on\n"),
+        ({"grace": 60, "looks": 1, "again": "''"}, "stopped; submit again to go on\n"),
     ],
 )
 def test_what_looks_for_it_may_end_by_itself(start: Start, deferral: dict, told: str) -> None:
@@ -177,14 +177,15 @@ def test_what_looks_for_it_may_end_by_itself(start: Start, deferral: dict, told:
 
 
 UNTIL = """
-    asked = []
+    asked, begun = [], []
     def done(seconds):
+        if not begun: print('at work')
+        begun.append(0)
         time.sleep(0.01)
         return len(asked) > {more}
     def ask():
         print('asked')
         asked.extend([0])
-    print('at work')
     stopping.until(done, ask, 0.3)
     print('never')
 """

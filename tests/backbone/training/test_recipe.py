@@ -145,6 +145,7 @@ SAME = {
     "scaling.max_failures": 0,
     "scaling.notice_every": 30,
     "scaling.grace": 0,
+    "scaling.wait_at_most": 1,
     "scaling.placement": "SPREAD",
     "scaling.autoscales": True,
     "run.storage": "s3://runs",

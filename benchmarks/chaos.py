@@ -307,6 +307,7 @@ def environment(temporary: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_agent_register_timeout_ms": "600000",  # a machine with few cores starts them slowly
         "GLOO_SOCKET_IFNAME": "eth0",  # by itself gloo takes the address of the host's name, here 127.0.0.1
         "OMP_NUM_THREADS": "1",
         "NO_ALBUMENTATIONS_UPDATE": "1",

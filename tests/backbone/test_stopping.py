@@ -179,8 +179,8 @@ def test_what_looks_for_it_may_end_by_itself(start: Start, deferral: dict, told:
 UNTIL = """
     asked, begun = [], []
     def done(seconds):
-        if not begun: print('at work')
         begun.append(0)
+        if len(begun) == 1: print('at work')
         time.sleep(0.01)
         return len(asked) > {more}
     def ask():

@@ -105,10 +105,10 @@ def deferred(grace: float) -> Generator[Callable[[], str]]:
             raise Stopped(_asked[0])
 
 
-def until(done: Callable[[float], bool], ask: Callable[[], None], grace: float) -> None:
+def until(done: Callable[[float], bool], ask: Callable[[], float]) -> None:
     """Wait until `done(seconds)`, which waits no longer than those, is true.
 
-    At a signal, `ask` what is waited for to end, and give it `grace` seconds.
+    At a signal, `ask` what is waited for to end, and give it as many seconds as that says.
 
     Raises:
         Stopped: there was a signal.
@@ -117,8 +117,7 @@ def until(done: Callable[[float], bool], ask: Callable[[], None], grace: float) 
         while not done(0.5):
             check()
     except KeyboardInterrupt as error:
-        ask()
-        deadline = time.monotonic() + grace
+        deadline = time.monotonic() + ask()
         while (left := deadline - time.monotonic()) > 0 and not done(min(left, 0.5)):
             pass
         raise stop_of(error) or error from None

@@ -47,7 +47,7 @@ RECIPE: dict[str, Any] = {
     "optim": {"batch": 16, "micro_batch": 8, "lr": 0.05, "lr_batch": 16},
     "compute": {"precision": "fp32"},
     "scaling": {"num_workers": 2, "min_workers": 1, "placement": "SPREAD", "max_failures": 50},
-    "run": {"log_every": 20, "checkpoint_every": 20, "eval_every": 20, "precise_bn": 64},
+    "run": {"log_every": 10, "checkpoint_every": 10, "eval_every": 1000, "precise_bn": 64},
 }
 
 

@@ -158,16 +158,17 @@ def _launch_on_ray(
             told["scaling"] = scaling
 
             def wait_for(done: Callable[[float], bool]) -> None:
-                def ask() -> None:
+                def ask() -> float:
                     display.stopped(_again(held))
                     post.ask("stopped")
+                    return _grace(scaling) if display.has_begun else 0
 
                 def is_done(seconds: float) -> bool:
                     if in_vain:
                         raise Lost(in_vain[0])
                     return done(seconds)
 
-                until(is_done, ask, _grace(scaling) if display.has_begun else 0)
+                until(is_done, ask)
 
             if scaling.num_workers == 1:
                 result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)
@@ -186,7 +187,7 @@ def _launch_on_ray(
 
 
 Wait = Callable[[Callable[[float], bool]], None]
-"""`stopping.until`, which knows what to ask for and how long to give."""
+"""`stopping.until`, which knows what to ask for."""
 
 
 def _fit_until_done(told: dict[str, Any], scaling: Scaling, wait_for: Wait) -> dict[str, Any]:

@@ -186,7 +186,8 @@ UNTIL = """
     def ask():
         print('asked')
         asked.extend([0])
-    stopping.until(done, ask, 0.3)
+        return 0.3
+    stopping.until(done, ask)
     print('never')
 """
 

@@ -38,6 +38,9 @@ from backbone.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PORT = 6379
+TRAINS = (b"RayTrainWorker", b"LoneWorker", b"num_workers\x000")
+"""What the command of a process that trains has in it."""
+
 QUIET_S = 300
 """A job that says nothing for so long hangs, and is killed and counted."""
 
@@ -62,6 +65,10 @@ class Cluster:
     raylets: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+
+    def submit(self, words: list[str], log: Path) -> list[subprocess.Popen[bytes]]:
+        """The job, on the head."""
+        return [self.hosts[0].start(words, self.env, log)]
 
     def note(self, text: str) -> None:
         self.events.append(f"{time.monotonic() - self.began:.0f} s: {text}")
@@ -108,6 +115,24 @@ class Cluster:
                 self.start(host)
 
 
+class Ranks(Cluster):
+    """No Ray: each of the first two hosts has one rank, and when one ends the other is ended, as torchrun does."""
+
+    def bring_up(self) -> None:
+        pass
+
+    def heal(self) -> None:
+        pass
+
+    def submit(self, words: list[str], log: Path) -> list[subprocess.Popen[bytes]]:
+        port = random.randrange(20_000, 30_000)
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": self.hosts[0].address, "MASTER_PORT": str(port)}
+        words = [*words, "--scaling.num_workers", "0", "--scaling.min_workers", "0"]
+        return [
+            host.start(words, {**self.env, **world, "RANK": str(rank)}, log) for rank, host in enumerate(self.hosts[:2])
+        ]
+
+
 def kill_node(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
     """SIGKILL to all processes of a host; after some seconds a new node comes in its place."""
     host.kill()
@@ -150,7 +175,7 @@ def kill_worker(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
     """SIGKILL to the process of a host that trains."""
     for pid in host.pids():
         with contextlib.suppress(OSError):
-            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if any(name in Path(f"/proc/{pid}/cmdline").read_bytes() for name in TRAINS):
                 os.kill(pid, signal.SIGKILL)
     yield
 
@@ -173,7 +198,7 @@ CASES: dict[str, Plan] = {
     "link cut for 5 s": [(0, "cut link", 0, 5)],
     "link cut for 30 s": [(0, "cut link", 0, 30)],
     "link cut for 120 s": [(0, "cut link", 0, 120)],
-    "node killed": [(0, "kill node", 0, 5)],
+    "node killed": [(0, "kill node", 1, 5)],
     "node frozen for 20 s": [(0, "freeze node", 0, 20)],
     "node frozen for 90 s": [(0, "freeze node", 0, 90)],
     "disk full": [(0, "full disk", 0, 20)],
@@ -192,24 +217,26 @@ def drawn(seed: int, minutes: float) -> Plan:
 
 def train(cluster: Cluster, recipe: Path, name: str, plan: Plan, limit: float) -> dict:
     """Submit the training until it is finished, while the faults of `plan` come to pass."""
-    head, log = cluster.hosts[0], cluster.folder / f"{name}.log"
+    log = cluster.folder / f"{name}.log"
     words = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), "--config", str(recipe), "--name", name]
     submissions, ends, hung, first = 0, list[str](), 0, None
     todo, under_way = list(plan), list[tuple[float, Iterator[None], str]]()
-    job: subprocess.Popen[bytes] | None = None
+    job: list[subprocess.Popen[bytes]] = []
     deadline, quiet_since, size = time.monotonic() + limit, time.monotonic(), 0
     while time.monotonic() < deadline:
         now = time.monotonic()
-        if job is None:
+        if not job:
             submissions += 1
             quiet_since, size = now, 0
-            job = head.start(words, cluster.env, log)
-        elif job.poll() is not None:
-            ends.append(f"exit {job.returncode}: {last_said(log)}")
-            cluster.note(ends[-1])
-            if job.returncode == 0:
+            job = cluster.submit(words, log)
+        codes = [one.poll() for one in job]
+        if any(codes) or None not in codes:
+            if not any(codes):
                 break
-            job = None
+            end_all(job)
+            ends.append(f"exit {[one.poll() for one in job]}: {last_said(log)}")
+            cluster.note(ends[-1])
+            job = []
             time.sleep(2)
             continue
         if log.exists() and log.stat().st_size != size:
@@ -219,7 +246,7 @@ def train(cluster: Cluster, recipe: Path, name: str, plan: Plan, limit: float) -
         if now - quiet_since > QUIET_S:
             hung += 1
             cluster.note(f"nothing said for {QUIET_S} s; killed")
-            os.killpg(job.pid, signal.SIGKILL)
+            end_all(job)
         while todo and first is not None and now - first >= todo[0][0]:
             _, kind, which, lasts = todo.pop(0)
             training = trainers(cluster) or cluster.hosts[1:]
@@ -237,8 +264,8 @@ def train(cluster: Cluster, recipe: Path, name: str, plan: Plan, limit: float) -
         time.sleep(0.2)
     for _, fault, _ in under_way:
         next(fault, None)
-    if job is not None and job.poll() is None:
-        os.killpg(job.pid, signal.SIGKILL)
+    if any(one.poll() is None for one in job):
+        end_all(job)
         ends.append("not finished in time; killed")
     return {
         "submissions": submissions,
@@ -250,16 +277,23 @@ def train(cluster: Cluster, recipe: Path, name: str, plan: Plan, limit: float) -
     }
 
 
+def end_all(job: list[subprocess.Popen[bytes]]) -> None:
+    """At once."""
+    for one in job:
+        if one.poll() is None:
+            os.killpg(one.pid, signal.SIGKILL)
+            one.wait(30)
+
+
 def trainers(cluster: Cluster) -> list[Host]:
     """Hosts on which a worker of the training runs."""
 
     def trains(pid: int) -> bool:
         with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            return b"RayTrainWorker" in command or b"LoneWorker" in command
+            return any(name in Path(f"/proc/{pid}/cmdline").read_bytes() for name in TRAINS)
         return False
 
-    return [host for host in cluster.hosts[1:] if any(map(trains, host.pids()))]
+    return [host for host in cluster.hosts if any(map(trains, host.pids()))]
 
 
 def last_said(log: Path) -> str:
@@ -321,7 +355,7 @@ def run_all(plans: dict[str, Plan], folder: Path, given: argparse.Namespace) -> 
     temporary = tempfile.mkdtemp(prefix="rb", dir="/tmp")
     env = environment(temporary)
     try:
-        with disk(folder / "disk", 24) as storage, network(4) as (hosts, wire):
+        with disk(folder / "disk", 24) as storage, network(2 if given.without_ray else 4) as (hosts, wire):
             recipe = folder / "recipe.yaml"
             tree = {**RECIPE, "schedule": {"kind": "cosine", "unit": "iterations", "total": given.steps}}
             tree["run"] = {**RECIPE["run"], "storage": str(storage)}
@@ -329,7 +363,9 @@ def run_all(plans: dict[str, Plan], folder: Path, given: argparse.Namespace) -> 
             job = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), "--config", str(recipe)]
             alone = ["--name", "quiet", "--scaling.num_workers", "0", "--scaling.min_workers", "0"]
             subprocess.run([*job, *alone], check=True, capture_output=True, env=env, timeout=given.limit)
-            cluster = Cluster(hosts, wire, folder, {**env, "RAY_ADDRESS": f"{hosts[0].address}:{PORT}"})
+            cluster = (Ranks if given.without_ray else Cluster)(
+                hosts, wire, folder, {**env, "RAY_ADDRESS": f"{hosts[0].address}:{PORT}"}
+            )
             for number, (case, plan) in enumerate(plans.items()):
                 print(f"== {case}", flush=True)
                 cluster.bring_up()
@@ -351,6 +387,7 @@ def main() -> None:
     words.add_argument("--minutes", type=float, default=3, help="that a random sequence lasts")
     words.add_argument("--steps", type=int, default=1500, help="of each training")
     words.add_argument("--limit", type=float, default=900, help="seconds until a training is given up")
+    words.add_argument("--without-ray", action="store_true", help="two ranks as torchrun starts them")
     given = words.parse_args()
     if reason := why_not():
         print(f"skipped: {reason}")

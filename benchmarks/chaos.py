@@ -13,8 +13,8 @@ With `--seeds` each seed draws faults and their times for as many minutes. Needs
 
 import argparse
 import contextlib
+import json
 import os
-import random
 import re
 import secrets
 import shutil
@@ -23,24 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from hosts import Host, Wire, network, why_not
-from results import parser, save, write
+from faults import CASES, FAULTS, Plan, drawn
+from hosts import network, why_not
+from raylets import PORT, Cluster, Ranks, last_said, trainers
+from results import parser, save
 
 from backbone.artifact import load
-from backbone.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-PORT = 6379
-TRAINS = (b"RayTrainWorker", b"LoneWorker", b"num_workers\x000")
-"""What the command of a process that trains has in it."""
-
 QUIET_S = 300
 """A job that says nothing for so long hangs, and is killed and counted."""
 
@@ -52,167 +48,6 @@ RECIPE: dict[str, Any] = {
     "scaling": {"num_workers": 2, "min_workers": 1, "placement": "SPREAD", "max_failures": 50},
     "run": {"log_every": 10, "checkpoint_every": 10, "eval_every": 1000, "precise_bn": 64},
 }
-
-
-@dataclass
-class Cluster:
-    """Raylets, one a host, and the job that is submitted until it is finished."""
-
-    hosts: list[Host]
-    wire: Wire
-    folder: Path
-    env: dict[str, str]
-    raylets: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def submit(self, words: list[str], log: Path) -> list[subprocess.Popen[bytes]]:
-        """The job, on the head."""
-        return [self.hosts[0].start(words, self.env, log)]
-
-    def note(self, text: str) -> None:
-        self.events.append(f"{time.monotonic() - self.began:.0f} s: {text}")
-        print(self.events[-1], flush=True)
-
-    def start(self, host: Host) -> None:
-        """Start its part of the cluster; does not wait for it."""
-        words = ["start", "--block", f"--node-ip-address={host.address}", "--disable-usage-stats"]
-        words += ["--object-store-memory=100000000", "--include-log-monitor=false"]
-        if host is self.hosts[0]:
-            words += ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
-        else:
-            words += [f"--address={self.hosts[0].address}:{PORT}", "--num-cpus=1"]
-        log = self.folder / f"{host.name}.log"
-        log.write_text("")
-        command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", *words]
-        self.raylets[host.name] = host.start(command, self.env, log)
-
-    def is_up(self, host: Host) -> bool:
-        """Whether its part has come up and lives."""
-        lives = host.name in self.raylets and self.raylets[host.name].poll() is None
-        return lives and "Ray runtime started" in (self.folder / f"{host.name}.log").read_text(errors="replace")
-
-    def bring_up(self) -> None:
-        """All hosts, one after the other, as they share a folder of sockets; UserError where one does not come."""
-        deadline = time.monotonic() + 900
-        for host in self.hosts:
-            while not self.is_up(host):
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"Ray does not start on {host.address}: {last_said(self.folder / f'{host.name}.log')}"
-                    )
-                if host.name not in self.raylets or self.raylets[host.name].poll() is not None:
-                    host.kill()
-                    self.start(host)
-                time.sleep(0.5)
-
-    def heal(self) -> None:
-        """Start again what is gone: a raylet that was declared dead while it was cut off ends itself."""
-        for host in self.hosts[1:]:
-            if self.raylets[host.name].poll() is not None:
-                self.note(f"raylet of {host.address} is gone; started again")
-                host.kill()
-                self.start(host)
-
-
-class Ranks(Cluster):
-    """No Ray: each of the first two hosts has one rank, and when one ends the other is ended, as torchrun does."""
-
-    def bring_up(self) -> None:
-        pass
-
-    def heal(self) -> None:
-        pass
-
-    def submit(self, words: list[str], log: Path) -> list[subprocess.Popen[bytes]]:
-        port = random.randrange(20_000, 30_000)
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": self.hosts[0].address, "MASTER_PORT": str(port)}
-        words = [*words, "--scaling.num_workers", "0", "--scaling.min_workers", "0"]
-        return [
-            host.start(words, {**self.env, **world, "RANK": str(rank)}, log) for rank, host in enumerate(self.hosts[:2])
-        ]
-
-
-def kill_node(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """SIGKILL to all processes of a host; after some seconds a new node comes in its place."""
-    host.kill()
-    yield
-
-
-def freeze_node(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """SIGSTOP to all processes of a host, for a time."""
-    host.signal(signal.SIGSTOP)
-    yield
-    host.signal(signal.SIGCONT)
-
-
-def cut_link(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """Nothing comes through to or from a host, for a time."""
-    cluster.wire.cut = cluster.wire.cut | {host.name}
-    yield
-    cluster.wire.cut = cluster.wire.cut - {host.name}
-
-
-def slow_wire(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """50 ms each way between all hosts, and 1 % of the packets lost."""
-    cluster.wire.delay, cluster.wire.loss = 0.05, 0.01
-    yield
-    cluster.wire.delay, cluster.wire.loss = 0.0, 0.0
-
-
-def full_disk(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """The file system of the runs has no space, for a time."""
-    ballast = cluster.folder / "disk" / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(4096))
-            file.flush()
-    yield
-    ballast.unlink()
-
-
-def kill_worker(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
-    """SIGKILL to the process of a host that trains."""
-    for pid in host.pids():
-        with contextlib.suppress(OSError):
-            if any(name in Path(f"/proc/{pid}/cmdline").read_bytes() for name in TRAINS):
-                os.kill(pid, signal.SIGKILL)
-    yield
-
-
-Plan = list[tuple[float, str, int, float]]
-"""(seconds after training was seen to run, fault, which of the hosts that train, seconds it lasts), by time."""
-
-FAULTS: dict[str, Callable[[Cluster, Host, float], Iterator[None]]] = {
-    "kill node": kill_node,
-    "freeze node": freeze_node,
-    "cut link": cut_link,
-    "slow wire": slow_wire,
-    "full disk": full_disk,
-    "kill worker": kill_worker,
-}
-
-CASES: dict[str, Plan] = {
-    "nothing": [],
-    "50 ms and 1 % loss": [(0, "slow wire", 1, 60)],
-    "link cut for 5 s": [(0, "cut link", 0, 5)],
-    "link cut for 30 s": [(0, "cut link", 0, 30)],
-    "link cut for 120 s": [(0, "cut link", 0, 120)],
-    "node killed": [(0, "kill node", 1, 5)],
-    "node frozen for 20 s": [(0, "freeze node", 0, 20)],
-    "node frozen for 90 s": [(0, "freeze node", 0, 90)],
-    "disk full": [(0, "full disk", 0, 20)],
-}
-
-
-def drawn(seed: int, minutes: float) -> Plan:
-    """A sequence of faults, as those of `CASES`, one after the other, for as many minutes."""
-    draw, at, faults = random.Random(seed), 0.0, []
-    while at < 60 * minutes:
-        lasts = draw.choice([3.0, 8.0, 20.0, 45.0])
-        faults.append((at, draw.choice(list(FAULTS)), draw.randrange(3), lasts))
-        at += lasts + draw.uniform(5, 30)
-    return faults
 
 
 def train(cluster: Cluster, recipe: Path, name: str, plan: Plan, limit: float) -> dict:
@@ -285,28 +120,12 @@ def end_all(job: list[subprocess.Popen[bytes]]) -> None:
             one.wait(30)
 
 
-def trainers(cluster: Cluster) -> list[Host]:
-    """Hosts on which a worker of the training runs."""
-
-    def trains(pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return any(name in Path(f"/proc/{pid}/cmdline").read_bytes() for name in TRAINS)
-        return False
-
-    return [host for host in cluster.hosts if any(map(trains, host.pids()))]
-
-
-def last_said(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
-
-
 def notable(log: Path) -> list[str]:
     """What a run said beside its progress."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     seen: dict[str, None] = {}
     for line in lines:
-        if line.strip() and not re.match(r"epoch |step \d+/\d+  validation|warning: |Ray dashboard", line):
+        if line.strip() and not re.match(r"\[W|epoch |step \d+/\d+  validation|warning: |Ray dashboard", line):
             seen.setdefault(line.strip()[:400])
     return list(seen)[:40]
 
@@ -380,6 +199,12 @@ def run_all(plans: dict[str, Plan], folder: Path, given: argparse.Namespace) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def others(output: Path, cases: list[str]) -> list[dict[str, Any]]:
+    """Rows of cases that were run by other commands: they stay in the file."""
+    old = json.loads(output.read_text())["rows"] if output.exists() else []
+    return [row for row in old if row["case"] not in cases]
+
+
 def main() -> None:
     words = parser(__doc__)
     words.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
@@ -399,10 +224,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="chaos", ignore_cleanup_errors=True) as folder:
         for row in run_all(plans, Path(folder), given):
-            rows.append(row)
-            save(given.output, rows)
-    table = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
-    write(given.output, table, details=rows)
+            rows.append({**row, "options": " ".join(sys.argv[1:])})
+            save(given.output, others(given.output, list(plans)) + rows)
+            print({name: value for name, value in row.items() if not isinstance(value, list)}, flush=True)
 
 
 if __name__ == "__main__":

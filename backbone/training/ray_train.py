@@ -85,7 +85,9 @@ def launch(
             ):
                 report = _while_held(held, display.show) if world.is_first else lambda record: None
                 try:
-                    return worker(payload, world, report)
+                    result = worker(payload, world, report)
+                    world.gather(None)  # what is read of the run afterwards, the first has written by now
+                    return result
                 except Leaving as error:  # that another rank was told to, alone
                     raise asked() or Stopped(signal.SIGTERM) from error
     except Stopped:

@@ -102,7 +102,7 @@ class Display:
 
     @contextmanager
     def _unhindered(self) -> Generator[None]:
-        """A disk that is full stops the run where it matters, by the message of the checkpoint; here it is told once."""
+        """A full disk stops the run where it matters, by the message of the checkpoint; here it is told once."""
         try:
             yield
         except OSError as error:

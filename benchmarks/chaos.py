@@ -1,14 +1,16 @@
 """Hosts that fail: trainings over a network under faults, and whether their weights are those of an undisturbed one.
 
     python benchmarks/chaos.py                         # each fault once
-    python benchmarks/chaos.py --cases --seeds 0 1 2 --minutes 3 --output docs/results/chaos_seeds.json
+    python benchmarks/chaos.py --cases --seeds 0 1 2 --minutes 3
+    python benchmarks/chaos.py --without-ray           # two ranks, as torchrun starts them, and no raylets
 
 Four hosts, each a network namespace: the cluster's head, where the job runs, and three with one CPU each, of which the
 training takes two, elastically. A watchman does what a platform does: a raylet that is gone is started again, and a job
 that ended without being finished is submitted again. Nothing else is mended. The weights are compared, bit by bit, with
 those of one process that nobody disturbed; batch statistics, which are sums over workers, to 1e-6.
 
-With `--seeds` each seed draws faults and their times for as many minutes. Needs root; elsewhere it says so and ends.
+With `--seeds` each seed draws faults and their times for as many minutes. Rows of other cases stay in the file. Needs
+root; elsewhere it says so and ends.
 """
 
 import argparse

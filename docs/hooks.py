@@ -22,6 +22,7 @@ from backbone.data.doctor_options import Doctor
 from backbone.data.prepare.options import Prepare
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.interop.options import Export, Import
+from backbone.pruning import Listing
 from backbone.sweep.options import Sweep
 from backbone.training.recipe import Recipe
 from backbone.usage import rows
@@ -55,6 +56,7 @@ MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "import": (Import,),
     "export": (Export,),
     "analyse": (Analysis,),
+    "list": (Listing,),
 }
 """Job -> what it reads. Of `evaluate` with --detector, and with --backbone."""
 

@@ -123,7 +123,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         "train data": train.fingerprint,
         "val data": val.fingerprint,
     }
-    state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
+    state_bytes = 4 * parameters(detector) * recipe.optim.copies
     recipe = open_run(recipe, fingerprints, state_bytes)
     is_scaled = recipe.optim.lr_batch not in (0, recipe.optim.batch)
     scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if is_scaled else ""
@@ -229,9 +229,10 @@ class Detection:
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
         optim = recipe.optim
-        self.train = TrainSet(
-            self.train_source, recipe.data, recipe.seed, optim.batch, optim.micro_batch, recipe.detector.masks
-        )
+        red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
+        sizes = optim.batch, optim.micro_batch
+        masks, colour = recipe.detector.masks, (red, green, blue)
+        self.train = TrainSet(self.train_source, recipe.data, recipe.seed, *sizes, masks, colour)
         self.val = EvalSet(self.val_source, recipe.data)
         self.num_samples, self.max_bad = len(self.train_source), recipe.data.max_bad
         self._pin = self.world.device.type == "cuda"

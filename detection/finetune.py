@@ -307,6 +307,8 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
     """
     if recipe.detector.masks and not train.has_masks:
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
+    if recipe.data.augment.paste and not train.has_masks:
+        raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
     return build(recipe.detector, net, len(train.categories))
 

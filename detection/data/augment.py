@@ -99,7 +99,9 @@ def training_view(
             step.set_random_seed(mix(key, number))
         found = compose(image=image, bboxes=boxes[rows], rows=rows, masks=[masks[row] for row in rows] if masks else [])
         seen = _checked(found, rows, bool(masks), dropped=degenerate)
-        if options.canvas and masks:  # half a disc fills its half of the box nowhere near: as detectron2's recipes
+        if (
+            options.canvas and masks and window
+        ):  # half a disc fills its half of the box nowhere near: as detectron2's recipes
             sides = boxes[seen.rows, 2:] - boxes[seen.rows, :2]
             for place in np.flatnonzero(_overlap(boxes[seen.rows], window) < sides.prod(1)):
                 seen.boxes[place] = around(seen.masks[place])

@@ -42,7 +42,7 @@ class Optim(Strict):
     nesterov: bool = False
     """sgd: look ahead along the momentum (Nesterov's)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """adamw, lamb: what is kept, each step, of the averages of the gradient and of its square."""
 
     weight_decay: float = Field(1e-4, ge=0)
@@ -70,10 +70,7 @@ class Optim(Strict):
             raise ValueError("nesterov needs momentum above 0")
         for field in ("momentum", "nesterov") if self.kind != "sgd" else ("betas",):
             if getattr(self, field) != Optim.model_fields[field].default:
-                readers = "adamw and lamb" if field == "betas" else "sgd"
-                raise ValueError(f"{field} is read by kind {readers}, not by {self.kind}; leave it out")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)}: give two numbers from 0 to below 1")
+                raise ValueError(f"{field} is not read by kind {self.kind}; leave it out")
         return self
 
     @property
@@ -264,8 +261,7 @@ class TrainingRecipe(Strict, ABC):
     """Of first weights, order and augmentation. Another seed is another run."""
 
     published: str = ""
-    """What the recipe's source reports of it, and where: `--dry-run` prints it as published elsewhere. It is no part of
-    the run."""
+    """What the recipe's source reports, and where; `--dry-run` prints it as published elsewhere. No part of the run."""
 
     optim: Optim = Optim()
     schedule: Schedule = CosineSchedule()

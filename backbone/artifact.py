@@ -76,7 +76,7 @@ def save(
         },
         "raybone": {
             "format": FORMAT,
-            "net": options.model_dump(mode="json"),
+            "net": options.recorded,
             "norm_eps": 1e-5,
             "stages": {name: {"channels": s.channels, "stride": s.stride} for name, s in net.stages.items()},
             "channel_order": inputs.channel_order,

@@ -63,7 +63,7 @@ def save(
         "raybone_detector": {
             "format": FORMAT,
             "detector": detector.options.model_dump(mode="json"),
-            "net": detector.backbone.body.options.lasting.model_dump(mode="json"),
+            "net": detector.backbone.body.options.recorded,
             "categories": {"names": list(categories.names), "ids": list(categories.ids)},
             # Detection sees images of any size, so a mean image gives way to its channel means.
             "inputs": conventions,

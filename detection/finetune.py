@@ -126,7 +126,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         "train data": train.fingerprint,
         "val data": val.fingerprint,
     }
-    state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
+    state_bytes = 4 * parameters(detector) * recipe.optim.copies
     recipe = open_run(recipe, fingerprints, state_bytes)
     is_scaled = recipe.optim.lr_batch not in (0, recipe.optim.batch)
     scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if is_scaled else ""
@@ -232,9 +232,11 @@ class Detection:
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
         optim = recipe.optim
-        self.train = (SemanticTrainSet if recipe.semantic else TrainSet)(
-            self.train_source, recipe.data, recipe.seed, optim.batch, optim.micro_batch, recipe.detector.masks
-        )
+        red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
+        sizes = optim.batch, optim.micro_batch
+        masks, colour = recipe.detector.masks, (red, green, blue)
+        made = SemanticTrainSet if recipe.semantic else TrainSet
+        self.train = made(self.train_source, recipe.data, recipe.seed, *sizes, masks, colour)
         self.val = EvalSet(self.val_source, recipe.data)
         self.num_samples, self.max_bad = len(self.train_source), recipe.data.max_bad
         self._pin = self.world.device.type == "cuda"
@@ -320,6 +322,8 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
     """
     if recipe.detector.masks and not train.has_masks:
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
+    if recipe.data.augment.paste and not train.has_masks:
+        raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
     return build(recipe.detector, net, len(train.categories))
 

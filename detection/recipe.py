@@ -29,6 +29,7 @@ class Finetune(TrainingRecipe):
     )
 
     LATER: ClassVar[dict[str, Any]] = {
+        **TrainingRecipe.LATER,
         "detector.rpn.channels": 0,
         "detector.rpn.beta": TORCHVISION_BETA,
         "detector.rpn.min_size": 0.001,
@@ -37,6 +38,9 @@ class Finetune(TrainingRecipe):
         "detector.roi.init": "uniform",
         "new_heads": False,
         "data.share": 1.0,
+        "data.augment.canvas": 0,
+        "data.augment.scales": [0.1, 2.0],
+        "data.augment.paste": 0.0,
         "detector.context": False,
     }
 
@@ -130,9 +134,14 @@ class Finetune(TrainingRecipe):
                 "data.keep_empty false: is not read with detector.kind semantic and source voc, where images are those "
                 "of ImageSets/Segmentation; leave it out"
             )
-        if self.detector.masks and isinstance(self.data, VocData | DetData):
+        if self.semantic and self.data.augment.paste:
+            raise ValueError(
+                "data.augment.paste: objects are pasted for boxes and masks, not for detector.kind semantic"
+            )
+        wanting = "detector.masks" if self.detector.masks else "data.augment.paste" if self.data.augment.paste else ""
+        if wanting and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"
-            raise ValueError(f"detector.masks: {whose} boxes come without masks; use source coco or synthetic")
+            raise ValueError(f"{wanting}: {whose} boxes come without masks; use source coco or synthetic")
         return self
 
 

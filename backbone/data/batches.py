@@ -20,7 +20,7 @@ from backbone.data.augment import Draws, TrainingView, evaluation_view, to_plane
 from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
-from backbone.data.options import Data
+from backbone.data.options import Data, ModernAugment
 from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
@@ -59,12 +59,15 @@ class TrainSet:
     options: Data
     seed: int
     fill: tuple[int, int, int]
+    apart: int = 2
+    """Positions between copies of an image, where there are any: a micro-batch."""
     stream: Stream = field(init=False)
     view: TrainingView = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stream = Stream(self.seed, len(self.source))
         options = self.options
+        repeats = options.augment.repeats if isinstance(options.augment, ModernAugment) else 1
+        self.stream = Stream(self.seed, len(self.source), repeats, self.apart)
         self.view = TrainingView(options.augment, options.size, options.crop_pct, self.fill)
 
     def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
@@ -136,6 +139,13 @@ class ValSet:
 
     source: Source
     options: Data
+    size: int = 0
+    """Of the view; 0: `data.size`."""
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.size or self.options.size
 
     def fill_in(self, ids: Sequence[int], images: Tensor) -> Batch:
         """The views of these samples, in `images`, uint8 [len(ids), 3, size, size]."""
@@ -159,7 +169,7 @@ class ValSet:
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """`fill_in` with memory of its own."""
-        return self.fill_in(ids, empty_images(len(ids), self.options.size))
+        return self.fill_in(ids, empty_images(len(ids), self.side))
 
 
 def evaluation_batches(val_set: ValSet, ids: Sequence[int], batch: int, device: torch.device = CPU) -> "Loader":
@@ -169,7 +179,7 @@ def evaluation_batches(val_set: ValSet, ids: Sequence[int], batch: int, device: 
     """
     options = val_set.options
     batches = [ids[first : first + batch] for first in range(0, len(ids), batch)]
-    return Loader(val_set, batches, batch, options.size, options.workers, device)
+    return Loader(val_set, batches, batch, val_set.side, options.workers, device)
 
 
 class Loader:

@@ -305,10 +305,12 @@ class Trainer:
         return norm
 
     def check_weights(self, step: int) -> None:
-        """FloatingPointError where a weight, a statistic, their average or a momentum is not finite after `step`."""
+        """FloatingPointError where a weight, a statistic or an average of either is not finite after `step`, or what
+        the optimizer keeps of gradients."""
         trees = (self.task.model.state_dict(), self.average.state_dict() if self.average is not None else {})
         named = {name: value for tree in trees for name, value in tree.items()}
-        named |= {f"momentum {i}": one["momentum_buffer"] for i, one in enumerate(self.optimizer.state.values())}
+        for i, kept in enumerate(self.optimizer.state.values()):
+            named |= {f"{name} {i}": value for name, value in kept.items()}
         floats = {name: value for name, value in named.items() if value.is_floating_point() and value.numel()}
         largest = torch._foreach_norm(list(floats.values()), math.inf)
         broken = [
@@ -336,10 +338,11 @@ class Trainer:
         self.task.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        fused = [group["fused"] for group in self.optimizer.param_groups]
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own  # this device's, not that of the one the run began on
+            if "fused" in group:
+                group["fused"] = own  # this device's, not that of the one the run began on
         self.scaler.load_state_dict(state["scaler"])
         return Progress.from_dict(state["progress"])
 

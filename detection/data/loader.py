@@ -18,10 +18,11 @@ from backbone.data.ahead import read_ahead
 from backbone.data.batches import make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
-from detection.data.augment import View, evaluation_view, training_view
+from detection.data.augment import OTHER, PASTE, View, evaluation_view, training_view
 from detection.data.contract import DetectionSource
 from detection.data.label_map import IGNORED
 from detection.data.options import DetectionData
+from detection.data.paste import Scene, paste
 from detection.data.stream import DetectionStream
 
 DIVISOR = 32  # of padded sides: the coarsest stride of a backbone
@@ -75,7 +76,8 @@ class TrainSet(Dataset):
         seed: of the run.
         batch: samples a step.
         micro_batch: samples of like shape that go through the net together.
-        masks: whether to read masks. They are large, so only for who trains on them.
+        masks: whether to give masks. They are large, so only for who trains on them.
+        fill: colour of what is beyond an image that another one, pasted on it, reaches further than.
     """
 
     source: DetectionSource
@@ -84,6 +86,7 @@ class TrainSet(Dataset):
     batch: int
     micro_batch: int
     masks: bool
+    fill: tuple[int, int, int] = (0, 0, 0)
     stream: DetectionStream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,30 +97,47 @@ class TrainSet(Dataset):
     def __getitems__(self, positions: range) -> Batch:
         if self._view is None:  # built where it is used: transforms do not travel to loader processes
             self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
-        views: list[View] = []
-        labels: list[np.ndarray] = []
+        views: list[Scene] = []
         bad: list[str] = []
+        dropped = 0
         places = [self.stream[position] for position in positions]
         read_ahead(self.source, (sample for _, sample in places))
         for epoch, sample in places:
             image, sample = self._read(sample, bad)
-            objects = self.source.objects(sample, masks=self.masks)
-            view = self._view(image, objects.boxes, objects.masks, mix(self.seed, epoch, sample))
+            key = mix(self.seed, epoch, sample)
+            view, lost = self._seen(image, sample, key)
+            if self.data.augment.paste:
+                view, lost = self._pasted(view, lost, key, bad)
             views.append(view)
-            labels.append(objects.labels[view.rows])
+            dropped += lost
         images, sizes = pad([view.image for view in views])
         return Batch(
             images=images,
             sizes=sizes,
             sides=[view.image.shape[:2] for view in views],
             boxes=torch.from_numpy(np.concatenate([view.boxes for view in views])),
-            labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-            counts=[len(view.rows) for view in views],
-            masks=_pad_masks([mask for view in views for mask in view.masks], images),
+            labels=torch.from_numpy(np.concatenate([view.labels for view in views]).astype(np.int64)),
+            counts=[len(view.labels) for view in views],
+            masks=_pad_masks([mask for view in views for mask in view.masks if self.masks], images),
             position=positions[0],
             bad=bad,
-            dropped=sum(view.dropped for view in views),
+            dropped=dropped,
         )
+
+    def _seen(self, image: np.ndarray, sample: int, key: int) -> tuple[Scene, int]:
+        """A training image as it is varied, and `View.dropped`; with masks where they are given or pasted by."""
+        objects = self.source.objects(sample, masks=self.masks or self.data.augment.paste > 0)
+        view = self._view(image, objects.boxes, objects.masks, key)
+        return Scene(view.image, view.boxes, objects.labels[view.rows], view.masks), view.dropped
+
+    def _pasted(self, view: Scene, lost: int, key: int, bad: list[str]) -> tuple[Scene, int]:
+        """With objects of another training image in front, if that is drawn; a function of the view's key."""
+        draws = np.random.Generator(np.random.Philox(key=mix(key, PASTE)))
+        if draws.random() >= self.data.augment.paste:
+            return view, lost
+        image, other = self._read(int(draws.integers(len(self.source))), bad)
+        over, more = self._seen(image, other, mix(key, OTHER))
+        return paste(view, over, draws.random(len(over.labels)) < 0.5, self.fill), lost + more
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_view": None}
@@ -144,8 +164,9 @@ class SemanticTrainSet(TrainSet):
             self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
         views: list[View] = []
         bad: list[str] = []
-        for position in positions:
-            epoch, sample = self.stream[position]
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for epoch, sample in places:
             image, sample = self._read(sample, bad)
             classes = self.source.label_map(sample)
             key = mix(self.seed, epoch, sample)

@@ -81,7 +81,7 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
         "train data": train.fingerprint,
         "val data": val.fingerprint,
     }
-    recipe = open_run(recipe, fingerprints, 4 * parameters(localiser) * (3 if recipe.optim.ema else 2))
+    recipe = open_run(recipe, fingerprints, 4 * parameters(localiser) * recipe.optim.copies)
     frozen, trained = count_norms(localiser)
     say(
         f"localiser on {recipe.localiser.stage} of {net.options.name}, {net.num_classes:,} classes x {localiser.each} "

@@ -1,6 +1,6 @@
 """The recipe of a localiser: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -82,6 +82,8 @@ class _Data(Strict):
             raise ValueError(
                 "augment: mixup, cutmix and policies would move objects out of their boxes; leave them off"
             )
+        if isinstance(self.augment, ModernAugment) and self.augment.repeats > 1:
+            raise ValueError("augment.repeats is read by jobs/pretrain.py alone; leave it out")
         return self
 
 
@@ -145,6 +147,13 @@ class Localise(TrainingRecipe):
 
     by_position: bool = False
     """Take label k of the data for class k of the net, whatever their names: the usual order of ImageNet's 1000."""
+
+    LATER: ClassVar[dict[str, Any]] = {
+        **TrainingRecipe.LATER,
+        "data.augment.magnitude": 9.0,
+        "data.augment.magnitude_std": 0.0,
+        "data.augment.repeats": 1,
+    }
 
     localiser: LocaliserOptions
     data: LocData = OneObjectData()

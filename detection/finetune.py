@@ -42,7 +42,7 @@ from detection.data.options import DetectionData, ScenesData
 from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches, prepared
 from detection.initial import Taken, fill
-from detection.nets import Detector, build, summary
+from detection.nets import Detector, Rcnn, build, summary
 from detection.recipe import Finetune
 
 CURVES = (
@@ -116,12 +116,14 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")
+    proposer = load_proposer(recipe, inputs)
     convention = inputs.channel_order, inputs.mean, inputs.std
     fingerprints = {
         # From scratch the weights do not matter, but net and input convention do.
         "backbone": digest(block["net"], *convention) if recipe.from_scratch else block["weights_sha256"],
         "train data": train.fingerprint,
         "val data": val.fingerprint,
+        **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
     state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
     recipe = open_run(recipe, fingerprints, state_bytes)
@@ -228,6 +230,8 @@ class Detection:
         self.model = build_detector(recipe, net, self.train_source)
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
+        proposer = load_proposer(recipe, self.inputs)
+        self.proposer = proposer and proposer.detector.to(self.world.device).eval()
         optim = recipe.optim
         self.train = TrainSet(
             self.train_source, recipe.data, recipe.seed, optim.batch, optim.micro_batch, recipe.detector.masks
@@ -242,9 +246,10 @@ class Detection:
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detector's losses added up. They are means over what was sampled of all images of the micro-batch, so
         every image of it carries the same."""
-        parts = self.model(
-            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], targets(cast(Batch, batch))
-        )
+        images = prepared(self.inputs, batch, self.recipe.compute.channels_last)
+        given = images, batch["sides"], targets(cast(Batch, batch))
+        proposals = {} if self.proposer is None else {"proposals": cast(Rcnn, self.proposer).propose(*given)}
+        parts = self.model(*given, **proposals)
         count = len(batch["images"])
         total = torch.stack(list(parts.values())).sum()
         return total.expand(count), {name: value * count for name, value in parts.items()}
@@ -307,7 +312,27 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
     if recipe.detector.masks and not train.has_masks:
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
-    return build(recipe.detector, net, len(train.categories))
+    detector = build(recipe.detector, net, len(train.categories))
+    if isinstance(detector, Rcnn) and recipe.train != "joint":
+        detector.train_only(recipe.train)
+    return detector
+
+
+def load_proposer(recipe: Finetune, inputs: InputConvention) -> artifact.Loaded | None:
+    """The detector that `proposals` names, verified; None where none is.
+
+    Raises:
+        UserError: it has no proposals, or wants images otherwise.
+    """
+    if not recipe.proposals:
+        return None
+    loaded = artifact.load(recipe.proposals)
+    if not isinstance(loaded.detector, Rcnn):
+        raise UserError(f"proposals {recipe.proposals}: is of kind {loaded.detector.options.kind}, which has none")
+    theirs, ours = ((one.channel_order, one.mean, one.std) for one in (loaded.inputs, inputs))
+    if theirs != ours:
+        raise UserError(f"proposals {recipe.proposals}: reads images as {theirs}, the backbone as {ours}")
+    return loaded
 
 
 def begin(recipe: Finetune, detector: Detector, train: DetectionSource) -> Taken | None:

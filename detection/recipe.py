@@ -1,6 +1,6 @@
 """The recipe of a detector: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ class Finetune(TrainingRecipe):
     PLACES: ClassVar[tuple[str, ...]] = (
         "backbone",
         "from_detector",
+        "proposals",
         "eval_batch",
         *(
             f"data.{field}"
@@ -38,6 +39,7 @@ class Finetune(TrainingRecipe):
         "new_heads": False,
         "data.share": 1.0,
         "detector.context": False,
+        "train": "joint",
     }
 
     backbone: str = ""
@@ -55,6 +57,13 @@ class Finetune(TrainingRecipe):
 
     from_scratch: bool = False
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
+
+    train: Literal["joint", "rpn", "heads"] = "joint"
+    """What trains, beside the layers that `detector.freeze_at` leaves. joint: everything. rpn: not the region heads, C5
+    of kind c4 among them. heads: not the proposal network. See jobs/alternate.py."""
+
+    proposals: str = ""
+    """train heads: detector artifact whose proposals are trained on, in place of this one's own: a folder or URL."""
 
     detector: AnyDetector
     data: DetectionData = ScenesData()
@@ -118,6 +127,10 @@ class Finetune(TrainingRecipe):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"
             )
+        if self.train != "joint" and self.detector.kind == "retinanet":
+            raise ValueError(f"train {self.train}: kind retinanet has neither proposals nor region heads; use joint")
+        if self.proposals and self.train != "heads":
+            raise ValueError("proposals are read with train heads only")
         if self.detector.masks and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"
             raise ValueError(f"detector.masks: {whose} boxes come without masks; use source coco or synthetic")

@@ -11,11 +11,13 @@ import pytest
 from backbone.cli import parse
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.training.compare import Comparison
+from detection.alternating import Alternating
+from detection.submission.options import Submission
 from tests.test_readme import MODELS, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-JOBS = {**MODELS, "curves": Comparison}
+JOBS = {**MODELS, "curves": Comparison, "submit": Submission, "alternate": Alternating}
 
 
 def blocks(text: str) -> list[str]:

@@ -73,7 +73,8 @@ def test_fields_that_came_later_leave_the_identity_of_older_runs_alone(small: Ma
         for part in filter(None, section.split(".")):
             place = place[part]
         assert place[name] == before, field
-        other = "normal" if before == "uniform" else not before if before is False else 0.5 if before == 1 else 7
+        words = {"uniform": "normal", "joint": "rpn"}
+        other = words.get(before, not before if before is False else 0.5 if before == 1 else 7)
         needed = {"backbone": "", "from_detector": "elsewhere"} if field == "new_heads" else {}
         changed = small({field: other, **needed})
         assert identity(changed)[field] == other

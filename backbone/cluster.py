@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,26 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
     return ray, True
+
+
+@contextmanager
+def joined(say: Callable[[str], None], needed: bool) -> Generator[Any]:
+    """The ray module, for several runs one after another or at a time on one cluster; None where none is `needed`.
+
+    The cluster is left in the end, where this joined it.
+
+    Raises:
+        UserError: as `connect`.
+    """
+    if not needed:
+        yield None
+        return
+    ray, started = connect(say)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
 
 
 def init(ray: Any, address: str | None, say: Callable[[str], None], **settings: Any) -> Any:

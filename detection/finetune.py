@@ -43,7 +43,7 @@ from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches
 from detection.forward import prepared
 from detection.initial import Taken, fill
-from detection.nets import Detector, build, summary
+from detection.nets import Detector, Rcnn, build, summary
 from detection.recipe import Finetune
 
 CURVES = (
@@ -119,12 +119,14 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")
+    proposer = load_proposer(recipe, inputs)
     convention = inputs.channel_order, inputs.mean, inputs.std
     fingerprints = {
         # From scratch the weights do not matter, but net and input convention do.
         "backbone": digest(block["net"], *convention) if recipe.from_scratch else block["weights_sha256"],
         "train data": train.fingerprint,
         "val data": val.fingerprint,
+        **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
     state_bytes = 4 * parameters(detector) * recipe.optim.copies
     recipe = open_run(recipe, fingerprints, state_bytes)
@@ -231,6 +233,8 @@ class Detection:
         self.model = build_detector(recipe, net, self.train_source)
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
+        proposer = load_proposer(recipe, self.inputs)
+        self.proposer = proposer and proposer.detector.to(self.world.device).eval()
         optim = recipe.optim
         red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
         sizes = optim.batch, optim.micro_batch
@@ -250,8 +254,9 @@ class Detection:
         wanted = (
             [{"classes": each} for each in batch["classes"]] if self.recipe.semantic else targets(cast(Batch, batch))
         )
-        images = prepared(self.inputs, batch, self.recipe.compute.channels_last)
-        parts = self.model(images, batch["sides"], wanted)
+        given = prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], wanted
+        proposals = {} if self.proposer is None else {"proposals": cast(Rcnn, self.proposer).propose(*given)}
+        parts = self.model(*given, **proposals)
         count = len(batch["images"])
         total = torch.stack(list(parts.values())).sum()
         return total.expand(count), {name: value * count for name, value in parts.items()}
@@ -325,7 +330,27 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
     if recipe.data.augment.paste and not train.has_masks:
         raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
-    return build(recipe.detector, net, len(train.categories))
+    detector = build(recipe.detector, net, len(train.categories))
+    if isinstance(detector, Rcnn) and recipe.train != "joint":
+        detector.train_only(recipe.train)
+    return detector
+
+
+def load_proposer(recipe: Finetune, inputs: InputConvention) -> artifact.Loaded | None:
+    """The detector that `proposals` names, verified; None where none is.
+
+    Raises:
+        UserError: it has no proposals, or wants images otherwise.
+    """
+    if not recipe.proposals:
+        return None
+    loaded = artifact.load(recipe.proposals)
+    if not isinstance(loaded.detector, Rcnn):
+        raise UserError(f"proposals {recipe.proposals}: is of kind {loaded.detector.options.kind}, which has none")
+    theirs, ours = ((one.channel_order, one.mean, one.std) for one in (loaded.inputs, inputs))
+    if theirs != ours:
+        raise UserError(f"proposals {recipe.proposals}: reads images as {theirs}, the backbone as {ours}")
+    return loaded
 
 
 def begin(recipe: Finetune, detector: Detector, train: DetectionSource) -> Taken | None:

@@ -243,18 +243,15 @@ def _alike(recipes: dict[K, R]) -> dict[K, R]:
 
 
 def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, str]:
-    from backbone.cluster import connect, room
+    from backbone.cluster import joined, room
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
 
     done = [PRETRAIN.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
     done += [FINETUNE.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
     on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
-    places, leave = 1, None
-    if on_ray:
-        ray, started = connect(say)
-        leave = ray.shutdown if started else None
-    try:
+    places = 1
+    with joined(say, on_ray):
         if on_ray:
             places = min(room(scaling) // max(1, scaling.num_workers) for scaling in todo.scaling)
         parallel = max(1, min(gains.parallel or places, places))
@@ -262,9 +259,6 @@ def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, st
             f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
         )
         failed, left_out = run_all(_in_order(gains, todo, say), parallel)
-    finally:
-        if leave:
-            leave()
     for error in failed.values():
         if not isinstance(error, UserError | FloatingPointError):
             raise error

@@ -1,6 +1,6 @@
 """The recipe of a detector: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ class Finetune(TrainingRecipe):
     PLACES: ClassVar[tuple[str, ...]] = (
         "backbone",
         "from_detector",
+        "proposals",
         "eval_batch",
         *(
             f"data.{field}"
@@ -42,6 +43,7 @@ class Finetune(TrainingRecipe):
         "data.augment.scales": [0.1, 2.0],
         "data.augment.paste": 0.0,
         "detector.context": False,
+        "train": "joint",
     }
 
     backbone: str = ""
@@ -59,6 +61,13 @@ class Finetune(TrainingRecipe):
 
     from_scratch: bool = False
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
+
+    train: Literal["joint", "rpn", "heads"] = "joint"
+    """What trains, beside the layers that `detector.freeze_at` leaves. joint: everything. rpn: not the region heads, C5
+    of kind c4 among them. heads: not the proposal network. See jobs/alternate.py."""
+
+    proposals: str = ""
+    """train heads: detector artifact whose proposals are trained on, in place of this one's own: a folder or URL."""
 
     detector: AnyDetector
     data: DetectionData = ScenesData()
@@ -138,6 +147,12 @@ class Finetune(TrainingRecipe):
             raise ValueError(
                 "data.augment.paste: objects are pasted for boxes and masks, not for detector.kind semantic"
             )
+        if self.train != "joint" and self.detector.kind in ("retinanet", "semantic"):
+            raise ValueError(
+                f"train {self.train}: kind {self.detector.kind} has neither proposals nor region heads; use joint"
+            )
+        if self.proposals and self.train != "heads":
+            raise ValueError("proposals are read with train heads only")
         wanting = "detector.masks" if self.detector.masks else "data.augment.paste" if self.data.augment.paste else ""
         if wanting and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"

@@ -37,6 +37,7 @@ class Batch(TypedDict):
     shift: Tensor  # float32 [N, 3], see Draws.shift
     blending: Tensor  # float32 [N, 5], see Draws.blending
     position: int  # of the first sample
+    samples: list[int]  # which images these are; on the host, so that asking waits for no device
     bad: list[str]  # names of images that could not be read, each with the reason
     undecoded: NotRequired[list["Undecoded"]]  # decode nvjpeg, on the way to the GPU: views that `images` lacks
 
@@ -74,17 +75,18 @@ class TrainSet:
         """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size]."""
         draws = Draws(self.options.augment, self.seed)
         planes = images.numpy()
-        labels, shifts, undecoded, bad = [], [], [], []
+        samples, shifts, undecoded, bad = [], [], [], []
         places = [self.stream[position] for position in positions]
         read_ahead(self.source, (sample for _, sample in places))
         for place, (epoch, sample) in enumerate(places):
             sample, data = self._read(epoch, sample, planes[place], bad)
             if data is not None:
                 undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
-            labels.append(self.source.labels[sample])
+            samples.append(sample)
             shifts.append(draws.shift(epoch, sample))
+        labels = [self.source.labels[sample] for sample in samples]
         blending = [draws.blending(position) for position in positions]
-        batch = _batch(images, labels, shifts, blending, positions[0], bad)
+        batch = _batch(images, labels, shifts, blending, positions[0], samples, bad)
         if self.options.decode == "nvjpeg":
             batch["undecoded"] = undecoded
         return batch
@@ -165,7 +167,7 @@ class ValSet:
                 planes[place] = 0
                 labels.append(-1)
         none = np.zeros((len(ids), 8), np.float32)
-        return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
+        return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], list(ids), bad)
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """`fill_in` with memory of its own."""
@@ -235,12 +237,15 @@ def empty_images(count: int, size: int) -> Tensor:
     return torch.empty((count, 3, size, size), dtype=torch.uint8)
 
 
-def _batch(images: Tensor, labels: list, shifts: Any, blending: Any, position: int, bad: list[str]) -> Batch:
+def _batch(
+    images: Tensor, labels: list, shifts: Any, blending: Any, position: int, samples: list[int], bad: list[str]
+) -> Batch:
     return Batch(
         images=images,
         labels=torch.from_numpy(np.asarray(labels, np.int64)),
         shift=torch.from_numpy(np.asarray(shifts, np.float32)),
         blending=torch.from_numpy(np.asarray(blending, np.float32)),
         position=position,
+        samples=samples,
         bad=bad,
     )

@@ -108,24 +108,10 @@ class NoAugment(_Augment):
 Augment = Annotated[ModernAugment | PaperAugment | CifarAugment | NoAugment, OneOf()]
 
 
-class _Data(Strict):
-    """Where images come from and what the net sees of them."""
+class Loading(Strict):
+    """How training images are varied and loaded, whatever is learned from them."""
 
     source: str
-
-    size: int = Field(224, ge=16)
-    """Side of the square the net is trained on and judged at, pixels."""
-
-    eval_size: int = Field(0, ge=0)
-    """Side of the square it is judged at, and which the artifact names as its input, where that is another: what is
-    trained at random crops sees things larger than centre crops show them (FixRes, arXiv:1906.06423). 0: `size`."""
-
-    crop_pct: float = Field(0.875, gt=0, le=1)
-    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
-
-    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
-    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
-    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
 
     augment: Augment = ModernAugment()
 
@@ -141,10 +127,6 @@ class _Data(Strict):
     workers: int = Field(4, ge=0)
     """Loader processes for each training worker. 0: load in the training process."""
 
-    remote_cpus: int = Field(0, ge=0)
-    """CPUs of the cluster that make each training worker's batches, on nodes without a GPU where there are any;
-    `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
-
     on_bad: Literal["stop", "skip"] = "stop"
     """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
 
@@ -152,7 +134,7 @@ class _Data(Strict):
     """With on_bad skip: stop after so many different bad images all the same."""
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
+    def _loadable(self) -> Self:
         kinds = {"scaled": ("modern", "paper"), "nvjpeg": ("modern",)}.get(self.decode)
         if kinds and self.augment.kind not in kinds:
             raise ValueError(f"decode {self.decode} is for augment {' or '.join(kinds)}, not {self.augment.kind}")
@@ -161,6 +143,34 @@ class _Data(Strict):
                 "resident is for augment cifar or none, whose crops are cut from one view of an image: "
                 f"{self.augment.kind} crops and resizes each image anew; leave it off"
             )
+        if self.on_bad == "stop" and self.max_bad != Loading.model_fields["max_bad"].default:
+            raise ValueError("max_bad is read with on_bad skip only")
+        return self
+
+
+class _Data(Loading):
+    """Where images come from and what the net sees of them."""
+
+    size: int = Field(224, ge=16)
+    """Side of the square the net is trained on and judged at, pixels."""
+
+    eval_size: int = Field(0, ge=0)
+    """Side of the square it is judged at, and which the artifact names as its input, where that is another: what is
+    trained at random crops sees things larger than centre crops show them (FixRes, arXiv:1906.06423). 0: `size`."""
+
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
+
+    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
+    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
+    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
+
+    remote_cpus: int = Field(0, ge=0)
+    """CPUs of the cluster that make each training worker's batches, on nodes without a GPU where there are any;
+    `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
         if self.remote_cpus and self.decode == "nvjpeg":
             raise ValueError(
                 "remote_cpus make finished images, decode nvjpeg has the GPU make them: give one of the two"
@@ -177,8 +187,6 @@ class _Data(Strict):
             raise ValueError("normalize pixel: its mean image is of data.size; leave eval_size out, or take dataset")
         if isinstance(self.augment, PaperAugment) and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
-        if self.on_bad == "stop" and self.max_bad != _Data.model_fields["max_bad"].default:
-            raise ValueError("max_bad is read with on_bad skip only")
         return self
 
     @property

@@ -118,6 +118,15 @@ class Images(Protocol):
         ...
 
 
+class Labelled(Images, Protocol):
+    """They have labels, which may be of no class that has a name."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """See `Source.labels`."""
+        ...
+
+
 def check_readable(val: Images) -> None:
     """Check that there is something to evaluate on. Reads one image where all is well.
 

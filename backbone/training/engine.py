@@ -30,7 +30,7 @@ from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 from backbone.training.world import Report, World
 
-OURS = ("position", "bad")
+OURS = ("position", "samples", "bad")
 """What the loop itself reads of a batch. It is not passed on: a number that changes each step is compiled each step."""
 
 

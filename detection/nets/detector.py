@@ -40,22 +40,55 @@ class Rcnn(BoxDetector[DetectorOptions]):
         super().__init__()
         self.options = options
         self.backbone, self.rpn, self.roi_heads = features, rpn, roi_heads
+        self.trains = "joint"
         for predictor in (rpn.head, roi_heads.box_predictor, roi_heads.mask_predictor):
             if predictor is not None:
                 predictor.register_forward_hook(to_float)
 
     def forward(
-        self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self,
+        images: Tensor,
+        sides: Sequence[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+        proposals: list[Tensor] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """See `Detector.forward`. Masks: S is 28 with kind fpn, twice the side of a region's C5 map with c4 (14 at
-        roi.size 14)."""
+        roi.size 14). `proposals`: each image's, float32 [P, 4], in place of its own; it then has no loss of them."""
         if self.training and targets is None:
             raise ValueError("targets are needed in training")
         batch = ImageList(images, [(h, w) for h, w in sides])
-        maps = self.backbone(images)
-        proposals, losses = self.rpn(batch, maps, targets)
-        found, roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
-        return {**losses, **roi_losses} if self.training else found
+        maps, losses = self.backbone(images), {}
+        if proposals is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains != "heads"):
+                proposals, losses = self.rpn(batch, maps, targets)
+        if not self.training:
+            return self.roi_heads(maps, proposals, batch.image_sizes, targets)[0]
+        if self.trains == "rpn":
+            return losses
+        roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)[1]
+        return roi_losses if self.trains == "heads" else {**losses, **roi_losses}
+
+    @torch.no_grad()
+    def propose(
+        self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]]
+    ) -> list[Tensor]:
+        """Each image's proposals, float32 [P, 4], as many as in training. The maps are as in this module's mode."""
+        was_training = self.rpn.training
+        proposals, _ = self.rpn.train()(ImageList(images, [(h, w) for h, w in sides]), self.backbone(images), targets)
+        self.rpn.train(was_training)
+        return proposals
+
+    def train_only(self, what: str) -> None:
+        """Fix what else there is beside the shared layers and `what`: rpn or heads."""
+        self.trains = what
+        fixed = list(self.rpn.parameters())
+        if what == "rpn":
+            fixed = list(self.roi_heads.parameters())
+            if self.options.kind == "c4":
+                layers = self.backbone.body.region_layers()
+                fixed += [p for module in (*layers.to_map, *layers.to_vector) for p in module.parameters()]
+        for parameter in fixed:
+            parameter.requires_grad_(False)
 
     @property
     def nms_iou(self) -> float:

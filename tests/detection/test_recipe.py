@@ -88,8 +88,11 @@ def test_fields_that_came_later_leave_the_identity_of_older_runs_alone(small: Ma
         for part in filter(None, section.split(".")):
             place = place[part]
         assert place[name] == before, field
-        other = "normal" if before == "uniform" else not before if before is False else 0.5 if before == 1 else 7
-        other = CHANGED.get(field, other)
+        words = {"uniform": "normal", "joint": "rpn"}
+        if field in CHANGED:
+            other = CHANGED[field]
+        else:
+            other = words.get(before, not before if before is False else 0.5 if before == 1 else 7)
         changed = small({field: other, **NEEDED.get(field, {})})
         assert identity(changed)[field] == other
         assert recipe_hash(changed) != recipe_hash(small())

@@ -202,6 +202,7 @@ def test_quickstart_plan_fits_a_laptop():
 def test_every_file_is_of_a_kind_and_its_kind_is_found():
     assert {path: KINDS[path] for path in PATHS if "quickstart" in path} == {
         "quickstart/demo.yaml": "rows",
+        "quickstart/detector-c4.yaml": "detector",
         "quickstart/detector.yaml": "detector",
         "quickstart/entry.yaml": "steps",
         "quickstart/gains.yaml": "rows",
@@ -233,7 +234,8 @@ def test_starters_fit_one_small_machine_and_a_thousand_images(monkeypatch: pytes
 @pytest.mark.parametrize("path", [path for path in FINETUNING if not path.startswith("starter/")])
 def test_detectors_are_what_their_file_names_say(path: str):
     found, stem = detector(path), Path(path).stem
-    quickstart = {"detector": "faster-rcnn-fpn", "retinanet": "retinanet-fpn", "semantic": "semantic-fpn"}
+    quickstart = {"detector": "faster-rcnn-fpn", "detector-c4": "faster-rcnn-c4", "retinanet": "retinanet-fpn"}
+    quickstart["semantic"] = "semantic-fpn"
     plain = stem.removesuffix("-3x").removesuffix("-from-coco").removesuffix("-lsj")
     assert found.title == quickstart.get(stem, plain)
     assert not found.from_scratch

@@ -309,14 +309,8 @@ class TrainingRecipe(Strict, ABC):
 class Recipe(TrainingRecipe):
     """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
 
-    PLACES: ClassVar[tuple[str, ...]] = (
-        "data.train",
-        "data.val",
-        "data.cache",
-        "data.keep_gb",
-        "data.workers",
-        "data.remote_cpus",
-        "data.resident",
+    PLACES: ClassVar[tuple[str, ...]] = tuple(
+        f"data.{field}" for field in ("train", "val", "cache", "keep_gb", "workers", "remote_cpus", "resident")
     )
     LATER: ClassVar[dict[str, Any]] = {
         **TrainingRecipe.LATER,

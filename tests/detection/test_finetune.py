@@ -145,11 +145,10 @@ def test_the_number_of_ranks_may_change_on_the_way(small: Make, detector: dict) 
     assert weights(alone) == weights(resized)
     detections = [json.loads((folder(x) / "results" / "detections.json").read_text()) for x in (alone, resized)]
     assert detections[0] == detections[1]
+    assert alone.semantic or len(detections[0]) > 9
     if alone.semantic:
         one, two = (dict(np.load(folder(x) / "results" / "matches.npz")) for x in (alone, resized))
         assert {name: (one[name] == two[name]).all() for name in one} == dict.fromkeys(one, True)
-    else:
-        assert len(detections[0]) > 9
     assert artifact.load(folder(resized) / "artifact").block["provenance"]["workers"] == 2
 
 

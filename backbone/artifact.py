@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backbone.console import typed
 from backbone.data.stream import order
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
 from backbone.nets.external import External
@@ -76,7 +76,7 @@ def save(
         },
         "raybone": {
             "format": FORMAT,
-            "net": options.model_dump(mode="json"),
+            "net": options.recorded,
             "norm_eps": 1e-5,
             "stages": {name: {"channels": s.channels, "stride": s.stride} for name, s in net.stages.items()},
             "channel_order": inputs.channel_order,
@@ -107,6 +107,8 @@ def load(url: str | Path) -> tuple[Backbone, InputConvention, dict[str, Any]]:
     try:
         weights = fs.cat_file(join(path, "model.safetensors"))
         mean_image = fs.cat_file(join(path, "mean_image.safetensors")) if block["mean_image"] else b""
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"{url}: incomplete artifact: {error}") from error
     for data, expected, name in (
@@ -149,6 +151,8 @@ def read_config(url: str | Path) -> dict[str, Any]:
         config = json.loads(fs.cat_file(join(path, "config.json")))
     except FileNotFoundError as error:
         raise UserError(f"{url}: no backbone artifact here: config.json is missing; {_where_from(url)}") from error
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
     block = config.get("raybone") if isinstance(config, dict) else None

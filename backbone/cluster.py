@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment for every worker
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # how soon it is known that a node will be taken away; 5 s by default
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # of Ray Train's own barriers, which else wait for ever
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's API shows the run
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",  # it is said in a line of ours
@@ -53,6 +56,26 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url} (it asks for a token: ray get-auth-token)")
     return ray, True
+
+
+@contextmanager
+def joined(say: Callable[[str], None], needed: bool) -> Generator[Any]:
+    """The ray module, for several runs one after another or at a time on one cluster; None where none is `needed`.
+
+    The cluster is left in the end, where this joined it.
+
+    Raises:
+        UserError: as `connect`.
+    """
+    if not needed:
+        yield None
+        return
+    ray, started = connect(say)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
 
 
 def init(ray: Any, address: str | None, say: Callable[[str], None], **settings: Any) -> Any:
@@ -230,20 +253,37 @@ def lost(error: BaseException | None) -> bool:
     return ended or isinstance(error, RayError | Lost) or lost(error.__cause__)
 
 
-def room(scaling: Scaling) -> int:
-    """How many of the workers that `scaling` describes the cluster's nodes hold, as they are, with nothing on them."""
+def draining() -> dict[str, str]:
+    """Nodes of the joined cluster that will be taken away soon: their ids, and the address of each.
+
+    No public function of Ray's tells; Ray Train, too, asks this one.
+    """
+    import ray
+    import ray._private.state
+
+    gone = ray._private.state.state.get_draining_nodes()
+    return (
+        {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in gone} if gone else {}
+    )
+
+
+def _staying() -> list[dict[str, float]]:
+    """What each node has that lives and will not be taken away."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gone = draining()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+
+
+def room(scaling: Scaling) -> int:
+    """How many of the workers that `scaling` describes the cluster's nodes hold, as they are, with nothing on them."""
+    nodes = _staying()
     return sum(min(int(node.get(name, 0) // need) for name, need in bundle(scaling).items()) for node in nodes)
 
 
 def check_resources(scaling: Scaling) -> None:
     """UserError with the numbers where the cluster, as it is, cannot hold the workers; Ray would wait for ever."""
-    import ray
-
-    needs = bundle(scaling)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs, nodes = bundle(scaling), _staying()
     slots = room(scaling)
     needed = scaling.min_workers or scaling.num_workers
     if slots < needed and not scaling.autoscales:

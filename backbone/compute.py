@@ -61,7 +61,20 @@ class Scaling(Strict):
     """Cores reserved for a worker, and the threads torch computes with in it."""
 
     max_failures: int = Field(3, ge=0)
-    """Restarts from the newest checkpoint after a worker or node died, before the job gives up."""
+    """Restarts from the newest checkpoint after a worker or node died, before the job gives up. Nodes that are taken
+    away with notice (preemption) do not count."""
+
+    notice_every: float = Field(2.0, ge=0)
+    """Seconds between two looks, of all workers at the same step, for a notice that a node will be taken away or that
+    the job was stopped: then the run saves its state and leaves. 0: never, and what was done since the last checkpoint
+    is done again."""
+
+    grace: float = Field(20.0, ge=0)
+    """Seconds that a stopped job (Ctrl-C, SIGTERM) waits for that checkpoint. `ray job stop` kills after 3 s, for which
+    it is shortened; RAY_JOB_STOP_WAIT_TIME_S on the cluster's head gives more."""
+
+    wait_at_most: float = Field(24.0, gt=0)
+    """Hours to wait for workers that the cluster has no room for, until the job gives up and can be submitted again."""
 
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """PACK: fill a node first. SPREAD: one node each where possible."""

@@ -31,6 +31,23 @@ class Lost(UserError):
     """What the work ran on is gone: processes, nodes, a cluster. Nobody's mistake: submitted again it goes on."""
 
 
+class StorageError(OSError, UserError):
+    """A store of objects refuses what it is asked: credentials, bucket, region, rights. Names the URL and what to do.
+
+    An OSError as those of disks are, so that what knows more about the place may say it.
+    """
+
+    def __init__(self, message: str) -> None:
+        OSError.__init__(self, printable(message))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self),)
+
+
+class StorageLost(StorageError, Lost):
+    """A store of objects does not answer, after all patience: submitted again the work goes on."""
+
+
 LOST = os.EX_TEMPFAIL
 """What a job exits with that was lost."""
 

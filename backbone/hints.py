@@ -45,6 +45,7 @@ ALIASES: tuple[tuple[str, tuple[Meant, ...]], ...] = (
     ("warmup_epochs warmup_steps", (Meant("schedule.warmup"),)),
     ("sched scheduler lr_scheduler cos_lr", (Meant("schedule.kind"),)),
     ("smoothing", (Meant("optim.label_smoothing"),)),
+    ("optimizer opt", (Meant("optim.kind"),)),
     ("cfg conf recipe config_file yaml", (Meant("config"),)),
 )
 """What timm, ultralytics, detectron2 and torchvision call it -> our fields; those that a job has are meant."""
@@ -53,8 +54,6 @@ BY_NAME: dict[str, tuple[Meant, ...]] = {name: fields for names, fields in ALIAS
 
 TOLD = {
     "resume": "no option is needed, the same command goes on from where it stopped",
-    "optimizer": "there is SGD with momentum alone",
-    "opt": "there is SGD with momentum alone",
 }
 """What is said of options that have no field."""
 

@@ -8,17 +8,20 @@ that submitting it again does nothing twice; and `place` is the folder that is h
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from backbone.cluster import joined
 from backbone.compute import Scaling
 from backbone.lease import lease
 from backbone.storage import join
 from backbone.tracking import Tracker
 from backbone.tracking import check as check_tracking
 from backbone.training.ray_train import Payload, launch
+from backbone.training.recipe import TrainingRecipe
+from backbone.training.run import run_url
 from backbone.training.world import Report, World, is_first_process
 
 Results = dict[str, Any]
@@ -33,6 +36,7 @@ class Options(Protocol):
 
 
 Told = TypeVar("Told", bound=Options)
+R = TypeVar("R", bound=TrainingRecipe)
 P = TypeVar("P", bound=Payload)
 
 
@@ -110,3 +114,13 @@ def submit(
             results = launch(job.work, payload, options.scaling, label, seen, hold)
             tracker.finished(results)
         return Outcome(payload.url, results, time.monotonic() - began)
+
+
+def submit_all(job: Job[R, P], recipes: Sequence[R], say: Say = print) -> list[Outcome]:
+    """`submit` one after another, on one Ray cluster where any of them wants one; each line says whose it is."""
+    open_ones = [recipe for recipe in recipes if job.finished(run_url(recipe)) is None]
+    with joined(say, any(recipe.scaling.num_workers for recipe in open_ones)):
+        return [
+            submit(job, recipe, recipe.run_name, say=lambda text, name=recipe.run_name: say(f"[{name}] {text}"))
+            for recipe in recipes
+        ]

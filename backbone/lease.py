@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.storage import filesystem, is_local, join
 from backbone.supervise import HELD
 
@@ -128,6 +128,8 @@ def lease(
     try:
         made = _make(url)
         mine = _acquire(url, doing, option, patience, say)
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"{url}: cannot be written ({error.strerror or error})") from error
     held, stop = Lease(url, mine.token, time.time()), threading.Event()

@@ -253,18 +253,18 @@ def worth(metrics: Any) -> tuple[dict[str, float], str]:
     """Numbers of a run's metrics, flat, and the one to go by in words.
 
     Args:
-        metrics: of an artifact or a checkpoint: of a backbone `val_error`, percent; of a detector `bbox` and `segm`,
-            fractions, or `val_AP`, percent; of a localiser a list of protocols.
+        metrics: of an artifact or a checkpoint: of a backbone `val_error`, percent; of a detector `bbox`, `segm` and
+            `semantic`, fractions, or `val_AP`, percent; of a localiser a list of protocols.
     """
     if isinstance(metrics, list):
         errors = {f"{row['protocol']} {k}": v for row in metrics for k, v in row.items() if isinstance(v, int | float)}
         return errors, next((f"{name} {value:.2f}" for name, value in errors.items() if "error" in name), "")
     if not isinstance(metrics, dict):
         return {}, ""
-    parts = {"AP": metrics.get("bbox"), "AP masks": metrics.get("segm")}
-    if any(parts.values()):
-        # -1 is COCO's word for none.
-        found = {name: part["AP"] for name, part in parts.items() if part}
+    parts = (("AP", "bbox", "AP"), ("AP masks", "segm", "AP"), ("mIoU", "semantic", "mIoU"))
+    # -1 is COCO's word for none.
+    found = {name: part[measure] for name, of, measure in parts if (part := metrics.get(of))}
+    if found:
         return found, ", ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
     found = {k: float(v) for k, v in metrics.items() if k.startswith("val_") and isinstance(v, int | float)}
     if "val_AP" in found:

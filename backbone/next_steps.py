@@ -54,8 +54,10 @@ def after_backbone(artifact: str, synthetic: bool = False) -> str:
     return line("finetune", "--config", recipe, "--backbone", artifact, *places)
 
 
-def after_detector(artifact: str) -> str:
-    """A detector: look at what it finds, and judge it with all the paper's steps."""
+def after_detector(artifact: str, semantic: bool = False) -> str:
+    """A detector: look at what it finds, and judge it with all the paper's steps; `semantic` ones on other data."""
+    if semantic:
+        return line("evaluate", "--detector", artifact, "--data.val", "VAL")
     seen = line("detect", "--detector", artifact, "--images", "PHOTOS", "--output", "found")
     return "\n".join([seen, line("evaluate", "--detector", artifact, "--flip", "--vote")])
 

@@ -65,6 +65,10 @@ class NetOptions(Strict):
     zero_init_residual: bool = False
     """Start the last BN of every unit at gamma = 0, so that a unit begins as its shortcut (arXiv:1706.02677)."""
 
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Training: share of the images for which the last unit is its shortcut alone, likewise the others, rising from
+    none at the first (arXiv:1603.09382; timm's drop path). 0 is off."""
+
     width: float = 1.0
     """Multiplies every channel count except the image's and the classes'."""
 
@@ -94,10 +98,15 @@ class NetOptions(Strict):
 
     @property
     def lasting(self) -> "NetOptions":
-        """What an artifact records. How ranks and groups share statistics is a matter of training; the net that is left
-        is the same."""
+        """What is left of it after training. How ranks and groups share statistics and which units are passed over are
+        matters of training; the net that is left is the same."""
         norm = "batch" if self.norm == "sync" else self.norm
-        return self.model_copy(update={"bn_group": 0, "norm": norm})
+        return self.model_copy(update={"bn_group": 0, "norm": norm, "stochastic_depth": 0.0})
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """`lasting` as an artifact has it: what is of training alone and came later is not there."""
+        return self.lasting.model_dump(mode="json", exclude={"stochastic_depth"})
 
     def check_maps(self, size: int, images: int) -> None:
         """Check that every map has pixels, and every norm more than one value to take statistics over.
@@ -148,6 +157,7 @@ class NetOptions(Strict):
                 "residual_scale",
                 "preact",
                 "zero_init_residual",
+                "stochastic_depth",
             )
             for field in residual:
                 if getattr(self, field) != NetOptions.model_fields[field].default:
@@ -162,6 +172,8 @@ class NetOptions(Strict):
             raise ValueError("shortcut none leaves shortcut_scale, residual_scale and preact without meaning")
         if self.shortcut == "none" and self.zero_init_residual:
             raise ValueError("zero_init_residual needs shortcuts: a plain net would put out nothing but zeros")
+        if self.shortcut == "none" and self.stochastic_depth:
+            raise ValueError("stochastic_depth needs shortcuts: a plain net would put out nothing but zeros")
         if self.bn_group and self.norm != "batch":
             raise ValueError(f"bn_group is read by norm batch only, not by {self.norm}")
         if self.width <= 0 or self.bn_group < 0:
@@ -209,8 +221,13 @@ class ExternalNet(Strict):
 
     @property
     def lasting(self) -> "ExternalNet":
-        """What an artifact records."""
+        """What is left of it after training."""
         return self
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What an artifact has of it."""
+        return self.model_dump(mode="json")
 
     @model_validator(mode="after")
     def _harmless(self) -> "ExternalNet":

@@ -1,6 +1,7 @@
 """Local paths and remote URLs as one file-system interface."""
 
 import errno
+import functools
 import os
 import shutil
 import tempfile
@@ -14,10 +15,15 @@ import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 
-# pyarrow (a dependency of Ray) speaks these itself, so that users need neither s3fs nor gcsfs.
-ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+# pyarrow (a dependency of Ray) speaks these itself.
+ARROW_SCHEMES = ("abfs", "abfss", "hdfs")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Schemes whose package is an extra of ours."""
+
+QUERIED = ("s3", *ARROW_SCHEMES)
+"""Schemes whose URLs may say more after a `?`."""
 
 
 def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -30,14 +36,35 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     scheme = str(url).split("://")[0] if "://" in str(url) else ""
     try:
+        if scheme in ("s3", "s3a"):
+            place, _, query = str(url).partition("://")[2].partition("?")
+            return _s3(query, os.getpid()), place.rstrip("/")
+        if scheme in EXTRAS:
+            return fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         if scheme in ARROW_SCHEMES:
             from pyarrow.fs import FileSystem
 
             fs, path = FileSystem.from_uri(str(url))
             return ArrowFSWrapper(fs), path
         return fsspec.core.url_to_fs(str(Path(url).expanduser()) if not scheme else str(url))
+    except StorageError:
+        raise
     except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, ImportError) and scheme in EXTRAS:
+            extra = EXTRAS[scheme]
+            raise UserError(
+                f"cannot open {url}: {scheme}:// needs a package that is not installed ({error}); "
+                f"uv sync --extra {extra}, or pip install 'raybone[{extra}]', on every node"
+            ) from error
         raise UserError(f"cannot open {url}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _s3(query: str, process: int) -> fsspec.AbstractFileSystem:
+    """One client a process, for all its threads: they take long to make, and do not survive a fork."""
+    from backbone.s3 import open_s3
+
+    return open_s3(query)
 
 
 def is_local(url: str | Path) -> bool:
@@ -56,6 +83,15 @@ def join(url: str | Path, *parts: str) -> str:
     return "/".join([place.rstrip("/"), *parts]) + mark + query
 
 
+def names_in(url: str | Path) -> set[str]:
+    """What lies in a folder; nothing where there is none, as on object stores, which have no empty ones."""
+    fs, path = filesystem(url)
+    try:
+        return {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)}
+    except FileNotFoundError:
+        return set()
+
+
 def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
     """Write files into a folder, in their order; the last one marks a complete folder, and is removed first.
 
@@ -69,8 +105,9 @@ def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
         if fs.exists(mark):
             fs.rm(mark)
         for name, data in files.items():
-            with fs.open(join(path, name), "wb") as file:
-                file.write(data)
+            fs.pipe_file(join(path, name), data)  # whole or not at all on object stores; closing a file begun is not
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {what} {url}: {error}") from error
 
@@ -95,6 +132,8 @@ def writing(output: str, name: str, stays: str) -> Generator[BinaryIO]:
             aside.replace(folder / name)
         else:
             fs.put_file(str(aside), join(path, name))
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, stays)) from error
     finally:

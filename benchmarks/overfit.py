@@ -28,7 +28,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "Mask R-CNN FPN": {**FPN, "masks": True},
     # Without norms its narrow heads, whose weights begin at a deviation of 0.01, pass next to nothing on for long.
     "RetinaNet": {"kind": "retinanet", "channels": 128, "head_norm": "group"},
+    "Semantic FPN": {"kind": "semantic", "channels": 128},
 }
+ANCHORS = {"anchor_sizes": [12, 24, 48, 96, 160]}
 # Few regions, so that minutes on one core are enough.
 FEW = {
     "rpn": {"batch": 64, "pre_nms_train": 300, "pre_nms_test": 300, "post_nms_train": 200, "post_nms_test": 200},
@@ -73,8 +75,12 @@ def main() -> None:
 
 
 def few(name: str) -> dict[str, Any]:
-    """What keeps the regions of Faster and Mask R-CNN few."""
-    return {"rpn": FEW["rpn"], "roi": FEW["roi"] | KINDS[name].get("roi", {})}
+    """Anchors of detectors of boxes, and what keeps the regions of Faster and Mask R-CNN few."""
+    if KINDS[name]["kind"] == "semantic":
+        return {}
+    if KINDS[name]["kind"] == "retinanet":
+        return ANCHORS
+    return ANCHORS | {"rpn": FEW["rpn"], "roi": FEW["roi"] | KINDS[name].get("roi", {})}
 
 
 def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
@@ -87,8 +93,7 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
             **KINDS[name],
             "norm": "frozen",
             "freeze_at": 1,
-            "anchor_sizes": [12, 24, 48, 96, 160],
-            **({} if name == "RetinaNet" else few(name)),
+            **few(name),
         },
         "data": {"source": "coco", **place, "shorter_side": [args.side], "longer_side": 2 * args.side, "workers": 0}
         | {"augment": {"flip": 0}},
@@ -102,6 +107,9 @@ def learn(name: str, args: Any, subset: str, folder: str) -> dict[str, Any]:
     began = time.monotonic()
     metrics = launch(finetune, payload, recipe.scaling)
     row: dict[str, Any] = {"detector": name, "steps": args.steps, "images": metrics["images"]}
+    if "semantic" in metrics:
+        row |= {what: metrics["semantic"][what] for what in ("mIoU", "accuracy")}
+        return row | {"seconds": round(time.monotonic() - began)}
     row |= {"AP50": metrics["bbox"]["AP50"], "AP": metrics["bbox"]["AP"]}
     row |= {"mask " + key: metrics["segm"][key] if "segm" in metrics else None for key in ("AP50", "AP")}
     return row | {"seconds": round(time.monotonic() - began)}

@@ -145,7 +145,10 @@ def main() -> None:
         for _ in range(8):
             load(url, [data] * step, 8)
             watched.append(megabytes(name))
-        more["soak"] = {"requests": 8 * step, "resident MB of replica and front, in turn": [round(one) for one in watched]}
+        more["soak"] = {
+            "requests": 8 * step,
+            "resident MB of replica and front, in turn": [round(one) for one in watched],
+        }
     write(given.output, rows, **more)
     end()
 

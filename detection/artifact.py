@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from backbone.data.stream import order
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_backbone
 from backbone.options import net_options
@@ -63,7 +63,7 @@ def save(
         "raybone_detector": {
             "format": FORMAT,
             "detector": detector.options.model_dump(mode="json"),
-            "net": detector.backbone.body.options.lasting.model_dump(mode="json"),
+            "net": detector.backbone.body.options.recorded,
             "categories": {"names": list(categories.names), "ids": list(categories.ids)},
             # Detection sees images of any size, so a mean image gives way to its channel means.
             "inputs": conventions,
@@ -89,6 +89,8 @@ def load(url: str | Path) -> Loaded:
     fs, path = filesystem(url)
     try:
         weights = fs.cat_file(join(path, "model.safetensors"))
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"{url}: incomplete artifact: {error}") from error
     if hashlib.sha256(weights).hexdigest() != block["weights_sha256"]:
@@ -128,6 +130,8 @@ def read_config(url: str | Path) -> dict[str, Any]:
         below = fs.exists(join(path, "artifact", "config.json"))
         hint = f"perhaps you meant {url}/artifact" if below else "jobs/finetune.py writes it, runs/NAME/artifact"
         raise UserError(f"{url}: no detector artifact here: config.json is missing; {hint}") from error
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/config.json cannot be read: {error}") from error
     config = config if isinstance(config, dict) else {}

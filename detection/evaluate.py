@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backbone.cli import validate
 from backbone.data.sources import check_readable
@@ -24,27 +24,19 @@ from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
-from detection import artifact, scoring
+from detection import artifact, scoring, semantic
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
 from detection.data.loader import DIVISOR, EvalBatch, EvalSet, eval_loader, pad
 from detection.data.options import DetectionData
 from detection.data.sources import open_val, remarks
 from detection.detections import Detections, collect, concatenate
+from detection.forward import outputs_of, prepared
 from detection.improvements.maxout import look_at_pyramid
 from detection.improvements.steps import Seen, Steps, detections
 from detection.improvements.views import View, look
-from detection.nets import Rcnn
+from detection.nets import Rcnn, Semantic
 from detection.recipe import DetectorEvaluation
-
-
-def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: bool = False) -> Tensor:
-    """What the detector reads: images normalised, and zero where there is none, as torchvision pads."""
-    images, sizes = inputs.normalize(batch["images"]), batch["sizes"]
-    rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]
-    columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]
-    images = images * (rows[:, None, :, None] & columns[:, None, None, :])
-    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
 @torch.no_grad()
@@ -58,23 +50,13 @@ def detect_batches(
 ) -> tuple[Detections, list[str]]:
     """What the detector, in eval mode, finds in batches of `eval_loader`, and the images that could not be read.
 
-    Images go through it together where they have the same padded sides of their own. Padding to the largest of a batch
-    would let what is found depend on the batch, and with images as small as 64 pixels halve AP.
+    See `detection.forward.outputs_of`.
     """
     found: list[Detections] = []
     bad: list[str] = []
     with autocast:  # around all batches: when it ends, it forgets the weights it has cast
         for batch in batches:
-            on_device = {key: batch[key].to(device, non_blocking=True) for key in ("images", "sizes")}
-            outputs: list[dict[str, Tensor]] = [{} for _ in batch["indices"]]
-            padded = (-(-batch["sizes"] // DIVISOR) * DIVISOR).tolist()
-            for height, width in sorted(set(map(tuple, padded))):
-                rows = [row for row, sides in enumerate(padded) if sides == [height, width]]
-                part = {"images": on_device["images"][rows, :, :height, :width], "sizes": on_device["sizes"][rows]}
-                sides = batch["sizes"][rows].tolist()  # on the host
-                found_here = model(prepared(inputs, part), sides)
-                for row, output in zip(rows, found_here, strict=True):
-                    outputs[row] = output
+            outputs = outputs_of(model, inputs, batch, device)
             pairs = zip(outputs, batch["readable"].tolist(), strict=True)
             outputs = [
                 {key: rows if readable else rows[:0] for key, rows in output.items()} for output, readable in pairs
@@ -145,6 +127,9 @@ def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[s
         For each image boxes float32 [D, 4] (x1 y1 x2 y2 in its own pixels), labels int64 [D] from 1 (number k is
         `loaded.categories.names[k - 1]`), scores float32 [D], best first, and from a Mask R-CNN masks: D compressed
         RLEs, which `pycocotools.mask.decode` turns into arrays.
+
+    Raises:
+        UserError: the detector is of kind semantic.
     """
     found = []
     for image in images:
@@ -155,7 +140,9 @@ def detect(loaded: artifact.Loaded, images: Iterable[np.ndarray]) -> list[dict[s
 
 
 def detect_one(loaded: artifact.Loaded, image: np.ndarray, image_id: int = 0) -> Detections:
-    """What a detector finds in one image, uint8 RGB [H, W, 3], on whichever device it is."""
+    """What a detector finds in one image, uint8 RGB [H, W, 3], on whichever device it is; UserError as `detect`."""
+    if isinstance(loaded.detector, Semantic):
+        raise UserError("a detector of kind semantic finds no boxes: call detection.segment with it")
     return detect_views(loaded, [view_of(loaded, image)], [image.shape[:2]], [image_id])
 
 
@@ -195,6 +182,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     """
     members = [artifact.load(url) for url in recipe.detector]
     loaded = members[0]
+    check_semantic(recipe, members)
     if recipe.scales and not recipe.maxout and "shorter_side" in recipe.data.model_fields_set:
         raise UserError("scales, data.shorter_side: give one of them; --scales names every size to look at")
     for url, options in ((url, each.detector.options) for url, each in zip(recipe.detector, members, strict=True)):
@@ -207,7 +195,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     asked["data"] = _data(recipe, loaded)
     check_ensemble(recipe, members)
     recipe = validate(DetectorEvaluation, asked, "with what the detector was trained with")
-    source = open_val(recipe.data)
+    source = open_val(recipe.data, isinstance(loaded.detector, Semantic))
     for line in remarks(source):
         say(f"data.val: {line}")
     if not source.num_objects().any():
@@ -230,6 +218,20 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}") from error
     return Evaluating(url, recipe)
+
+
+def check_semantic(recipe: DetectorEvaluation, members: Sequence[artifact.Loaded]) -> None:
+    """UserError where a detector of kind semantic is asked for what detectors of boxes do, or is named with another."""
+    for url, member in zip(recipe.detector, members, strict=True):
+        if not isinstance(member.detector, Semantic):
+            continue
+        if len(members) > 1:
+            raise UserError(f"detector: {url} is of kind semantic, which no other can be fused with; name it alone")
+        if recipe.steps:
+            raise UserError(
+                f"{', '.join(recipe.steps)}: {url} is of kind semantic, and these steps are for detectors of boxes; "
+                "leave them out (another size is --data.shorter_side)"
+            )
 
 
 def _data(recipe: DetectorEvaluation, loaded: artifact.Loaded) -> dict[str, Any]:
@@ -290,7 +292,7 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     say_if_emulated(recipe.compute, world, report)
     members = [artifact.load(url) for url in recipe.detector]
     loaded = members[0]
-    source = open_val(recipe.data)
+    source = open_val(recipe.data, isinstance(loaded.detector, Semantic))
     for member in members:
         member.detector.to(world.device).eval()
         if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again
@@ -303,16 +305,21 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     context = engine.autocast(recipe.compute, world.device)
     batches = shown(loaders[0], len(mine), recipe.batch, world, report)
     labels = [relabel(member.categories, source.categories) for member in members]
-    if recipe.steps or len(members) > 1:
+    if isinstance(loaded.detector, Semantic):
+        model, channels = loaded.detector, semantic.channels_of(loaded.categories, source.categories)
+        seen, bad = semantic.segment_batches(model, loaded.inputs, batches, source, world.device, context, channels)
+        scored = semantic.gather_and_score(seen, source, world, bad)
+    elif recipe.steps or len(members) > 1:
         steps = Steps(recipe.refine, recipe.vote, recipe.flip, recipe.maxout)
         looks = zip(batches, *loaders[1:], strict=True)
         found, bad = detect_by_steps(members, labels, looks, source.image_ids, world.device, context, steps)
+        scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)
     else:
         model = loaded.detector
         found, bad = detect_batches(model, loaded.inputs, batches, source.image_ids, world.device, context)
         into = labels[0][found.labels]
         found = replace(found, labels=into).select(into > 0)
-    scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)
+        scored = scoring.gather_and_score(found, source, world, bad, recipe.fast)
     if world.is_first:
         provenance = {
             "detector": _named(recipe, members)[0],

@@ -34,15 +34,16 @@ from backbone.training.recipe import recipe_hash
 from backbone.training.run import open_run, results_of, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
-from detection import artifact, scoring
+from detection import artifact, scoring, semantic
 from detection.called import may_be_called
 from detection.data.contract import DetectionSource
-from detection.data.loader import Batch, EvalSet, TrainSet, eval_loader, targets, train_loader
+from detection.data.loader import Batch, EvalSet, SemanticTrainSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.options import DetectionData, ScenesData
 from detection.data.sources import open_sources, remarks
-from detection.evaluate import detect_batches, prepared
+from detection.evaluate import detect_batches
+from detection.forward import prepared
 from detection.initial import Taken, fill
-from detection.nets import Detector, build, summary
+from detection.nets import Detector, Rcnn, build, summary
 from detection.recipe import Finetune
 
 CURVES = (
@@ -50,6 +51,8 @@ CURVES = (
     Measure("val_AP50", "AP50", "#9ecae1"),
     Measure("val_AP_masks", "AP, masks", "#a63603"),
     Measure("val_AP50_masks", "AP50, masks", "#fdae6b"),
+    Measure("val_mIoU", "mIoU", "#08519c"),
+    Measure("val_accuracy", "pixel accuracy", "#9ecae1"),
 )
 
 
@@ -103,7 +106,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
             used, another run under this name.
     """
     net, inputs, block = load_backbone(recipe)
-    train, val = open_sources(recipe.data)
+    train, val = open_sources(recipe.data, recipe.semantic)
     detector = build_detector(recipe, net, train)
     taken = begin(recipe, detector, train)
     check_ground_truth(val)
@@ -116,14 +119,16 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
         say(f"left out of training: {dropped}")
+    proposer = load_proposer(recipe, inputs)
     convention = inputs.channel_order, inputs.mean, inputs.std
     fingerprints = {
         # From scratch the weights do not matter, but net and input convention do.
         "backbone": digest(block["net"], *convention) if recipe.from_scratch else block["weights_sha256"],
         "train data": train.fingerprint,
         "val data": val.fingerprint,
+        **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
-    state_bytes = 4 * parameters(detector) * (3 if recipe.optim.ema else 2)
+    state_bytes = 4 * parameters(detector) * recipe.optim.copies
     recipe = open_run(recipe, fingerprints, state_bytes)
     is_scaled = recipe.optim.lr_batch not in (0, recipe.optim.batch)
     scaled = f", {recipe.optim.lr:g} for {recipe.optim.lr_batch} images scaled" if is_scaled else ""
@@ -160,7 +165,7 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
     """
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
-    task = Detection(recipe, *open_sources(recipe.data), world)
+    task = Detection(recipe, *open_sources(recipe.data, recipe.semantic), world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     assert isinstance(model, Detector)
@@ -228,10 +233,14 @@ class Detection:
         self.model = build_detector(recipe, net, self.train_source)
         self.taken = begin(recipe, self.model, self.train_source)
         self.categories = self.train_source.categories
+        proposer = load_proposer(recipe, self.inputs)
+        self.proposer = proposer and proposer.detector.to(self.world.device).eval()
         optim = recipe.optim
-        self.train = TrainSet(
-            self.train_source, recipe.data, recipe.seed, optim.batch, optim.micro_batch, recipe.detector.masks
-        )
+        red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
+        sizes = optim.batch, optim.micro_batch
+        masks, colour = recipe.detector.masks, (red, green, blue)
+        made = SemanticTrainSet if recipe.semantic else TrainSet
+        self.train = made(self.train_source, recipe.data, recipe.seed, *sizes, masks, colour)
         self.val = EvalSet(self.val_source, recipe.data)
         self.num_samples, self.max_bad = len(self.train_source), recipe.data.max_bad
         self._pin = self.world.device.type == "cuda"
@@ -240,11 +249,14 @@ class Detection:
         self._scored: tuple[str, scoring.Scored] | None = None
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The detector's losses added up. They are means over what was sampled of all images of the micro-batch, so
-        every image of it carries the same."""
-        parts = self.model(
-            prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], targets(cast(Batch, batch))
+        """The detector's losses added up. They are means over what was sampled of all images of the micro-batch (kind
+        semantic: over their pixels), so every image of it carries the same."""
+        wanted = (
+            [{"classes": each} for each in batch["classes"]] if self.recipe.semantic else targets(cast(Batch, batch))
         )
+        given = prepared(self.inputs, batch, self.recipe.compute.channels_last), batch["sides"], wanted
+        proposals = {} if self.proposer is None else {"proposals": cast(Rcnn, self.proposer).propose(*given)}
+        parts = self.model(*given, **proposals)
         count = len(batch["images"])
         total = torch.stack(list(parts.values())).sum()
         return total.expand(count), {name: value * count for name, value in parts.items()}
@@ -265,10 +277,14 @@ class Detection:
         return f"images {', '.join(self.train_source.name(self.train.stream[p][1]) for p in positions)}"
 
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """AP, AP50 and AP75 over all validation images, percent; `error` is 100 - AP."""
+        """AP, AP50 and AP75 over all validation images, percent, and `error`, 100 - AP; of kind semantic mIoU and pixel
+        accuracy, and 100 - mIoU."""
         self._scored = None  # it is large: free it before there is another
         scored = self.score(model, world)
         self._scored, metrics = (weights_digest(model), scored), scored.metrics
+        if self.recipe.semantic:
+            found = {name: 100 * metrics[semantic.SECTION][name] for name in ("mIoU", "accuracy")}
+            return {"error": 100 - found["mIoU"], **found, "images": metrics["images"]}
         found = {}
         for kind, suffix in (("bbox", ""), ("segm", "_masks")):
             if kind in metrics:
@@ -283,6 +299,11 @@ class Detection:
     def score(self, model: nn.Module, world: World) -> scoring.Scored:
         """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
         context = engine.autocast(self.recipe.compute, world.device)
+        if self.recipe.semantic:
+            seen, bad = semantic.segment_batches(
+                model, self.inputs, self._eval_loader, self.val_source, world.device, context
+            )
+            return semantic.gather_and_score(seen, self.val_source, world, bad)
         mine, bad = detect_batches(
             model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
         )
@@ -306,8 +327,30 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
     """
     if recipe.detector.masks and not train.has_masks:
         raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
+    if recipe.data.augment.paste and not train.has_masks:
+        raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
-    return build(recipe.detector, net, len(train.categories))
+    detector = build(recipe.detector, net, len(train.categories))
+    if isinstance(detector, Rcnn) and recipe.train != "joint":
+        detector.train_only(recipe.train)
+    return detector
+
+
+def load_proposer(recipe: Finetune, inputs: InputConvention) -> artifact.Loaded | None:
+    """The detector that `proposals` names, verified; None where none is.
+
+    Raises:
+        UserError: it has no proposals, or wants images otherwise.
+    """
+    if not recipe.proposals:
+        return None
+    loaded = artifact.load(recipe.proposals)
+    if not isinstance(loaded.detector, Rcnn):
+        raise UserError(f"proposals {recipe.proposals}: is of kind {loaded.detector.options.kind}, which has none")
+    theirs, ours = ((one.channel_order, one.mean, one.std) for one in (loaded.inputs, inputs))
+    if theirs != ours:
+        raise UserError(f"proposals {recipe.proposals}: reads images as {theirs}, the backbone as {ours}")
+    return loaded
 
 
 def begin(recipe: Finetune, detector: Detector, train: DetectionSource) -> Taken | None:

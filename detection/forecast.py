@@ -140,10 +140,10 @@ def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
     opened: dict[str, tuple[DetectionSource | None, int, int]] = {}
     known: dict[tuple[str, str, bool], DetectorCost] = {}
     for key, recipe in todo.finetunings.items():
-        data = recipe.data.model_dump_json()
+        data = f"{recipe.semantic} {recipe.data.model_dump_json()}"
         if data not in opened:
             try:
-                train, val = open_sources(recipe.data)
+                train, val = open_sources(recipe.data, recipe.semantic)
                 opened[data] = train, len(train), len(val)
             except UserError as error:
                 opened[data] = None, 0, 0

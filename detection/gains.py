@@ -186,15 +186,17 @@ def check(todo: Plan) -> None:
 
     for recipe in (*todo.pretrainings.values(), *todo.finetunings.values()):
         check_tracking(recipe)
-    opened: dict[str, DetectionSource] = {}
+    opened: dict[tuple[bool, str], DetectionSource] = {}
     for recipe in todo.finetunings.values():
-        if recipe.data.model_dump_json() not in opened:
-            train, val = open_sources(recipe.data)
+        data = recipe.semantic, recipe.data.model_dump_json()
+        if data not in opened:
+            train, val = open_sources(recipe.data, recipe.semantic)
             finetune.check_ground_truth(val)
-            opened[recipe.data.model_dump_json()] = train
+            opened[data] = train
     looked_at = {(key.block, recipe.backbone, recipe.from_scratch): recipe for key, recipe in todo.finetunings.items()}
     for recipe in looked_at.values():
-        finetune.build_detector(recipe, backbone_of(todo, recipe), opened[recipe.data.model_dump_json()])
+        train = opened[recipe.semantic, recipe.data.model_dump_json()]
+        finetune.build_detector(recipe, backbone_of(todo, recipe), train)
 
 
 def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
@@ -241,18 +243,15 @@ def _alike(recipes: dict[K, R]) -> dict[K, R]:
 
 
 def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, str]:
-    from backbone.cluster import connect, room
+    from backbone.cluster import joined, room
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
 
     done = [PRETRAIN.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
     done += [FINETUNE.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
     on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
-    places, leave = 1, None
-    if on_ray:
-        ray, started = connect(say)
-        leave = ray.shutdown if started else None
-    try:
+    places = 1
+    with joined(say, on_ray):
         if on_ray:
             places = min(room(scaling) // max(1, scaling.num_workers) for scaling in todo.scaling)
         parallel = max(1, min(gains.parallel or places, places))
@@ -260,9 +259,6 @@ def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, st
             f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
         )
         failed, left_out = run_all(_in_order(gains, todo, say), parallel)
-    finally:
-        if leave:
-            leave()
     for error in failed.values():
         if not isinstance(error, UserError | FloatingPointError):
             raise error

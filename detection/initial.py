@@ -16,6 +16,7 @@ OF_CLASSES = {
     "roi_heads.box_predictor.bbox_pred": "outer",
     "roi_heads.mask_predictor.mask_fcn_logits": "outer",
     "head.classification_head.cls_logits": "inner",
+    "head.predictor": "outer",
 }
 """Layers whose rows belong to classes, as many to each; the background's come first. outer: all rows of a class lie
 together. inner: one row of each class for every anchor of RetinaNet, where the background stands for torchvision's

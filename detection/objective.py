@@ -47,6 +47,11 @@ class DetectionAP:
         from detection.finetune import check_ground_truth
 
         recipe = self.recipe("/nowhere")
+        if recipe.semantic:
+            raise UserError(
+                f"objectives {', '.join(self.objectives)}: {self.file} is of kind semantic, which has mIoU and no AP; "
+                "name a recipe of another kind"
+            )
         if "AP_masks" in self.objectives and not recipe.detector.masks:
             raise UserError(
                 f"objective AP_masks: {self.file} has detector.masks false; add --finetune_with.detector.masks true"

@@ -114,6 +114,10 @@ class _OnBackbone(Strict):
     channels: int = Field(256, ge=1)
     """Of the pyramid, and of the mask branch or RetinaNet's two heads. Not of c4."""
 
+
+class _Anchored(_OnBackbone):
+    """What detectors of boxes say besides."""
+
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
     """Sides of square anchors, pixels. fpn: one a level, P2 to P6. retinanet: P3 to P7. c4: all of them on C4."""
 
@@ -127,7 +131,7 @@ class _OnBackbone(Strict):
         return self
 
 
-class DetectorOptions(_OnBackbone):
+class DetectorOptions(_Anchored):
     """A Faster R-CNN, or with masks a Mask R-CNN."""
 
     kind: Literal["fpn", "c4"] = "fpn"
@@ -166,7 +170,7 @@ class DetectorOptions(_OnBackbone):
         return self
 
 
-class RetinaOptions(_OnBackbone):
+class RetinaOptions(_Anchored):
     """A RetinaNet (arXiv:1708.02002). Defaults are those of torchvision's retinanet_resnet50_fpn; with p6 C5, head_norm
     group and box_loss giou it is retinanet_resnet50_fpn_v2."""
 
@@ -225,11 +229,34 @@ class RetinaOptions(_OnBackbone):
         return self
 
 
-AnyDetector = Annotated[DetectorOptions | RetinaOptions, OneOf()]
+class SemanticOptions(_OnBackbone):
+    """Semantic segmentation: Panoptic FPN's branch (arXiv:1901.02446, section 3), alone on the pyramid."""
 
-_ANY: TypeAdapter[DetectorOptions | RetinaOptions] = TypeAdapter(AnyDetector)
+    kind: Literal["semantic"] = "semantic"
+    """semantic: the class of every pixel, from all levels of the pyramid."""
+
+    head_channels: int = Field(128, ge=64)
+    """Of the branch, whose group norms have 32 groups."""
+
+    masks: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "semantic-fpn"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.head_channels % 32:
+            raise ValueError(f"head_channels {self.head_channels}: its norms have 32 groups; give 64, 96, 128, ...")
+        return self
 
 
-def detector_options(tree: object) -> DetectorOptions | RetinaOptions:
+AnyDetector = Annotated[DetectorOptions | RetinaOptions | SemanticOptions, OneOf()]
+
+_ANY: TypeAdapter[DetectorOptions | RetinaOptions | SemanticOptions] = TypeAdapter(AnyDetector)
+
+
+def detector_options(tree: object) -> DetectorOptions | RetinaOptions | SemanticOptions:
     """The options that an artifact records; pydantic's ValidationError where they are none."""
     return _ANY.validate_python(tree)

@@ -6,6 +6,7 @@ from backbone.training.plan import doubts, lr_curve, lr_line
 from backbone.training.precision import foretold
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.contract import DetectionSource
+from detection.data.options import DetectionAugment
 from detection.data.share import Share
 from detection.data.sources import open_sources
 from detection.finetune import begin, build_detector, check_ground_truth, load_backbone, places
@@ -20,7 +21,7 @@ def describe(recipe: Finetune) -> str:
         UserError: as `detection.finetune.prepare`, but for the storage.
     """
     net, inputs, block = load_backbone(recipe)
-    train, val = open_sources(recipe.data)
+    train, val = open_sources(recipe.data, recipe.semantic)
     check_ground_truth(val)
     micro_batch = recipe.optim.micro_batch or first_micro_batch(recipe)
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batch": micro_batch})})
@@ -42,6 +43,7 @@ def describe(recipe: Finetune) -> str:
     )
     lines = [
         ("run", run_url(recipe)),
+        *([("published", f"elsewhere: {recipe.published}")] if recipe.published else []),
         ("backbone", f"{net.options.name} of {recipe.backbone or recipe.from_detector}: {weights}"),
         *([("start", taken.told(classes))] if taken else []),
         ("inputs", f"{inputs.channel_order}, mean {_short(inputs.mean)}, deviation {_short(inputs.std)}"),
@@ -49,6 +51,7 @@ def describe(recipe: Finetune) -> str:
         ("policy", summary(detector)),
         ("images", f"{_counted(train)} training with {train.num_objects().sum():,} objects, {len(val):,} validation"),
         ("size", f"shorter side {side}, longer side up to {data.longer_side} pixels"),
+        *([("jitter", jitter_line(data.augment))] if data.augment.canvas else []),
         (
             "steps",
             f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
@@ -63,6 +66,14 @@ def describe(recipe: Finetune) -> str:
         *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def jitter_line(augment: DetectionAugment) -> str:
+    """What large-scale jitter does in place of `size`."""
+    low, high = augment.scales
+    return (
+        f"trained in {augment.canvas}x{augment.canvas} at {low:g} to {high:g} times what fits; the size is evaluation's"
+    )
 
 
 def _counted(train: DetectionSource) -> str:

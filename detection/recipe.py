@@ -1,6 +1,6 @@
 """The recipe of a detector: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ class Finetune(TrainingRecipe):
     PLACES: ClassVar[tuple[str, ...]] = (
         "backbone",
         "from_detector",
+        "proposals",
         "eval_batch",
         *(
             f"data.{field}"
@@ -29,6 +30,7 @@ class Finetune(TrainingRecipe):
     )
 
     LATER: ClassVar[dict[str, Any]] = {
+        **TrainingRecipe.LATER,
         "detector.rpn.channels": 0,
         "detector.rpn.beta": TORCHVISION_BETA,
         "detector.rpn.min_size": 0.001,
@@ -37,7 +39,11 @@ class Finetune(TrainingRecipe):
         "detector.roi.init": "uniform",
         "new_heads": False,
         "data.share": 1.0,
+        "data.augment.canvas": 0,
+        "data.augment.scales": [0.1, 2.0],
+        "data.augment.paste": 0.0,
         "detector.context": False,
+        "train": "joint",
     }
 
     backbone: str = ""
@@ -56,6 +62,13 @@ class Finetune(TrainingRecipe):
     from_scratch: bool = False
     """Take net and input convention of the backbone, but not its weights: what is pretraining worth?"""
 
+    train: Literal["joint", "rpn", "heads"] = "joint"
+    """What trains, beside the layers that `detector.freeze_at` leaves. joint: everything. rpn: not the region heads, C5
+    of kind c4 among them. heads: not the proposal network. See jobs/alternate.py."""
+
+    proposals: str = ""
+    """train heads: detector artifact whose proposals are trained on, in place of this one's own: a folder or URL."""
+
     detector: AnyDetector
     data: DetectionData = ScenesData()
     optim: Optim = Optim(batch=16, lr=0.02, lr_batch=16)
@@ -67,6 +80,11 @@ class Finetune(TrainingRecipe):
     def title(self) -> str:
         """See `TrainingRecipe.title`."""
         return self.detector.title
+
+    @property
+    def semantic(self) -> bool:
+        """Whether pixels are classified, and not objects found."""
+        return self.detector.kind == "semantic"
 
     @property
     def equal_shares(self) -> bool:
@@ -118,9 +136,27 @@ class Finetune(TrainingRecipe):
             raise ValueError(
                 "from_scratch: what is random must train; set detector.norm group (or trainable, sync) and freeze_at 0"
             )
-        if self.detector.masks and isinstance(self.data, VocData | DetData):
+        if self.semantic and isinstance(self.data, DetData):
+            raise ValueError("detector.kind semantic: ImageNet DET has boxes alone; use source coco, voc or synthetic")
+        if self.semantic and isinstance(self.data, VocData) and not self.data.keep_empty:
+            raise ValueError(
+                "data.keep_empty false: is not read with detector.kind semantic and source voc, where images are those "
+                "of ImageSets/Segmentation; leave it out"
+            )
+        if self.semantic and self.data.augment.paste:
+            raise ValueError(
+                "data.augment.paste: objects are pasted for boxes and masks, not for detector.kind semantic"
+            )
+        if self.train != "joint" and self.detector.kind in ("retinanet", "semantic"):
+            raise ValueError(
+                f"train {self.train}: kind {self.detector.kind} has neither proposals nor region heads; use joint"
+            )
+        if self.proposals and self.train != "heads":
+            raise ValueError("proposals are read with train heads only")
+        wanting = "detector.masks" if self.detector.masks else "data.augment.paste" if self.data.augment.paste else ""
+        if wanting and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"
-            raise ValueError(f"detector.masks: {whose} boxes come without masks; use source coco or synthetic")
+            raise ValueError(f"{wanting}: {whose} boxes come without masks; use source coco or synthetic")
         return self
 
 

@@ -220,6 +220,10 @@ def read(url: str | Path) -> Scored:
 
 def table(metrics: dict[str, Any]) -> str:
     """The metrics as text of at most 100 columns: percent, one decimal, "-" where there is no ground truth."""
+    if "bbox" not in metrics:
+        from detection.semantic import table as of_pixels
+
+        return of_pixels(metrics)
     sizes = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     lines = [" " * 5 + "".join(f"{name:>7}" for name in sizes)]
     lines += [

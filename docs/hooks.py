@@ -26,12 +26,14 @@ from backbone.pruning import Listing
 from backbone.sweep.options import Sweep
 from backbone.training.recipe import Recipe
 from backbone.usage import rows
+from detection.alternating import Alternating
 from detection.detecting.options import Detecting
 from detection.gains_recipe import Gains
 from detection.improvements.entry import Entry
 from detection.localisation.recipe import Localise
 from detection.recipe import DetectorEvaluation, Finetune
 from detection.serving.options import Serving
+from detection.submission.options import Submission
 
 ROOT = Path(__file__).parents[1]
 TAKEN_IN = {
@@ -51,6 +53,8 @@ MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "evaluate": (DetectorEvaluation, BackboneEvaluation),
     "localise": (Localise,),
     "entry": (Entry,),
+    "alternate": (Alternating,),
+    "submit": (Submission,),
     "detect": (Detecting,),
     "serve": (Serving,),
     "doctor": (Doctor,),

@@ -32,7 +32,7 @@ def main() -> None:
     print(f"curves    {outcome.url}/curves.png")
     print(f"results   {outcome.url}/results")
     print(f"artifact  {outcome.artifact}")
-    print(after_detector(outcome.artifact))
+    print(after_detector(outcome.artifact, recipe.semantic))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 
 from backbone.cli import validate
 from backbone.training.recipe import Recipe
+from tests.object_store import KEYS, Bucket, Proxy, moto
 
 Run = Callable[..., subprocess.CompletedProcess]
 ROOT = Path(__file__).parents[1]
@@ -151,3 +153,43 @@ def ray_cluster() -> Iterator[Any]:
 def joined(ray_cluster: Any) -> dict[str, str]:
     """For `run_job(..., **joined)`: the job joins the tests' own cluster."""
     return {"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of an S3 server, see `object_store.py`."""
+    with moto() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: str) -> Iterator[Proxy]:
+    """What stands before the server, and can be told to misbehave."""
+    proxy = Proxy(s3_server)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def s3(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket of its own, reached through a proxy that behaves, and by a client that is made once: it takes long."""
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3_proxy.url, "AWS_MAX_ATTEMPTS": "4"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    from backbone.storage import filesystem
+
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_proxy.behave()
+    filesystem("s3://x")[0].mkdir(bucket)
+    yield Bucket(f"s3://{bucket}", s3_proxy)
+    s3_proxy.behave()
+
+
+@pytest.fixture
+def new_s3_client() -> Iterator[Callable[[], None]]:
+    """To be called when the variables that a client is made by have changed."""
+    from backbone.storage import _s3
+
+    yield _s3.cache_clear
+    _s3.cache_clear()

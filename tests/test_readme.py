@@ -27,6 +27,7 @@ from backbone.options import NetOptions
 from backbone.sweep.options import Sweep
 from backbone.sweep.space import check as check_space
 from backbone.training.recipe import Recipe
+from detection.alternating import Alternating
 from detection.artifact import save as save_detector
 from detection.data.contract import Categories
 from detection.detecting.options import Detecting
@@ -37,6 +38,7 @@ from detection.localisation.recipe import Localise
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
 from detection.recipe import DetectorEvaluation, Finetune
+from detection.submission.options import Submission
 from jobs.doctor import Doctor
 from tests.conftest import TINY
 from tests.detection.conftest import SMALL
@@ -70,6 +72,8 @@ MODELS = {
     "analyse": Analysis,
     "localise": Localise,
     "entry": Entry,
+    "submit": Submission,
+    "alternate": Alternating,
 }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
-from backbone.data.policies import Operation, draw, draw_erasing, draw_jitter, vary
+from backbone.data.policies import Operation, draw, draw_erasing, draw_increasing, draw_jitter, vary
 from backbone.data.stream import mix
 
 # Covariance of RGB over ImageNet on the 0..1 scale, as in fb.resnet.torch. Columns of the second are eigenvectors.
@@ -214,7 +214,10 @@ class TrainingView:
         if not isinstance(self.options, ModernAugment):
             return []
         policy, jitter = self.options.policy, self.options.jitter
-        drawn = [] if policy == "none" else draw(policy, self.size, mix(key, 3))
+        if policy == "increasing":
+            drawn = draw_increasing(self.options.magnitude, self.options.magnitude_std, self.size, mix(key, 3))
+        else:
+            drawn = [] if policy == "none" else draw(policy, self.size, mix(key, 3), int(self.options.magnitude))
         return drawn + draw_jitter(jitter, mix(key, 4)) if jitter else drawn
 
     def erased(self, key: int) -> Box | None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbone.data import pinned
+from backbone.data.ahead import read_ahead
 from backbone.data.augment import Draws, TrainingView, evaluation_view, to_planes
 from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
-from backbone.data.options import Data
+from backbone.data.options import Data, ModernAugment
 from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
@@ -36,6 +37,7 @@ class Batch(TypedDict):
     shift: Tensor  # float32 [N, 3], see Draws.shift
     blending: Tensor  # float32 [N, 5], see Draws.blending
     position: int  # of the first sample
+    samples: list[int]  # which images these are; on the host, so that asking waits for no device
     bad: list[str]  # names of images that could not be read, each with the reason
     undecoded: NotRequired[list["Undecoded"]]  # decode nvjpeg, on the way to the GPU: views that `images` lacks
 
@@ -58,28 +60,33 @@ class TrainSet:
     options: Data
     seed: int
     fill: tuple[int, int, int]
+    apart: int = 2
+    """Positions between copies of an image, where there are any: a micro-batch."""
     stream: Stream = field(init=False)
     view: TrainingView = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stream = Stream(self.seed, len(self.source))
         options = self.options
+        repeats = options.augment.repeats if isinstance(options.augment, ModernAugment) else 1
+        self.stream = Stream(self.seed, len(self.source), repeats, self.apart)
         self.view = TrainingView(options.augment, options.size, options.crop_pct, self.fill)
 
     def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
         """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size]."""
         draws = Draws(self.options.augment, self.seed)
         planes = images.numpy()
-        labels, shifts, undecoded, bad = [], [], [], []
-        for place, position in enumerate(positions):
-            epoch, sample = self.stream[position]
+        samples, shifts, undecoded, bad = [], [], [], []
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for place, (epoch, sample) in enumerate(places):
             sample, data = self._read(epoch, sample, planes[place], bad)
             if data is not None:
                 undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
-            labels.append(self.source.labels[sample])
+            samples.append(sample)
             shifts.append(draws.shift(epoch, sample))
+        labels = [self.source.labels[sample] for sample in samples]
         blending = [draws.blending(position) for position in positions]
-        batch = _batch(images, labels, shifts, blending, positions[0], bad)
+        batch = _batch(images, labels, shifts, blending, positions[0], samples, bad)
         if self.options.decode == "nvjpeg":
             batch["undecoded"] = undecoded
         return batch
@@ -134,11 +141,19 @@ class ValSet:
 
     source: Source
     options: Data
+    size: int = 0
+    """Of the view; 0: `data.size`."""
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.size or self.options.size
 
     def fill_in(self, ids: Sequence[int], images: Tensor) -> Batch:
         """The views of these samples, in `images`, uint8 [len(ids), 3, size, size]."""
         planes = images.numpy()
         labels, bad = [], []
+        read_ahead(self.source, ids)
         for place, sample in enumerate(ids):
             try:
                 to_planes(
@@ -152,11 +167,11 @@ class ValSet:
                 planes[place] = 0
                 labels.append(-1)
         none = np.zeros((len(ids), 8), np.float32)
-        return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], bad)
+        return _batch(images, labels, none[:, :3], none[:, 3:], ids[0], list(ids), bad)
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """`fill_in` with memory of its own."""
-        return self.fill_in(ids, empty_images(len(ids), self.options.size))
+        return self.fill_in(ids, empty_images(len(ids), self.side))
 
 
 def evaluation_batches(val_set: ValSet, ids: Sequence[int], batch: int, device: torch.device = CPU) -> "Loader":
@@ -166,7 +181,7 @@ def evaluation_batches(val_set: ValSet, ids: Sequence[int], batch: int, device: 
     """
     options = val_set.options
     batches = [ids[first : first + batch] for first in range(0, len(ids), batch)]
-    return Loader(val_set, batches, batch, options.size, options.workers, device)
+    return Loader(val_set, batches, batch, val_set.side, options.workers, device)
 
 
 class Loader:
@@ -222,12 +237,15 @@ def empty_images(count: int, size: int) -> Tensor:
     return torch.empty((count, 3, size, size), dtype=torch.uint8)
 
 
-def _batch(images: Tensor, labels: list, shifts: Any, blending: Any, position: int, bad: list[str]) -> Batch:
+def _batch(
+    images: Tensor, labels: list, shifts: Any, blending: Any, position: int, samples: list[int], bad: list[str]
+) -> Batch:
     return Batch(
         images=images,
         labels=torch.from_numpy(np.asarray(labels, np.int64)),
         shift=torch.from_numpy(np.asarray(shifts, np.float32)),
         blending=torch.from_numpy(np.asarray(blending, np.float32)),
         position=position,
+        samples=samples,
         bad=bad,
     )

@@ -1,6 +1,7 @@
 """A part of the training images kept back to validate on, as the paper's 45k/5k split of CIFAR-10 (section 4.2)."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,10 @@ class Part(IndexedSource):
     def data(self, i: int) -> bytes:
         """See `IndexedSource.data`."""
         return self._whole.data(int(self._ids[i]))
+
+    def ahead(self, ids: Iterable[int]) -> None:
+        """See `IndexedSource.ahead`."""
+        self._whole.ahead(int(self._ids[i]) for i in ids)
 
 
 def hold_out(whole: IndexedSource, count: int) -> tuple[Part, Part]:

@@ -21,9 +21,11 @@ import numpy.typing as npt
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
+from backbone.data.ahead import Ahead
 from backbone.data.decode import decode
 from backbone.data.findings import Finding, Findings, from_json, to_json
-from backbone.errors import BadImage, UserError, printable
+from backbone.data.kept import Kept
+from backbone.errors import BadImage, StorageError, UserError, printable
 from backbone.storage import filesystem
 
 CHOOSE = "choose another directory by the option cache or the variable XDG_CACHE_HOME"
@@ -185,6 +187,7 @@ class IndexedSource:
         fingerprint: str = "",
         remarks: Findings | None = None,
         places: Sequence[str] = (),
+        keep: float = 0.0,
     ) -> None:
         """Open.
 
@@ -196,6 +199,7 @@ class IndexedSource:
             fingerprint: if given, what the index must hold.
             remarks: what the reader has to say beside what the index holds (see `tell`); not pickled.
             places: the files that were read, or the directory whose files are; not pickled.
+            keep: bytes of what is read by URL that stay on this machine's disk beside the index, see `Kept`.
 
         Raises:
             UserError: the index holds another fingerprint.
@@ -212,12 +216,32 @@ class IndexedSource:
         self._where = (index, url, root, shown)
         self._local = isinstance(_filesystem(url, os.getpid()), LocalFileSystem)
         self._open: dict[str, BinaryIO] = {}
+        self._ahead = Ahead()
+        self._keep, self._kept = 0.0, None
+        if keep:
+            self.keep(keep)
+
+    def keep(self, most: float) -> None:
+        """Keep up to `most` bytes of what is read by URL on this machine's disk, beside the index.
+
+        Raises:
+            UserError: the cache cannot be written.
+        """
+        if self._local or not most:
+            return
+        index = self._where[0]
+        state = digest(self._arrays["state"].tobytes(), self.fingerprint, most)
+        self._keep, folder = most, index.with_name(f"{index.stem}-{state[:16]}.kept")
+        try:
+            self._kept = Kept(folder, self._arrays["sizes"], most)
+        except OSError as error:
+            raise UserError(f"cannot keep images in {folder} ({error.strerror or error}); {CHOOSE}") from error
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __reduce__(self) -> tuple:
-        return IndexedSource, (*self._where, self.fingerprint)
+        return IndexedSource, (*self._where, self.fingerprint, None, (), self._keep)
 
     def __del__(self) -> None:
         for file in getattr(self, "_open", {}).values():
@@ -240,9 +264,12 @@ class IndexedSource:
 
         Raises:
             BadImage: it cannot be read, then its cause is an OSError, or is shorter than it was. Names it.
+            StorageError: the store of objects that it lies in fails.
         """
         try:
             data = self._read(i)
+        except StorageError:
+            raise  # no property of the image: with on_bad skip another would be trained on in its place
         except OSError as error:
             if self._local and "files" not in self._arrays and Path(self._where[2], self._relative(i)).is_symlink():
                 raise BadImage(f"{self.name(i)}: is a link that leads nowhere") from None  # no fault of the storage's
@@ -256,7 +283,24 @@ class IndexedSource:
             raise IndexError(f"image {i} of {len(self)}")
         return unpack(self._arrays, "names", i)
 
+    def ahead(self, ids: Iterable[int]) -> None:
+        """Begin to read these images, which are going to be asked for in this order, where they lie at a URL."""
+        if not self._local:
+            self._ahead.begin(ids, self._fetch)
+
     def _read(self, i: int) -> bytes:
+        return self._from_place(i) if self._local else self._ahead.take(i, self._fetch)
+
+    def _fetch(self, i: int) -> bytes:
+        """Image i of a URL, from this machine's disk if it has been kept there."""
+        data = self._kept.read(i) if self._kept else None
+        if data is None:
+            data = self._from_place(i)
+            if self._kept:
+                self._kept.write(i, data)
+        return data
+
+    def _from_place(self, i: int) -> bytes:
         _, url, root, _ = self._where
         if "files" not in self._arrays:
             path = f"{root}/{self._relative(i)}"

@@ -18,7 +18,7 @@ from backbone.data.formats import is_hidden, some
 from backbone.data.index import cache_directory, digest
 from backbone.data.splits import JUDGED, OTHERS, by_split, pattern_for, splits_among, typed, words_in
 from backbone.errors import UserError
-from backbone.storage import ARROW_SCHEMES, filesystem
+from backbone.storage import QUERIED, filesystem
 
 FORMAT = 2  # of an index; a change makes old ones stale
 MANY_FOLDERS = 50  # that are looked into, for a message
@@ -235,7 +235,7 @@ def _split(location: str) -> tuple[str, str]:
     """Cut before the first component that is a pattern: `(what filesystem() opens, pattern or "")`."""
     scheme, mark, path = location.rpartition("://")
     query = ""
-    if scheme in ARROW_SCHEMES:  # ?region=... and the like belong to the file system
+    if scheme in QUERIED:  # ?region=... and the like belong to the file system
         path, question, options = path.partition("?")
         query = question + options
     if not mark and Path(location).expanduser().exists():

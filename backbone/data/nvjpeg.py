@@ -127,6 +127,7 @@ class Decoder:
         """What nvJPEG cannot read OpenCV or PIL may; what they cannot is named, or replaced as data.on_bad says."""
         view, sample = self.train_set.decoded(one, batch["bad"])
         batch["labels"][one.place] = int(self.train_set.source.labels[sample])
+        batch["samples"][one.place] = sample
         return view
 
     def _view(self, picture: Tensor, one: Undecoded) -> Tensor:

@@ -23,8 +23,17 @@ class ModernAugment(_Augment):
     area: tuple[float, float] = (0.08, 1.0)
     """Range of the crop's share of the image area."""
 
-    policy: Literal["none", "trivial", "rand"] = "none"
-    """TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, 2 operations, magnitude 9), bilinear."""
+    policy: Literal["none", "trivial", "rand", "increasing"] = "none"
+    """TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719, two operations), bilinear. rand:
+    torchvision's. increasing: timm's, of 15 operations that all do more with their magnitude, each left out half of the
+    time."""
+
+    magnitude: float = Field(9, ge=0, le=30)
+    """How much the operations of a policy do. rand: a whole number of 30, as torchvision counts. increasing: of 10, as
+    timm does."""
+
+    magnitude_std: float = Field(0.0, ge=0)
+    """increasing: standard deviation of the magnitude, which is drawn anew for each operation (timm's mstd)."""
 
     jitter: float = Field(0.0, ge=0, le=1)
     """Brightness, contrast and saturation are changed by factors from 1 - jitter to 1 + jitter, in any order, as by
@@ -39,6 +48,10 @@ class ModernAugment(_Augment):
     cutmix: float = Field(0.0, ge=0)
     """The same for CutMix (arXiv:1905.04899); with both on, a fair coin decides for each pair."""
 
+    repeats: int = Field(1, ge=1)
+    """Repeated augmentation (arXiv:1902.05509): so many views of an image in a batch, each varied in its own way. An
+    epoch is as many views as ever, of fewer images. 1 is off."""
+
     @property
     def blends(self) -> bool:
         """Whether images are mixed in pairs."""
@@ -48,6 +61,14 @@ class ModernAugment(_Augment):
     def _possible(self) -> Self:
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area {list(self.area)}: give [smaller, larger] between 0 and 1")
+        if self.magnitude != 9 and self.policy not in ("rand", "increasing"):
+            raise ValueError(f"magnitude is read by policy rand and increasing, not by {self.policy}; leave it out")
+        if self.magnitude_std and self.policy != "increasing":
+            raise ValueError(f"magnitude_std is read by policy increasing, not by {self.policy}; leave it out")
+        if self.policy == "rand" and self.magnitude != int(self.magnitude):
+            raise ValueError(f"magnitude {self.magnitude:g}: policy rand takes a whole number of 30")
+        if self.policy == "increasing" and self.magnitude > 10:
+            raise ValueError(f"magnitude {self.magnitude:g}: policy increasing takes 0 to 10")
         return self
 
 
@@ -87,20 +108,10 @@ class NoAugment(_Augment):
 Augment = Annotated[ModernAugment | PaperAugment | CifarAugment | NoAugment, OneOf()]
 
 
-class _Data(Strict):
-    """Where images come from and what the net sees of them."""
+class Loading(Strict):
+    """How training images are varied and loaded, whatever is learned from them."""
 
     source: str
-
-    size: int = Field(224, ge=16)
-    """Side of the square the net is trained on and judged at, pixels."""
-
-    crop_pct: float = Field(0.875, gt=0, le=1)
-    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
-
-    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
-    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
-    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
 
     augment: Augment = ModernAugment()
 
@@ -116,10 +127,6 @@ class _Data(Strict):
     workers: int = Field(4, ge=0)
     """Loader processes for each training worker. 0: load in the training process."""
 
-    remote_cpus: int = Field(0, ge=0)
-    """CPUs of the cluster that make each training worker's batches, on nodes without a GPU where there are any;
-    `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
-
     on_bad: Literal["stop", "skip"] = "stop"
     """An unreadable image: stop and name it, or put the next image in its place, counted and named."""
 
@@ -127,7 +134,7 @@ class _Data(Strict):
     """With on_bad skip: stop after so many different bad images all the same."""
 
     @model_validator(mode="after")
-    def _go_together(self) -> Self:
+    def _loadable(self) -> Self:
         kinds = {"scaled": ("modern", "paper"), "nvjpeg": ("modern",)}.get(self.decode)
         if kinds and self.augment.kind not in kinds:
             raise ValueError(f"decode {self.decode} is for augment {' or '.join(kinds)}, not {self.augment.kind}")
@@ -136,6 +143,34 @@ class _Data(Strict):
                 "resident is for augment cifar or none, whose crops are cut from one view of an image: "
                 f"{self.augment.kind} crops and resizes each image anew; leave it off"
             )
+        if self.on_bad == "stop" and self.max_bad != Loading.model_fields["max_bad"].default:
+            raise ValueError("max_bad is read with on_bad skip only")
+        return self
+
+
+class _Data(Loading):
+    """Where images come from and what the net sees of them."""
+
+    size: int = Field(224, ge=16)
+    """Side of the square the net is trained on and judged at, pixels."""
+
+    eval_size: int = Field(0, ge=0)
+    """Side of the square it is judged at, and which the artifact names as its input, where that is another: what is
+    trained at random crops sees things larger than centre crops show them (FixRes, arXiv:1906.06423). 0: `size`."""
+
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    """Evaluation: shorter side resized to size / crop_pct, then the centre cut out. 0.875 is 256 -> 224."""
+
+    normalize: Literal["imagenet", "dataset", "pixel"] = "imagenet"
+    """What is subtracted and divided by. imagenet: the customary constants. dataset: mean and deviation of each channel
+    over the training images. pixel: their mean image (the paper) and the channels' deviation."""
+
+    remote_cpus: int = Field(0, ge=0)
+    """CPUs of the cluster that make each training worker's batches, on nodes without a GPU where there are any;
+    `workers` then serve evaluation alone. 0: none. Same pixels and order. When it pays: see docs/input.md."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
         if self.remote_cpus and self.decode == "nvjpeg":
             raise ValueError(
                 "remote_cpus make finished images, decode nvjpeg has the GPU make them: give one of the two"
@@ -144,11 +179,20 @@ class _Data(Strict):
             raise ValueError(
                 "remote_cpus is not read with resident, whose images are decoded once: leave one of the two off"
             )
+        if self.decode == "nvjpeg" and isinstance(self.augment, ModernAugment) and self.augment.policy == "increasing":
+            raise ValueError("decode nvjpeg varies images as torchvision does: take augment.policy rand or trivial")
+        if 0 < self.eval_size < 16:
+            raise ValueError(f"eval_size {self.eval_size}: give 16 pixels or more, or 0 for size")
+        if self.eval_size and self.normalize == "pixel":
+            raise ValueError("normalize pixel: its mean image is of data.size; leave eval_size out, or take dataset")
         if isinstance(self.augment, PaperAugment) and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
-        if self.on_bad == "stop" and self.max_bad != _Data.model_fields["max_bad"].default:
-            raise ValueError("max_bad is read with on_bad skip only")
         return self
+
+    @property
+    def judged_at(self) -> int:
+        """Side of the square the net is judged at, pixels."""
+        return self.eval_size or self.size
 
 
 class SyntheticData(_Data):
@@ -189,6 +233,10 @@ class StoredData(_Data):
 
     cache: str = ""
     """Folder for indexes and unpacked parquet. Empty: beside tar shards where writable, else ~/.cache/raybone."""
+
+    keep_gb: float = Field(20.0, ge=0)
+    """Of images read by URL, so much of each split stays in the cache of each machine, 1e9 bytes, and no more than half
+    of what is free there. 0: nothing; every epoch reads all of them anew."""
 
 
 Data = Annotated[SyntheticData | StoredData, OneOf()]

@@ -21,12 +21,17 @@ from backbone.data.stream import mix
 
 BINS = 31  # of magnitudes, of which RandAugment takes one
 MAGNITUDE, OPERATIONS = 9, 2  # RandAugment's, as torchvision's references train
+LEVELS = 10  # timm's magnitudes end here
+INCREASING = (
+    "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd "
+    "Color Contrast Brightness Sharpness ShearX ShearY TranslateX TranslateY"
+).split()
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 DOWN = 0.499  # OpenCV rounds to the nearest: less this, down
 
 
 class Operation(NamedTuple):
-    """One of `VARY`, with its magnitude as torchvision means it."""
+    """One of `EVERY`, with its magnitude as torchvision means it."""
 
     name: str
     magnitude: float
@@ -62,8 +67,8 @@ def magnitudes(policy: str, size: int) -> dict[str, tuple[float, ...]]:
     return {name: (0.0,) if values is None else tuple(values.tolist()) for name, values in ranges.items()}
 
 
-def draw(policy: str, size: int, key: int) -> list[Operation]:
-    """trivial: one operation and any magnitude of it; rand: two, which may be the same, of one magnitude."""
+def draw(policy: str, size: int, key: int, strength: int = MAGNITUDE) -> list[Operation]:
+    """trivial: one operation and any magnitude of it; rand: two, which may be the same, of magnitude `strength`."""
     space = magnitudes(policy, size)
     names = tuple(space)
     drawn = []
@@ -72,9 +77,46 @@ def draw(policy: str, size: int, key: int) -> list[Operation]:
         rest, chosen_bin = divmod(rest, BINS)
         name = names[chosen]
         bins = space[name]
-        magnitude = bins[0] if len(bins) == 1 else bins[chosen_bin if policy == "trivial" else MAGNITUDE]
+        magnitude = bins[0] if len(bins) == 1 else bins[chosen_bin if policy == "trivial" else strength]
         drawn.append(Operation(name, -magnitude if name in SIGNED and rest & 1 else magnitude))
     return drawn
+
+
+def draw_increasing(strength: float, deviation: float, size: int, key: int) -> list[Operation]:
+    """timm's `rand-m{strength}-mstd{deviation}-inc1`: two operations, which may be the same, each left out half of the
+    time. timm fills what comes in with the mean colour and takes bilinear or bicubic by chance; here it is black, and
+    bilinear."""
+    draws = random.Random(key)
+    drawn = []
+    for name in draws.choices(INCREASING, k=OPERATIONS):
+        if draws.random() > 0.5:
+            continue
+        level = min(max(draws.gauss(strength, deviation), 0), LEVELS) if deviation else strength
+        drawn.append(Operation(name, increasing(name, level, size, draws.random() > 0.5)))
+    return drawn
+
+
+def increasing(name: str, level: float, size: int, negative: bool) -> float:
+    """The magnitude that timm's level, 0 to 10, stands for, of images of [size, size]."""
+    share = level / LEVELS
+    match name:
+        case "Rotate":
+            magnitude = 30 * share
+        case "ShearX" | "ShearY":
+            magnitude = 0.3 * share
+        case "TranslateX" | "TranslateY":
+            magnitude = 0.45 * share * size
+        case "Color" | "Contrast" | "Brightness" | "Sharpness":
+            magnitude = 0.9 * share
+        case "Posterize":
+            return max(1, 4 - int(4 * share))  # at 10 timm asks PIL for no bits at all, which newer ones refuse
+        case "Solarize":
+            return (255.5 - min(256, int(256 * share))) / 255  # halfway: a threshold is a share of 255, rounded up
+        case "SolarizeAdd":
+            return min(128, int(110 * share))
+        case _:
+            return 0.0
+    return -magnitude if negative else magnitude
 
 
 def draw_jitter(strength: float, key: int) -> list[Operation]:
@@ -102,7 +144,7 @@ def draw_erasing(probability: float, size: int, key: int) -> tuple[int, int, int
 def vary(planes: np.ndarray, operation: Operation) -> None:
     """Change uint8 [3, H, W], contiguous, in place."""
     assert planes.flags.c_contiguous, "reshape would copy, and nothing change"
-    VARY[operation.name](planes, operation.magnitude)
+    EVERY[operation.name](planes, operation.magnitude)
 
 
 def _flat(planes: np.ndarray) -> np.ndarray:
@@ -232,6 +274,16 @@ def _solarize(planes: np.ndarray, share: float) -> None:
     cv2.bitwise_xor(flat, above, dst=flat)
 
 
+def _solarize_add(planes: np.ndarray, more: float) -> None:
+    """Added to what is below 128."""
+    values = np.arange(256)
+    cv2.LUT(_flat(planes), np.where(values < 128, values + int(more), values).astype(np.uint8), dst=_flat(planes))
+
+
+def _invert(planes: np.ndarray, _: float) -> None:
+    np.subtract(255, planes, out=planes)
+
+
 def _autocontrast(planes: np.ndarray, _: float) -> None:
     for plane in planes:
         least, most = int(plane.min()), int(plane.max())
@@ -265,3 +317,4 @@ VARY: dict[str, Callable[[np.ndarray, float], None]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
 }
+EVERY = {**VARY, "Invert": _invert, "SolarizeAdd": _solarize_add}  # with timm's

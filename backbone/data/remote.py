@@ -131,20 +131,20 @@ def _pack(train_set: TrainSet) -> bytes:
         }  # relative to this process
         options = options.model_copy(update=absolute)
         source = source.fingerprint
-    return pickle.dumps((source, options, train_set.seed, train_set.fill))
+    return pickle.dumps((source, options, train_set.seed, train_set.fill, train_set.apart))
 
 
 def _unpack(packed: bytes) -> TrainSet:
     one_thread()
-    source, options, seed, fill = pickle.loads(packed)
+    source, options, seed, fill, apart = pickle.loads(packed)
     if isinstance(source, str):
         source = _opened(options, source, ray.util.get_node_ip_address())
-    return TrainSet(source, options, seed, fill)
+    return TrainSet(source, options, seed, fill, apart)
 
 
 def _opened(options: StoredData, fingerprint: str, node: str) -> Source:
     try:
-        source = open_source(options.source, options.train, options.cache or None)
+        source = open_source(options.source, options.train, options.cache or None, options.keep_gb)
         if options.hold_out:
             source, _ = hold_out(source, options.hold_out)
     except UserError as error:

@@ -168,6 +168,7 @@ class Resident:
                     shift=shift[mine],
                     blending=blending[mine],
                     position=positions[0],
+                    samples=drawn["cuts"][mine, 0].tolist(),
                     bad=bad,
                 )
                 first += len(positions)

@@ -63,20 +63,23 @@ class Source(Protocol):
 KINDS = {"imagefolder": open_imagefolder, "webdataset": open_webdataset, "parquet": open_parquet}
 
 
-def open_source(kind: str, location: str, cache: str | None = None) -> IndexedSource:
+def open_source(kind: str, location: str, cache: str | None = None, keep_gb: float = 0.0) -> IndexedSource:
     """Open one split of a data set.
 
     Args:
         kind: imagefolder, webdataset or parquet.
         location: local path or URL. A directory; for webdataset and parquet also a file, a glob or a brace pattern.
         cache: local directory for indices and copies; `$XDG_CACHE_HOME/raybone` by default.
+        keep_gb: of images that are read by URL, how much stays in the cache, 1e9 bytes.
 
     Raises:
         UserError: unknown kind, or what is there is not such a data set; see the functions in `KINDS`.
     """
     if kind not in KINDS:
         raise UserError(f"unknown kind of data {kind}; there are {', '.join(KINDS)}")
-    return KINDS[kind](location, cache)
+    source = KINDS[kind](location, cache)
+    source.keep(1e9 * keep_gb)
+    return source
 
 
 def remarks(source: Source) -> list[str]:
@@ -112,6 +115,15 @@ class Images(Protocol):
 
     def image(self, i: int) -> np.ndarray:
         """See `Source.image`."""
+        ...
+
+
+class Labelled(Images, Protocol):
+    """They have labels, which may be of no class that has a name."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """See `Source.labels`."""
         ...
 
 

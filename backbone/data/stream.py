@@ -12,6 +12,7 @@ import numpy as np
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_COPY = 1 << 32  # between the turns of one epoch
 
 
 def mix(*words: int) -> int:
@@ -41,10 +42,19 @@ def order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 @dataclass
 class Stream:
-    """Position -> (epoch, sample id). The cached permutations are derived state and are not pickled."""
+    """Position -> (turn, sample id), the turn being the epoch, or with `repeats` one of its own for each copy: what is
+    drawn for a sample is keyed by it. The cached permutations are derived state and are not pickled.
+
+    With `repeats` an epoch is as long, of fewer samples, each so many times (repeated augmentation, arXiv:1902.05509).
+    The copies lie about `apart` positions from each other, a micro-batch: batch statistics are then of different
+    samples, as where timm's sampler deals the copies to different GPUs. Every other sample moves on by two places from
+    copy to copy, so that neighbours, which mixup and CutMix mix, are others each time, and never copies of one sample.
+    """
 
     seed: int
     num_samples: int
+    repeats: int = 1
+    apart: int = 1
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -53,7 +63,14 @@ class Stream:
             # Loader workers meet at most two epochs at a time: where one ends and the next begins.
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = order(self.seed, epoch, self.num_samples)
-        return epoch, int(self._orders[epoch][offset])
+        if self.repeats == 1:
+            return epoch, int(self._orders[epoch][offset])
+        block, place = divmod(offset, self.apart * self.repeats)
+        copy, place = divmod(place, self.apart)
+        if place % 2:
+            place = 2 * ((place // 2 + copy) % (self.apart // 2)) + 1
+        chosen = (block * self.apart + place) % self.num_samples  # beyond the last where there are fewer than `apart`
+        return epoch + copy * _COPY, int(self._orders[epoch][chosen])
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_orders": {}}

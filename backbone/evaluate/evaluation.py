@@ -111,7 +111,7 @@ def open_images(data: Data, seed: int) -> Source:
     """The validation images; UserError as `open_source`."""
     if isinstance(data, SyntheticData):
         return SyntheticSource(seed, data.val_images, data.size, "val")
-    return open_source(data.source, data.val, data.cache or None)
+    return open_source(data.source, data.val, data.cache or None, data.keep_gb)
 
 
 def class_targets(

@@ -80,6 +80,22 @@ def probabilities(
     return total / seen.clamp_min(1)
 
 
+def member_scores(
+    members: Sequence[Member],
+    views: Sequence[ViewSpec],
+    groups: Sequence[Iterable[tuple[Tensor, Tensor]]],
+    count: int,
+    batch: int,
+    channels_last: bool,
+) -> list[Tensor]:
+    """`probabilities` of each net, and of several also, last, their mean; `views` and `groups` are by net."""
+    scores = [
+        probabilities(member, view, seen, count, batch, channels_last)
+        for member, view, seen in zip(members, views, groups, strict=True)
+    ]
+    return [*scores, torch.stack(scores).mean(0)] if len(scores) > 1 else scores
+
+
 def score(
     members: Sequence[Member],
     source: Source,
@@ -127,15 +143,11 @@ def score(
         kept = batch["labels"] >= 0
         truth = torch.from_numpy(targets)[batch["labels"][kept]].to(world.device)
         for p, row in enumerate(wanted):
-            scores: list[Tensor] = []
-            for member, view in zip(members, row, strict=True):
-                groups = batch["groups"][distinct.index(view)]
-                with context:
-                    found = probabilities(member, view, groups, len(kept), options.batch, options.compute.channels_last)
-                scores.append(found[kept.to(found.device)])
-            if len(members) > 1:
-                scores.append(torch.stack(scores).mean(0))
-            for m, found in enumerate(scores):
+            groups = [batch["groups"][distinct.index(view)] for view in row]
+            with context:
+                scores = member_scores(members, row, groups, len(kept), options.batch, options.compute.channels_last)
+            for m, every in enumerate(scores):
+                found = every[kept.to(every.device)]
                 hits = found.topk(min(5, found.shape[1]), dim=1).indices == truth[:, None]
                 sums[p, m] += torch.stack([hits[:, 0].sum(), hits.any(1).sum()])
         bad += batch["bad"]

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from backbone.data.ahead import read_ahead
 from backbone.data.augment import evaluation_view
-from backbone.data.sources import Source
+from backbone.data.sources import Labelled
 from backbone.errors import BadImage
 
 
@@ -57,15 +58,18 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 class ViewSet(Dataset):
     """Sample ids -> the views of their images, those of one shape together."""
 
-    source: Source
+    source: Labelled
     views: tuple[ViewSpec, ...]
     on_bad: str
 
     def __getitems__(self, ids: list[int]) -> dict[str, Any]:
-        """`labels` int64 [N], -1 where an image could not be read; `bad`, those by name; `groups`, for each view a list
-        of (rows int64 [M], images uint8 [M, 3, H, W])."""
+        """`samples`, the ids; `labels` int64 [N], -1 where an image could not be read; `sides` int64 [N, 2], height and
+        width, 0 likewise; `bad`, those by name; `groups`, for each view a list of (rows int64 [M], images uint8
+        [M, 3, H, W])."""
         labels, bad = [], []
+        sides = np.zeros((len(ids), 2), np.int64)
         found: list[dict[tuple, tuple[list, list]]] = [{} for _ in self.views]
+        read_ahead(self.source, ids)
         for row, sample in enumerate(ids):
             try:
                 image = self.source.image(sample)
@@ -76,6 +80,7 @@ class ViewSet(Dataset):
                 labels.append(-1)
                 continue
             labels.append(int(self.source.labels[sample]))
+            sides[row] = image.shape[:2]
             for view, groups in zip(self.views, found, strict=True):
                 for seen in views(image, view):
                     rows, images = groups.setdefault(seen.shape, ([], []))
@@ -88,4 +93,4 @@ class ViewSet(Dataset):
             ]
             for groups in found
         ]
-        return {"labels": torch.tensor(labels), "bad": bad, "groups": stacked}
+        return {"samples": list(ids), "labels": torch.tensor(labels), "sides": sides, "bad": bad, "groups": stacked}

@@ -45,10 +45,19 @@ class Unit(nn.Module):
         inputs: channels of x.
         channels: channels of F's 3x3 convolutions; a bottleneck gives four times as many, else F gives these.
         first: the unit after the stem. With pre-activation it starts from the stem's norm and ReLU and has no `bn1`.
+        dropped: share of the images for which F is left out in training; for the others it is scaled up.
     """
 
     def __init__(
-        self, inputs: int, channels: int, stride: int, options: NetOptions, *, bottleneck: bool, first: bool
+        self,
+        inputs: int,
+        channels: int,
+        stride: int,
+        options: NetOptions,
+        *,
+        bottleneck: bool,
+        first: bool,
+        dropped: float = 0.0,
     ) -> None:
         super().__init__()
         norm, kind = make_norm(options), options.shortcut
@@ -71,6 +80,8 @@ class Unit(nn.Module):
         self.conv2, self.bn2 = layer(1), normed(1)
         self.conv3: nn.Module | None = layer(2) if bottleneck else None
         self.bn3: nn.Module | None = normed(2) if bottleneck else None
+
+        self.drop = stochastic_depth(dropped) if dropped else None
 
         reshapes = stride != 1 or inputs != outputs
         self.downsample: nn.Module | None = None
@@ -104,7 +115,17 @@ class Unit(nn.Module):
         """λ shortcut(x) + r y. λ scales projections too, so that it means the same under A, B and C."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = y if self.residual_scale == 1 else y * self.residual_scale
+        y = y if self.drop is None else self.drop(y)
         return y.add_(shortcut, alpha=self.shortcut_scale)  # no backward needs y itself, so this saves a map
+
+
+def stochastic_depth(dropped: float) -> nn.Module:
+    """torchvision's, image by image. It draws from torch's generator, which the loop seeds by (seed, step,
+    micro-batch): so what is drawn for an image does not depend on where it is trained, nor on where a run was stopped.
+    """
+    from torchvision.ops import StochasticDepth  # torchvision takes seconds to import
+
+    return StochasticDepth(dropped, "row")
 
 
 class ResNet(Backbone):
@@ -130,11 +151,18 @@ class ResNet(Backbone):
         self.relu = nn.ReLU(inplace=True)
         # As torchvision. The paper's Caffe nets pool without padding and round up: same size, windows one px off.
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, 2, padding=1)
+        behind = 0  # units before this one
         for i, count in enumerate(units):
             channels, layer = scaled(base * 2**i, options.width), nn.Sequential()
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                layer.append(Unit(inputs, channels, stride, options, bottleneck=bottleneck, first=i == j == 0))
+                # timm's line, from 0 at the first unit; the paper's ends at the same place and begins a unit earlier.
+                dropped = options.stochastic_depth * behind / (sum(units) - 1)
+                first = behind == 0
+                layer.append(
+                    Unit(inputs, channels, stride, options, bottleneck=bottleneck, first=first, dropped=dropped)
+                )
+                behind += 1
                 inputs = channels * 4 if bottleneck else channels
             self.add_module(f"layer{i + 1}", layer)
             self.stages[f"C{i + 2}"] = Stage(inputs, stem_stride * 2**i)

@@ -63,8 +63,8 @@ class Ahead:
     def disk_bytes(self, places: int) -> float:
         """The most the sweep will hold: artifacts of all trials, checkpoints of those that run, `places` at a time, and
         of the best."""
-        optim, run = self.base.optim, self.base.run
-        checkpoint = self.state_bytes * (3 if optim.ema else 2)
+        run = self.base.run
+        checkpoint = self.state_bytes * self.base.optim.copies
         trials = self.sweep.budget.trials or size(self.sweep.space)
         holding = places * (run.keep + 2) + self.sweep.keep_checkpoints * (run.keep + 1)
         return trials * self.state_bytes + holding * checkpoint

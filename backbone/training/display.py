@@ -4,7 +4,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,16 @@ class Display:
         self._folder = filesystem(url)[1] if is_local(url) else tempfile.mkdtemp(prefix="raybone-")
         self._began: tuple[float, int] | None = None
         self._step: int | None = None
-        self._is_stopped = False
+        self._is_stopped = self._is_hindered = False
         if not is_local(url):  # what attempts before this one have written
             fs, path = filesystem(url)
             if fs.exists(f"{path}/log.txt"):
                 fs.get_file(f"{path}/log.txt", f"{self._folder}/log.txt")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether training was seen to run."""
+        return self._step is not None
 
     def show(self, record: dict[str, Any]) -> None:
         """Take one record: a log, an evaluation, or something to say. After `stopped` nothing is shown."""
@@ -48,7 +54,8 @@ class Display:
             self.say(record["text"])
             return
         self._step = record["step"]
-        self._to_tensorboard(record)
+        with self._unhindered():
+            self._to_tensorboard(record)
         if record["kind"] == "evaluation":
             metrics = {name.removeprefix("val_"): value for name, value in record.items() if name.startswith("val_")}
             # A detector's error, 100 - AP, is what the loop goes by; people read AP.
@@ -90,8 +97,19 @@ class Display:
 
     def note(self, text: str) -> None:
         """Add to the run's log.txt alone."""
-        with Path(self._folder, "log.txt").open("a") as file:
+        with self._unhindered(), Path(self._folder, "log.txt").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def _unhindered(self) -> Generator[None]:
+        """A full disk stops the run where it matters, by the message of the checkpoint; here it is told once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._is_hindered:
+                self._is_hindered = True
+                what = f"log.txt and TensorBoard files of {self.url} cannot be written"
+                tqdm.write(f"{self._label}{what}: {error}", file=sys.stdout)
 
     def stopped(self, again: str) -> None:
         """The last word of a run that somebody stopped, said once; submitted again it will `again`."""
@@ -106,7 +124,8 @@ class Display:
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
-            self._writer.close()
+            with self._unhindered():
+                self._writer.close()
         self._upload()
         if not is_local(self.url):
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -23,13 +23,14 @@ from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
 from backbone.training.meter import CURE, Meter
+from backbone.training.notice import Leaving, Lookout
 from backbone.training.optimizer import average_decay, build_optimizer
 from backbone.training.recipe import Optim, TrainingRecipe
 from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
 from backbone.training.world import Report, World
 
-OURS = ("position", "bad")
+OURS = ("position", "samples", "bad")
 """What the loop itself reads of a batch. It is not passed on: a number that changes each step is compiled each step."""
 
 
@@ -78,6 +79,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
         FloatingPointError: a loss, the gradient or the weights are not finite; names step and sample.
         UserError: the storage is full, or too many images are unreadable.
         RuntimeError: a rank cannot load the checkpoint that all go on from.
+        Leaving: the world gave notice, and the state was saved; called again it goes on from there.
     """
 
     def say(text: str) -> None:
@@ -99,6 +101,8 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
     batches = iter(task.batches(micro_batches) if progress.step < steps.total else ())
     checkpointer = Checkpointer(store, recipe.run.keep)
     meter = Meter(world, recipe.optim.batch)
+    lookout = Lookout(world, recipe.scaling.notice_every, progress.step)
+    leaving = ""  # why, once there is a notice; the step after it proves its checkpoint
     unproven = False  # a checkpoint is held back until its own weights have shown a finite loss
     compiling = recipe.compute.compile != "none" and progress.step < steps.total
     if compiling:
@@ -117,11 +121,23 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
                 meter.check(task.blame)
                 checkpointer.commit()
                 unproven = False
+            if leaving:
+                checkpointer.wait()
+                raise Leaving(leaving)
 
             ends = progress.step == steps.total
             ends_epoch = ends or steps.ends_epoch(progress.step)
             evaluates = ends or (ends_epoch and steps.epochs_done(progress.step) % recipe.run.eval_every == 0)
-            saves = evaluates or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
+            # A checkpoint begins a new window of what is measured, which a rate that goes by measurements would feel.
+            looks = not evaluates and (logs or not recipe.schedule.hold_lr)
+            leaving = (
+                f"{told}; saved at step {progress.step}" if looks and (told := lookout.look(progress.step)) else ""
+            )
+            saves = (
+                evaluates
+                or leaving
+                or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0)
+            )
             if logs or saves:
                 record = {"kind": "log", **where(progress.step), "lr": lr, **meter.record(progress, task.blame)}
                 if logs:
@@ -289,10 +305,12 @@ class Trainer:
         return norm
 
     def check_weights(self, step: int) -> None:
-        """FloatingPointError where a weight, a statistic, their average or a momentum is not finite after `step`."""
+        """FloatingPointError where a weight, a statistic or an average of either is not finite after `step`, or what
+        the optimizer keeps of gradients."""
         trees = (self.task.model.state_dict(), self.average.state_dict() if self.average is not None else {})
         named = {name: value for tree in trees for name, value in tree.items()}
-        named |= {f"momentum {i}": one["momentum_buffer"] for i, one in enumerate(self.optimizer.state.values())}
+        for i, kept in enumerate(self.optimizer.state.values()):
+            named |= {f"{name} {i}": value for name, value in kept.items()}
         floats = {name: value for name, value in named.items() if value.is_floating_point() and value.numel()}
         largest = torch._foreach_norm(list(floats.values()), math.inf)
         broken = [
@@ -320,10 +338,11 @@ class Trainer:
         self.task.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        fused = [group["fused"] for group in self.optimizer.param_groups]
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own  # this device's, not that of the one the run began on
+            if "fused" in group:
+                group["fused"] = own  # this device's, not that of the one the run began on
         self.scaler.load_state_dict(state["scaler"])
         return Progress.from_dict(state["progress"])
 

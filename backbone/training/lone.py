@@ -6,12 +6,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from backbone.cluster import bundle
+from backbone.cluster import bundle, draining
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
-from backbone.stopping import check
+from backbone.training.post import Post
 
-KILLED = "worker 0 was killed or its node was lost"
+KILLED = "was killed or its node was lost"
+
+LEFT = "left"
+"""Key of what a worker returns that left its place, with the reason."""
+
+GOING_ON = "going on from the newest checkpoint if restarts are left"
+
+
+def failed_record(how: str, counts: bool) -> dict[str, Any]:
+    """For the run's output: a worker failed. `counts`: as one of `max_failures`, which a node taken away does not."""
+    text = f"{how}; {GOING_ON if counts else 'going on from the newest checkpoint'}"
+    return {"kind": "say", "text": text, "restarts": True, "failure": counts}
 
 
 def run_alone(
@@ -19,11 +30,13 @@ def run_alone(
     told: dict[str, Any],
     scaling: Scaling,
     environment: dict[str, str],
-    failed: Callable[[str], None],
+    post: Post,
+    wait_for: Callable[[Callable[[float], bool]], None],
 ) -> dict[str, Any]:
     """`function(told)` in a process of the cluster; where that is lost or fails, again, `max_failures` times.
 
-    `failed` is told of each failure that is not the last, in words.
+    Where its node will be taken away, it is asked by the `post` to leave, and begun again elsewhere. `wait_for` is
+    `stopping.until`.
 
     Raises:
         UserError: a mistake of the user's, found there.
@@ -32,49 +45,98 @@ def run_alone(
         Stopped: somebody stopped it; the process is ended.
         Exception: what `function` raised each time.
     """
-    import ray
     from ray.exceptions import RayError, RayTaskError
-    from ray.util.placement_group import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    # A group, as Ray Train's workers have: by it others see what training holds, and what it waits for.
-    group = placement_group([bundle(scaling)])
-    # On a GPU the process ends with its task, and gives all its memory back. On CPUs the next run takes it over: to
-    # start another and to import what training needs takes seconds, which small runs have many of.
-    task = ray.remote(max_calls=1 if scaling.use_gpu else 0)(function).options(
-        num_cpus=scaling.cpus_per_worker,
-        num_gpus=int(scaling.use_gpu),
-        max_retries=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-        runtime_env={"env_vars": environment},
-        name="LoneWorker",
-    )
-    running = None
-    try:
-        for left in reversed(range(scaling.max_failures + 1)):
-            running = task.remote(told)
-            try:
-                while not ray.wait([running], timeout=0.5)[0]:
-                    check()
-                # Ray shows a result before it has closed its books on the task; one that is cancelled in between makes
-                # Ray abort this process ("Tried to complete task that was not pending").
-                running, ended = None, running
-                return ray.get(ended)
-            except RayTaskError as error:
-                cause = error.cause
-                if not left or isinstance(cause, UserError | FloatingPointError):
-                    raise cause from error
-                failed(f"worker 0 failed ({type(cause).__name__}: {last_line(cause)})")
-            except RayError as error:
-                if not left:
-                    raise Lost(
-                        f"{KILLED}, for want of memory perhaps, more often than scaling.max_failures "
-                        f"{scaling.max_failures}"
-                    ) from error
-                failed(KILLED)
-        raise AssertionError
-    finally:
+    left = scaling.max_failures
+    while True:
+        attempt = _Attempt(function, told, scaling, environment, post)
+        try:
+            wait_for(attempt.is_done)
+            result = attempt.result()
+            if LEFT not in result:
+                return result
+        except RayTaskError as error:
+            cause = error.cause
+            if not left or isinstance(cause, UserError | FloatingPointError):
+                raise cause from error
+            left -= 1
+            post.put(failed_record(f"worker 0 failed ({type(cause).__name__}: {last_line(cause)})", True))
+        except RayError as error:
+            if attempt.is_asked:
+                post.put(failed_record("worker 0's node was taken away", False))
+            elif not left:
+                raise Lost(
+                    f"worker 0 {KILLED}, for want of memory perhaps, more often than scaling.max_failures "
+                    f"{scaling.max_failures}"
+                ) from error
+            else:
+                left -= 1
+                post.put(failed_record(f"worker 0 {KILLED}", True))
+        finally:
+            attempt.end()
+
+
+class _Attempt:
+    """One process that runs the function."""
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Any]], dict[str, Any]],
+        told: dict[str, Any],
+        scaling: Scaling,
+        environment: dict[str, str],
+        post: Post,
+    ) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.post, self.is_asked = post, False
+        # A group, as Ray Train's workers have: by it others see what training holds, and what it waits for. Each
+        # attempt has its own: the one before may lie on a node that will be taken away.
+        self.group = placement_group([bundle(scaling)])
+        # On a GPU the process ends with its task, and gives all its memory back. On CPUs the next run takes it over: to
+        # start another and to import what training needs takes seconds, which small runs have many of.
+        task = ray.remote(max_calls=1 if scaling.use_gpu else 0)(function).options(
+            num_cpus=scaling.cpus_per_worker,
+            num_gpus=int(scaling.use_gpu),
+            max_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group),
+            runtime_env={"env_vars": environment},
+            name="LoneWorker",
+        )
+        self.running: Any = task.remote(told)
+
+    def is_done(self, seconds: float) -> bool:
+        """Whether it has ended, after so many seconds at most. Meanwhile it is asked to leave if its node will go."""
+        import ray
+
+        if ray.wait([self.running], timeout=seconds)[0]:
+            return True
+        if not self.is_asked and (gone := draining()):
+            for node in ray.util.placement_group_table(self.group)["bundles_to_node_id"].values():
+                if node in gone:
+                    self.post.ask(f"node {gone[node]} will be taken away")
+                    self.is_asked = True
+        return False
+
+    def result(self) -> dict[str, Any]:
+        """What the function returned or raised."""
+        import ray
+
+        # Ray shows a result before it has closed its books on the task; one that is cancelled in between makes Ray
+        # abort this process ("Tried to complete task that was not pending").
+        running, self.running = self.running, None
+        return ray.get(running)
+
+    def end(self) -> None:
+        """End the process if it still runs, and give back its place."""
+        import ray
+        from ray.exceptions import RayError
+        from ray.util.placement_group import remove_placement_group
+
         with suppress(RayError):  # the cluster may be gone
-            if running is not None:
-                ray.cancel(running, force=True)
-            remove_placement_group(group)
+            if self.running is not None:
+                ray.cancel(self.running, force=True)
+            remove_placement_group(self.group)
+        self.post.ask("")

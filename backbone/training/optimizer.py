@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
+from backbone.training.lamb import Lamb
 from backbone.training.recipe import Optim
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
-    """SGD with momentum and the recipe's weight decay.
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """What the recipe names, with its weight decay. Everything else of AdamW is torch's.
 
-    PyTorch keeps the learning rate outside the velocity, Caffe inside: they differ for some steps after a drop.
+    Of SGD: PyTorch keeps the learning rate outside the velocity, Caffe inside: they differ for some steps after a drop.
     """
     convolution = nn.Conv2d | nn.ConvTranspose2d
     norms = {id(p) for m in model.modules() if not isinstance(m, convolution | nn.Linear) for p in m.parameters(False)}
@@ -25,14 +26,13 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": optim.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    fused = all(parameter.is_cuda for _, parameter in named)
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=optim.peak_lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        fused=fused or None,  # a few kernels for all parameters
-    )
+    groups = [group for group in groups if group["params"]]
+    fused = all(parameter.is_cuda for _, parameter in named) or None  # a few kernels for all parameters
+    if optim.kind == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.peak_lr, betas=optim.betas, fused=fused)
+    if optim.kind == "lamb":
+        return Lamb(groups, optim.peak_lr, optim.betas)
+    optimizer = torch.optim.SGD(groups, lr=optim.peak_lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
     if optim.momentum:
         # The fused kernel takes memory as it finds it for the first momentum, and where the loss scaler has it skip
         # that step leaves it so. From zero, the first step gives what it gives without.

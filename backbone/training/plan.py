@@ -38,7 +38,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
     stages = ", ".join(f"{name} {stage.channels} at 1/{stage.stride}" for name, stage in net.stages.items())
     workers = scaling.processes
     accumulation = optim.batch // micro_batch / workers
-    copies = 3 + (optim.ema > 0)  # weights, gradients, momentum, average
+    copies = optim.copies + 1  # the gradients
     # Autocast keeps activations of convolutions in 16 bits; norms and ReLU between them follow their inputs.
     per_value = 2 if recipe.compute.precision in ("bf16", "fp16") else 4  # auto may come out as fp32
     activations = activation_bytes(net, size, micro_batch) * per_value // 4
@@ -52,6 +52,7 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
             "cost",
             f"{_giga(multiply_adds)} multiply-adds an image at {size} px, forward; training takes three times that",
         ),
+        *([("judged at", f"{recipe.data.eval_size} px")] if recipe.data.eval_size else []),
         ("images", f"{num_train:,} training, {num_val:,} validation ({recipe.data.source})"),
         (
             "steps",
@@ -76,6 +77,8 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
         lines.append(
             ("elastic", f"{scaling.min_workers} to {scaling.num_workers} workers share the same micro-batches")
         )
+    if recipe.published:
+        lines.insert(1, ("published", f"elsewhere: {recipe.published}"))
     if rates:
         sizes = recipe.data.workers, num_train, num_val
         shape = shape_of(recipe, multiply_adds, parameters(net), *sizes)
@@ -138,8 +141,7 @@ def shape_of(
 
 def stored_bytes(recipe: TrainingRecipe, num_parameters: int) -> int:
     """What a finished run takes on disk: its artifact, and the checkpoints it keeps, the newest and the best."""
-    copies = 2 + (recipe.optim.ema > 0)  # weights, momentum, average
-    return 4 * num_parameters * (1 + copies * (recipe.run.keep + 1))
+    return 4 * num_parameters * (1 + recipe.optim.copies * (recipe.run.keep + 1))
 
 
 def _rates(recipe: TrainingRecipe, steps: schedule.Steps, at: list[int]) -> list[float]:

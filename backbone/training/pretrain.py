@@ -43,6 +43,7 @@ from backbone.provenance import code
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
+from backbone.training.losses import binary_cross_entropy, soft_targets
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.plan import doubts
 from backbone.training.precise_bn import precise_bn
@@ -72,10 +73,10 @@ def open_data(data: Data, seed: int) -> tuple[Source, Source]:
         )
     cache = data.cache or None
     if data.hold_out:
-        train, val = hold_out(open_source(data.source, data.train, cache), data.hold_out)
+        train, val = hold_out(open_source(data.source, data.train, cache, data.keep_gb), data.hold_out)
         check_classes(train)
         return train, val
-    train, val = (open_source(data.source, place, cache) for place in (data.train, data.val))
+    train, val = (open_source(data.source, place, cache, data.keep_gb) for place in (data.train, data.val))
     check_classes(train)
     check_splits(train, val)
     return train, val
@@ -108,7 +109,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
     check_readable(val)
     with torch.device("meta"):
         net = build(recipe.model, len(train.classes))
-    state_bytes = 4 * parameters(net) * (3 if recipe.optim.ema else 2)
+    state_bytes = 4 * parameters(net) * recipe.optim.copies
     recipe = open_run(recipe, {"train data": train.fingerprint, "val data": val.fingerprint}, state_bytes)
     inputs = input_convention(recipe, train, say)
     return Pretraining(run_url(recipe), recipe, inputs)
@@ -207,7 +208,7 @@ def write_results(
 
 @dataclass
 class Classification:
-    """The engine's task: images to classes, cross-entropy."""
+    """The engine's task: images to classes."""
 
     recipe: Recipe
     inputs: InputConvention
@@ -221,8 +222,9 @@ class Classification:
         self.num_samples = len(self.train_source)
         self.max_bad = self.recipe.data.max_bad
         red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
-        self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, (red, green, blue))
-        self.val = ValSet(self.val_source, self.recipe.data)
+        colour, apart = (red, green, blue), self.recipe.optim.micro_batch
+        self.train = TrainSet(self.train_source, self.recipe.data, self.recipe.seed, colour, apart)
+        self.val = ValSet(self.val_source, self.recipe.data, self.recipe.data.judged_at)
         self.inputs.prepare(self.world.device)
         self._smoothing = self.recipe.optim.label_smoothing
         augment = self.recipe.data.augment
@@ -230,9 +232,11 @@ class Classification:
         self._blends = isinstance(augment, ModernAugment) and augment.blends
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of each sample, and how many were wrong; with blending, against the larger share's label."""
+        """Of each sample, and how many were wrong; with blending, against the larger share's label."""
         images, labels = self._normalize(batch["images"], batch["shift"] if self._shifts else None), batch["labels"]
         cross_entropy = partial(F.cross_entropy, reduction="none", label_smoothing=self._smoothing)
+        if self.recipe.optim.loss == "bce":
+            return self._binary(images, labels, batch)
         if not self._blends:
             logits = self.model.classify(images).float()
             return cross_entropy(logits, labels), {"error": 100.0 * (logits.argmax(1) != labels).sum()}
@@ -241,6 +245,18 @@ class Classification:
         logits = self.model.classify(images).float()
         losses = own * cross_entropy(logits, labels) + (1 - own) * cross_entropy(logits, partners)
         larger = torch.where(own >= 0.5, labels, partners)
+        return losses, {"error": 100.0 * (logits.argmax(1) != larger).sum()}
+
+    def _binary(self, images: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` where it is binary cross-entropy."""
+        partners, own = labels, torch.ones(len(labels), device=labels.device)
+        if self._blends:
+            images, own = blend(images, batch["blending"])
+            partners = labels.view(-1, 2).flip(1).reshape(-1)
+        logits = self.model.classify(images).float()
+        targets = soft_targets(labels, partners, own, logits.shape[1], self._smoothing)
+        larger = torch.where(own >= 0.5, labels, partners)
+        losses = binary_cross_entropy(logits, targets, self.recipe.optim.bce_threshold)
         return losses, {"error": 100.0 * (logits.argmax(1) != larger).sum()}
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
@@ -311,7 +327,7 @@ class Classification:
 def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) -> InputConvention:
     """What the net's input will be; statistics of the data are taken once a run and kept in its folder."""
     data = recipe.data
-    inputs = InputConvention(size=data.size, crop_pct=data.crop_pct)
+    inputs = InputConvention(size=data.judged_at, crop_pct=data.crop_pct)
     if data.normalize == "imagenet":
         return inputs
     fs, path = filesystem(run_url(recipe))
@@ -323,12 +339,12 @@ def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) 
     mean_image, std = found["mean_image"], tuple(found["std"].tolist())
     # The paper subtracts the mean image and divides by nothing; the first batch norm makes the division immaterial. For
     # VGG without norms it is not: see jobs/recipes/imagenet-paper/vgg16.yaml.
-    inputs = InputConvention(size=data.size, crop_pct=data.crop_pct, std=std).with_mean_image(mean_image)
+    inputs = InputConvention(size=data.judged_at, crop_pct=data.crop_pct, std=std).with_mean_image(mean_image)
     mean = inputs.mean
     return (
         inputs
         if data.normalize == "pixel"
-        else InputConvention(size=data.size, crop_pct=data.crop_pct, mean=mean, std=std)
+        else InputConvention(size=data.judged_at, crop_pct=data.crop_pct, mean=mean, std=std)
     )
 
 

@@ -6,31 +6,33 @@ counts a checkpoint only once its controller has polled, and cannot go on when o
 """
 
 import gc
-import itertools
+import math
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import bundle, check_resources, connect, missing, words
+from backbone.cluster import bundle, check_resources, connect
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
 from backbone.parallel import in_thread
-from backbone.stopping import Stopped, stop_of
-from backbone.stopping import check as check_stop
-from backbone.storage import filesystem, join
+from backbone.stopping import Stopped, asked, deferred, stop_of, until
+from backbone.storage import filesystem, is_local, join
 from backbone.training.display import Display
-from backbone.training.lone import run_alone
+from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
+from backbone.training.notice import Leaving
+from backbone.training.post import Post, listen
 from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
 
 
@@ -43,6 +45,9 @@ class Payload:
 
 
 P = TypeVar("P", bound=Payload)
+SAME_FAILURE_S = 3.0
+"""Errors of workers that come sooner after others are those others; to start workers anew takes longer."""
+
 ENVIRONMENT = {"NO_ALBUMENTATIONS_UPDATE": "1"}
 Worker = Callable[[P, World, Report], dict[str, Any]]
 
@@ -74,9 +79,17 @@ def launch(
         with _stop_told(display, scaling, held):
             if scaling.num_workers:
                 return _launch_on_ray(worker, payload, scaling, display, held)
-            with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
+            with (
+                deferred(scaling.grace if scaling.notice_every else 0) as notice,
+                local_world(scaling.use_gpu, scaling.cpus_per_worker, notice) as world,
+            ):
                 report = _while_held(held, display.show) if world.is_first else lambda record: None
-                return worker(payload, world, report)
+                try:
+                    result = worker(payload, world, report)
+                    world.gather(None)  # what is read of the run afterwards, the first has written by now
+                    return result
+                except Leaving as error:  # that another rank was told to, alone
+                    raise asked() or Stopped(signal.SIGTERM) from error
     except Stopped:
         raise
     except BaseException:
@@ -97,9 +110,23 @@ def _stop_told(display: Display, scaling: Scaling, held: Lease | None) -> Genera
         if not stop:
             raise
         if is_first_process(scaling):
-            display.stopped("go on" if held else "start over")
+            display.stopped(_again(held))
         Stopped.told = True
         raise stop from None
+
+
+def _again(held: Lease | None) -> str:
+    """What the run does that is submitted again."""
+    return "go on" if held else "start over"
+
+
+def _grace(scaling: Scaling) -> float:
+    """Seconds that workers get to save when the job is stopped; a second less than Ray gives a submitted job."""
+    if not scaling.notice_every:
+        return 0
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return scaling.grace
+    return max(0.0, min(scaling.grace, float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")) - 1))
 
 
 def _while_held(held: Lease | None, report: Report) -> Report:
@@ -117,39 +144,66 @@ def _launch_on_ray(
     worker: Worker[P], payload: P, scaling: Scaling, display: Display, held: Lease | None
 ) -> dict[str, Any]:
     ray, started = connect(display.say)
-    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    queue, listener = None, None
+    post, listener = None, None
     try:
         with _stop_told(display, scaling, held):
             check_resources(scaling)
             # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-            listener = threading.Thread(target=_listen, args=(queue, display, scaling), daemon=True)
+            post = Post.begin(num_cpus=0, scheduling_strategy=here)
+            in_vain: list[str] = []
+            listener = threading.Thread(target=listen, args=(post, display, scaling, in_vain), daemon=True)
             listener.start()
-            told = {"worker": worker, "payload": payload, "queue": queue, "cwd": str(Path.cwd()), "held": held}
+            told = {"worker": worker, "payload": payload, "post": post, "cwd": str(Path.cwd()), "held": held}
+            told["scaling"] = scaling
+
+            def wait_for(done: Callable[[float], bool]) -> None:
+                def ask() -> float:
+                    display.stopped(_again(held))
+                    post.ask("stopped")
+                    return _grace(scaling) if display.has_begun else 0
+
+                def is_done(seconds: float) -> bool:
+                    if in_vain:
+                        raise Lost(in_vain[0])
+                    return done(seconds)
+
+                until(is_done, ask)
+
             if scaling.num_workers == 1:
-                result = run_alone(
-                    _on_lone_worker, {**told, "scaling": scaling}, scaling, ENVIRONMENT, _restarts(queue)
-                )
+                result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)
             else:
-                result = _fit(told, scaling)
-            queue.put(None)
+                result = _fit_until_done(told, scaling, wait_for)
+            post.put(None)
             listener.join()
             return result
     finally:
-        if queue is not None:
-            ray.kill(queue.actor)
+        if post is not None:
+            post.end()
         if listener is not None:
             listener.join(10)  # else it would ask for more after `ray.shutdown`, and that begins another cluster
         if started:
             ray.shutdown()
 
 
-def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
-    """Several workers, by Ray Train."""
+Wait = Callable[[Callable[[float], bool]], None]
+"""`stopping.until`, which knows what to ask for."""
+
+
+def _fit_until_done(told: dict[str, Any], scaling: Scaling, wait_for: Wait) -> dict[str, Any]:
+    """`_fit`, again where nodes are taken away: Ray leaves those out, as soon as it knows that they will be."""
+    while True:
+        left = max(0, scaling.max_failures - told["post"].failures())
+        result = _fit(told, scaling, left, wait_for)
+        if LEFT not in result:
+            return result
+        # Ray itself would wait until the node is gone. A fresh attempt is placed on the nodes that stay, at once.
+
+
+def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) -> dict[str, Any]:
+    """Several workers, by Ray Train, which may fail so often."""
     from ray.exceptions import ActorDiedError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -167,17 +221,17 @@ def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
         run_config=RunConfig(
             # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
             name=f"{url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=join(url, "ray"),
-            failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[_failure_callback(told["queue"])],
+            **_storage(join(url, "ray")),
+            # Workers that die with a node which was being taken away count apart: as often as that comes to pass.
+            failure_config=FailureConfig(max_failures=may_fail, max_preemption_failures=-1),
+            callbacks=[_failure_callback(told["post"])],
             worker_runtime_env={"env_vars": ENVIRONMENT},
         ),
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
     )
     # In a thread: Ray's own answer to Ctrl-C, which it gives in the main one, is a traceback.
     fit = in_thread(trainer.fit)
-    while not wait([fit], timeout=0.5).done:
-        check_stop()
+    wait_for(lambda seconds: bool(wait([fit], timeout=seconds).done))
     try:
         return fit.result().return_value
     except TrainingFailedError as error:
@@ -195,34 +249,62 @@ def _fit(told: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
 
 
+def _storage(url: str) -> dict[str, Any]:
+    """A place for Ray, through our own file system: of a URL Ray would make pyarrow's, with a mind of its own."""
+    if is_local(url):
+        return {"storage_path": url}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = filesystem(url)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on every worker, under Ray Train."""
     import ray.train
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)  # workers of a node see all its GPUs; Ray chooses one but does not set it
+    rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # workers of a node see all its GPUs; Ray chooses one but does not set it
 
     def evaluated(record: dict[str, Any]) -> None:
         """All ranks are here; oftener would wait for Ray's controller each time."""
         metrics = {k: v for k, v in record.items() if k not in ("kind", "total")}
         ray.train.report({**metrics, "checkpoint_path": join(config["payload"].url, "checkpoints")})
 
-    return _work(config, world, evaluated)
+    with _listening(config["post"], rank == 0) as latest:
+
+        def notice() -> str:
+            info = ray.train.get_preemption_info()
+            if info is None:
+                return latest[-1]
+            addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+            gone = ", ".join(addresses.get(node, node) for node in info.preempted_node_ids)
+            return f"node {gone} will be taken away"
+
+        return _work(config, World(rank, size, device, notice), evaluated)
 
 
 def _on_lone_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Runs on the only worker."""
     scaling: Scaling = config["scaling"]
     try:
-        with local_world(scaling.use_gpu, scaling.cpus_per_worker) as world:
+        with (
+            _listening(config["post"], True) as latest,
+            local_world(scaling.use_gpu, scaling.cpus_per_worker, lambda: latest[-1]) as world,
+        ):
             return _work(config, world, lambda record: None)
     finally:  # the next run may have this process: compiled graphs count against its own, and cycles hold memory
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         gc.collect()
+
+
+def _listening(post: Post, is_first: bool) -> AbstractContextManager[list[str]]:
+    """`Post.listened` on the first rank, which speaks for all."""
+    return post.listened() if is_first else nullcontext([""])
 
 
 def _work(config: dict[str, Any], world: World, evaluated: Report) -> dict[str, Any]:
@@ -231,7 +313,7 @@ def _work(config: dict[str, Any], world: World, evaluated: Report) -> dict[str, 
 
     if Path(config["cwd"]).is_dir():  # Ray works in folders of its own; relative paths are the driver's
         os.chdir(config["cwd"])
-    queue, payload = config["queue"], config["payload"]
+    post, payload = config["post"], config["payload"]
     fs, path = filesystem(payload.url)
     if not fs.exists(join(path, "run.json")):  # the driver wrote it
         raise UserError(
@@ -242,35 +324,45 @@ def _work(config: dict[str, Any], world: World, evaluated: Report) -> dict[str, 
 
     def report(record: dict[str, Any]) -> None:
         if world.is_first:
-            queue.put_nowait_batch([record])
+            post.put(record)
         if record["kind"] == "evaluation":
             evaluated(record)
 
     if world.is_first:
         where = ", ".join(f"{nodes.count(node)} on {node}" for node in sorted(set(nodes)))
         report({"kind": "say", "text": f"{world.size} worker(s) on {world.device.type}: {where}"})
-    return config["worker"](payload, world, _while_held(config["held"], report) if world.is_first else report)
+    try:
+        return config["worker"](payload, world, _while_held(config["held"], report) if world.is_first else report)
+    except Leaving as error:  # an exception would count as a failure
+        if world.is_first:
+            report({"kind": "say", "text": f"{error}; going on elsewhere", "restarts": True})
+        return {LEFT: str(error)}
 
 
-def _restarts(queue: Any) -> Callable[[str], None]:
-    """Tells of a failed worker in the run's output."""
-    text = "going on from the newest checkpoint if restarts are left"
-    return lambda how: queue.put({"kind": "say", "text": f"{how}; {text}", "restarts": True})
-
-
-def _failure_callback(queue: Any) -> Any:
+def _failure_callback(post: Post) -> Any:
     from ray.train import UserCallback
 
     class OnFailure(UserCallback):
         """Ends the run at once at what a restart would only repeat: Ray takes an exception in a callback as final."""
 
+        last = -math.inf
+
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 if isinstance(error, UserError | FloatingPointError):
                     raise error
-            _restarts(queue)(_first_failure(worker_exceptions))
+            # Ray comes with the same errors again at each poll while it waits for a node to go.
+            if time.monotonic() - self.last > SAME_FAILURE_S:
+                how, counts = _first_failure(worker_exceptions), not _preempted(worker_exceptions)
+                post.put(failed_record(how, counts))
+            self.last = time.monotonic()
 
     return OnFailure()
+
+
+def _preempted(failures: dict[int, Exception]) -> bool:
+    """Whether a worker died with a node that was being taken away; the others' errors then come of that."""
+    return any(getattr(getattr(error, "health_check_failure", 0), "preempted", False) for error in failures.values())
 
 
 def _dead(failures: dict[int, Exception]) -> list[int]:
@@ -285,34 +377,5 @@ def _first_failure(failures: dict[int, Exception]) -> str:
     rank = next(iter([*_dead(failures), *failures]))
     error = failures[rank]
     if _dead(failures):
-        return f"worker {rank} was killed or its node was lost"
+        return f"worker {rank}'s node was taken away" if _preempted(failures) else f"worker {rank} {KILLED}"
     return f"worker {rank} failed ({type(error).__name__}: {last_line(error)})"
-
-
-def _listen(queue: Any, display: Display, scaling: Scaling) -> None:
-    """Show what comes out of the queue until None does. A dead queue means that the run has ended."""
-    from ray.exceptions import RayError
-    from ray.util.queue import Empty
-
-    def patience() -> Iterator[int]:
-        """Seconds from one line to the next while nothing comes."""
-        return itertools.chain((10, 20), itertools.repeat(30))
-
-    heard, pauses = False, patience()
-    while True:
-        try:
-            record = queue.get(timeout=60 if heard else next(pauses))
-        except Empty:
-            if heard:
-                continue
-            with suppress(RayError):
-                asked = f"{scaling.num_workers} worker(s) of {words(bundle(scaling))} each"
-                display.say(f"waiting for {asked}: {missing(scaling)}")
-            continue
-        except RayError:
-            return
-        if record is None:
-            return
-        heard = not record.get("restarts")
-        pauses = patience()
-        display.show(record)

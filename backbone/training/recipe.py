@@ -18,7 +18,10 @@ from backbone.options import NetOptions, Seed, Strict
 
 
 class Optim(Strict):
-    """SGD with momentum, and what surrounds a step."""
+    """The optimizer, and what surrounds a step."""
+
+    kind: Literal["sgd", "adamw", "lamb"] = "sgd"
+    """sgd: with momentum. adamw: arXiv:1711.05101. lamb: arXiv:1904.00962, whose authors clip at 1."""
 
     batch: int = Field(256, ge=1)
     """Samples of one optimizer step, over all workers. The contract of a run: it never changes with the cluster."""
@@ -34,13 +37,16 @@ class Optim(Strict):
     """The batch `lr` was given for. 0: take lr as it is."""
 
     momentum: float = Field(0.9, ge=0, lt=1)
-    """What is kept of the last step's direction."""
+    """sgd: what is kept of the last step's direction."""
 
     nesterov: bool = False
-    """Look ahead along the momentum (Nesterov's)."""
+    """sgd: look ahead along the momentum (Nesterov's)."""
+
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """adamw, lamb: what is kept, each step, of the averages of the gradient and of its square."""
 
     weight_decay: float = Field(1e-4, ge=0)
-    """L2 penalty, added to the gradient."""
+    """sgd: L2 penalty, added to the gradient. adamw: decoupled from it. lamb: likewise, before the step is scaled."""
 
     decay: Literal["all", "conv", "no_norm_bias"] = "all"
     """What weight decay reaches: every parameter, weights of convolutions alone, or all but norms and biases."""
@@ -62,7 +68,15 @@ class Optim(Strict):
             )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs momentum above 0")
+        for field in ("momentum", "nesterov") if self.kind != "sgd" else ("betas",):
+            if getattr(self, field) != Optim.model_fields[field].default:
+                raise ValueError(f"{field} is not read by kind {self.kind}; leave it out")
         return self
+
+    @property
+    def copies(self) -> int:
+        """How many numbers a checkpoint holds for each weight: itself, what the optimizer keeps, the average."""
+        return 1 + (1 if self.kind == "sgd" else 2) + (self.ema > 0)
 
     @property
     def peak_lr(self) -> float:
@@ -75,10 +89,22 @@ class Optim(Strict):
 
 
 class PretrainOptim(Optim):
-    """SGD with momentum, what surrounds a step, and what classification adds."""
+    """The optimizer, what surrounds a step, and what classification adds."""
+
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: binary cross-entropy of each class by itself, the mean over all of them (arXiv:2110.00476)."""
+
+    bce_threshold: float = Field(0.0, ge=0, lt=1)
+    """bce: a class with a larger share of the target is wholly there, the others are not. 0: the shares are targets."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes (arXiv:1512.00567). 0 is off."""
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.bce_threshold and self.loss != "bce":
+            raise ValueError(f"bce_threshold is read by loss bce, not by {self.loss}; leave it out")
+        return self
 
 
 class _Schedule(Strict):
@@ -228,7 +254,7 @@ class TrainingRecipe(Strict, ABC):
     PLACES: ClassVar[tuple[str, ...]] = ()
     """Fields that say where something lies or how it is read, which its fingerprint stands for."""
 
-    LATER: ClassVar[dict[str, Any]] = {}
+    LATER: ClassVar[dict[str, Any]] = {"optim.kind": "sgd", "optim.betas": [0.9, 0.999]}
     """Fields that recipes once did not have -> what was done then, their default. With it they are no part of the
     identity, so that runs of earlier versions go on under their names."""
 
@@ -237,6 +263,9 @@ class TrainingRecipe(Strict, ABC):
 
     seed: Seed = 0
     """Of first weights, order and augmentation. Another seed is another run."""
+
+    published: str = ""
+    """What the recipe's source reports, and where; `--dry-run` prints it as published elsewhere. No part of the run."""
 
     optim: Optim = Optim()
     schedule: Schedule = CosineSchedule()
@@ -280,15 +309,20 @@ class TrainingRecipe(Strict, ABC):
 class Recipe(TrainingRecipe):
     """Pretrain a backbone. A YAML file gives the fields (--config FILE), the command line overrides them."""
 
-    PLACES: ClassVar[tuple[str, ...]] = (
-        "data.train",
-        "data.val",
-        "data.cache",
-        "data.workers",
-        "data.remote_cpus",
-        "data.resident",
+    PLACES: ClassVar[tuple[str, ...]] = tuple(
+        f"data.{field}" for field in ("train", "val", "cache", "keep_gb", "workers", "remote_cpus", "resident")
     )
-    LATER: ClassVar[dict[str, Any]] = {"data.hold_out": 0}
+    LATER: ClassVar[dict[str, Any]] = {
+        **TrainingRecipe.LATER,
+        "data.hold_out": 0,
+        "data.eval_size": 0,
+        "data.augment.magnitude": 9.0,
+        "data.augment.magnitude_std": 0.0,
+        "data.augment.repeats": 1,
+        "model.stochastic_depth": 0.0,
+        "optim.loss": "cross_entropy",
+        "optim.bce_threshold": 0.0,
+    }
 
     model: NetOptions = NetOptions()
     data: Data = SyntheticData()
@@ -322,7 +356,7 @@ class Recipe(TrainingRecipe):
         """See `TrainingRecipe.check_micro_batch`."""
         group = self.model.bn_group
         sharing = self.scaling.processes if self.model.norm == "sync" else 1
-        self.model.check_maps(self.data.size, sharing * (group or unit))
+        self.model.check_maps(min(self.data.size, self.data.judged_at), sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
         if isinstance(self.data.augment, ModernAugment) and self.data.augment.blends and unit % 2:
@@ -332,10 +366,10 @@ class Recipe(TrainingRecipe):
 def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     """The part of a recipe that decides what is learned, as flat `section.field: value`.
 
-    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights), `PLACES`, and what
-    `LATER` says.
+    Left out: where it runs (`scaling`), where results go (`run`, but for what changes the weights), what others
+    `published`, `PLACES`, and what `LATER` says.
     """
-    sections = recipe.model_dump(mode="json", exclude={"name", "scaling", "run"})
+    sections = recipe.model_dump(mode="json", exclude={"name", "published", "scaling", "run"})
     run = recipe.run.model_dump(mode="json")
     # What a kind of training adds to `Run` changes its weights.
     sections["run"] = {field: value for field, value in run.items() if field not in Run.model_fields}

@@ -17,7 +17,12 @@ def newest(store: Store, world: World, say: Say) -> dict[str, Any] | None:
     Raises:
         RuntimeError: on every rank, if one of them cannot load it.
     """
-    return _agreed(store, lambda: store.steps()[::-1], world, say)
+
+    def newest_first() -> list[int]:
+        store.clear_unfinished(say)
+        return store.steps()[::-1]
+
+    return _agreed(store, newest_first, world, say)
 
 
 def take_best(model: nn.Module, progress: Progress, store: Store, world: World, say: Say) -> int:
@@ -56,7 +61,7 @@ def _agreed(store: Store, candidates: Callable[[], Sequence[int]], world: World,
     if chosen and not world.is_first:
         try:
             state = store.load(*chosen)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             fault = str(error)
     # Nobody goes on before all can: one alone would wait for the others, or train from elsewhere.
     faults = [f"rank {rank}: {fault}" for rank, fault in enumerate(world.gather(fault)) if fault]

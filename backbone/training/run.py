@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from backbone.cli import fields
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.storage import filesystem, is_local, join
 from backbone.training.recipe import TrainingRecipe, identity, recipe_hash
 
@@ -55,6 +55,8 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
     record = join(path, "run.json")
     try:
         old = json.loads(fs.cat_file(record)) if fs.exists(record) else None
+    except StorageError:
+        raise
     except ValueError as error:
         raise UserError(f"{url}/run.json is damaged ({error}); restore it or take another --name") from error
     if not recipe.optim.micro_batch:
@@ -168,6 +170,8 @@ def _check_writable(url: str, num_bytes: int) -> None:
                     f"run.storage {path}: {free / 2**20:.0f} MiB free, but checkpoints take {num_bytes / 2**20:.0f} "
                     "MiB; free some, lower run.keep, or choose another storage"
                 )
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(f"run.storage {url} cannot be written: {error}") from error
 

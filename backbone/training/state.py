@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from backbone.data import pinned
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.storage import filesystem, is_local, join
 from backbone.training.schedule import Events
 
@@ -85,28 +85,34 @@ class Store:
         """
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **state}, buffer)
-        data = buffer.getbuffer()
+        data = buffer.getvalue()  # no copy
         digest = hashlib.sha256(data).hexdigest()
         manifest = json.dumps({"version": VERSION, "step": step, "bytes": len(data), "sha256": digest, **metrics})
         final = join(self.path, f"step-{step:08d}")
         aside = join(self.path, f".step-{step:08d}.{os.getpid()}") if self.local else final
+        contents = {"state.pt": data, "manifest.json": manifest.encode()}
         try:
-            self.fs.makedirs(aside, exist_ok=True)
-            for name, content in (("state.pt", data), ("manifest.json", manifest.encode())):
-                with self.fs.open(join(aside, name), "wb") as file:
-                    file.write(content)
-                    if self.local:
-                        file.flush()
-                        os.fsync(file.fileno())
             if self.local:
+                _write_durably(Path(aside), contents)
                 shutil.rmtree(final, ignore_errors=True)  # a damaged one, or the same step before a fallback
                 Path(aside).rename(final)
+            else:
+                self.fs.makedirs(final, exist_ok=True)
+                if self.fs.exists(join(final, "manifest.json")):  # likewise: it would speak for another state
+                    self.fs.rm_file(join(final, "manifest.json"))
+                for name, content in contents.items():
+                    self.fs.pipe_file(
+                        join(final, name), content
+                    )  # of a large one, parts at a time; whole or not at all
         except OSError as error:
             if self.local:
                 shutil.rmtree(aside, ignore_errors=True)
+            what = f"cannot write checkpoint {self.url}/step-{step:08d} ({len(data) / 2**20:.0f} MiB): {error}"
+            if isinstance(error, StorageError):  # it says what to do
+                raise type(error)(f"{what}; the run goes on from the checkpoint before") from error
             raise UserError(
-                f"cannot write checkpoint {self.url}/step-{step:08d} ({len(data) / 2**20:.0f} MiB): {error}; "
-                "free space or choose another run.storage, then submit again: the run goes on from the one before"
+                f"{what}; free space or choose another run.storage, then submit again: the run goes on from the one "
+                "before"
             ) from error
 
     def steps(self) -> list[int]:
@@ -126,6 +132,8 @@ class Store:
         try:
             manifest = self.manifest(step)
             data = self.fs.cat_file(self._file(step, "state.pt"))
+        except StorageError:
+            raise  # of the store, not of this checkpoint
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"step-{step:08d} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
@@ -137,11 +145,33 @@ class Store:
             raise ValueError(f"step-{step:08d} has state version {state['version']}; this raybone reads {VERSION}")
         return state
 
+    def clear_unfinished(self, say: Callable[[str], None]) -> None:
+        """Remove what a killed writer left of checkpoints, and name each through `say`. For the only one who writes."""
+        found = set()
+        if self.local:
+            for left in Path(self.path).glob(".step-*"):
+                found.add(left.name.split(".")[1])
+                shutil.rmtree(left, ignore_errors=True)
+        elif self.fs.exists(self.path):
+            whole = set(self.steps())
+            names = {str(entry).rstrip("/").split("/")[-1] for entry in self.fs.ls(self.path, detail=False)}
+            for name in names:
+                if name.startswith("step-") and int(name.removeprefix("step-")) not in whole:
+                    found.add(name)
+                    self.fs.rm(join(self.path, name), recursive=True)
+        abandon: Callable[[str], list[str]] = getattr(self.fs, "abandon", lambda path: [])
+        # An upload that has not come to its end is no file yet.
+        found |= {path.removeprefix(self.path).split("/")[1] for path in abandon(self.path)}
+        for name in sorted(found):
+            say(f"checkpoint {name} was not written to its end; going on from the one before")
+
     def first_intact(self, steps: Iterable[int], say: Callable[[str], None]) -> dict[str, Any] | None:
         """The state of the first of `steps` that verifies; each one passed over is named through `say`."""
         for step in steps:
             try:
                 return self.load(step)
+            except StorageError:
+                raise  # to fall back would throw away what is sound
             except ValueError as error:
                 say(f"checkpoint {error}; falling back to the one before")
         return None
@@ -165,6 +195,15 @@ class Store:
 
     def _file(self, step: int, name: str) -> str:
         return join(self.path, f"step-{step:08d}", name)
+
+
+def _write_durably(folder: Path, contents: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Checkpointer:

@@ -17,6 +17,11 @@ from backbone.errors import UserError
 Report = Callable[[dict[str, Any]], None]
 """How a worker tells the driver: {"kind": "log" | "evaluation" | "say", "step": ..., ...}."""
 
+
+def _no_notice() -> str:
+    return ""
+
+
 TIMEOUT_S = 600
 """How long a rank waits in a collective for one that hangs: 30 minutes, torch's own, cost too much. What one rank does
 alone, such as scoring, must take less."""
@@ -29,6 +34,9 @@ class World:
     rank: int
     size: int
     device: torch.device
+    notice: Callable[[], str] = _no_notice
+    """Why this process should leave soon, its node being taken away or the job stopped; empty: it need not. A
+    collective, as `Lookout` calls it."""
 
     @property
     def is_first(self) -> bool:
@@ -81,8 +89,8 @@ def is_first_process(scaling: Scaling) -> bool:
 
 
 @contextmanager
-def local_world(use_gpu: bool, threads: int) -> Generator[World]:
-    """The world without Ray: this process alone, or the ones torchrun started.
+def local_world(use_gpu: bool, threads: int, notice: Callable[[], str] = _no_notice) -> Generator[World]:
+    """The world without Ray Train: this process alone, or the ones torchrun started; `notice` as `World.notice`.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -100,7 +108,7 @@ def local_world(use_gpu: bool, threads: int) -> Generator[World]:
     if size > 1:
         dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
     try:
-        yield World(int(os.environ.get("RANK", "0")), size, device)
+        yield World(int(os.environ.get("RANK", "0")), size, device, notice)
     finally:
         if size > 1:
             dist.destroy_process_group()

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from pycocotools import mask as rle
 
+from backbone.data.ahead import Ahead
 from backbone.data.decode import decode
 from backbone.data.findings import Finding
 from backbone.data.index import Arrays, cache_directory, digest, is_fresh, map_arrays, pack, store, unpack, unpack_all
-from backbone.errors import BadImage, UserError
+from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import filesystem, join
 from detection.data.contract import Categories, Objects
+from detection.data.label_map import IGNORED, painted
 from detection.data.segments import encode, has_mask, polygons_of
 
 FORMAT = 2  # of the arrays; a change makes old files stale
@@ -171,7 +173,7 @@ class AnnotatedSource:
                 f"{', '.join(roots)}: annotations changed while in use ({index} was rewritten); start again"
             )
         self._arguments = (index, roots, keep_empty, self.fingerprint)
-        self._roots = roots
+        self._roots, self._ahead = roots, Ahead()
         if not keep_empty:
             self.fingerprint = digest(self.fingerprint, "without empty images")
         self.categories = Categories(
@@ -215,10 +217,20 @@ class AnnotatedSource:
             BadImage: it cannot be read or decoded, or is of another size. Names it.
         """
         try:
-            data = read(*self._where(i))
+            data = self._ahead.take(i, self._read)
+        except StorageError:
+            raise  # no property of the image
         except OSError as error:
             raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
         return decode_as(data, self.name(i), *map(int, self.sizes[i]))
+
+    def ahead(self, ids: Iterable[int]) -> None:
+        """Begin to read these images, which are going to be asked for in this order, where they lie at URLs."""
+        if any("://" in root for root in self._roots):
+            self._ahead.begin(ids, self._read)
+
+    def _read(self, i: int) -> bytes:
+        return read(*self._where(i))
 
     def objects(self, i: int, masks: bool = False) -> Objects:
         """What image i is trained on, boxes cut off at its borders.
@@ -242,6 +254,18 @@ class AnnotatedSource:
         if encoded is None:
             raise UserError(f"{self.name(i)}: an object has no segmentation; train without masks, or add it")
         return np.ascontiguousarray(rle.decode(encoded))  # pycocotools' are column by column
+
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of image i: objects painted by their masks, crowds and difficult ones as 255.
+
+        Raises:
+            UserError: an object has no segmentation (see `has_masks`).
+        """
+        rows = range(*self._arrays["starts"][self._row(i) :][:2].tolist())
+        height, width = map(int, self.sizes[i])
+        ignored = [bool(self._arrays["crowd"][j] or self._arrays["difficult"][j]) for j in rows]
+        labels = [IGNORED if no else int(self._arrays["labels"][j]) for j, no in zip(rows, ignored, strict=True)]
+        return painted(height, width, [self._mask(j, i, height, width) for j in rows], labels)
 
     def num_objects(self) -> np.ndarray:
         """int64 [N]: how many `objects(i)` gives."""

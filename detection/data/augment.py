@@ -22,7 +22,7 @@ KEPT = 0.5  # part of every object it touches that a crop leaves, at least
 AREA = (0.3, 1.0)  # of a crop, as a part of the image's
 STRETCH = (3 / 4, 4 / 3)  # of a crop's aspect ratio, relative to the image's
 TRIES = 20
-CROP, FLIP, COLOUR, SCALE = range(4)  # the draws for one image
+CROP, FLIP, COLOUR, SCALE, PASTE, OTHER = range(6)  # the draws for one image
 
 
 class View(NamedTuple):
@@ -33,6 +33,7 @@ class View(NamedTuple):
     rows: np.ndarray  # int64 [k], ascending: which of the K these are
     masks: list[np.ndarray]  # k arrays uint8 [h, w], none of them empty; no arrays if none were given
     dropped: int  # degenerate boxes, and objects of whose mask no pixel is left. Not: objects outside of a crop
+    classes: np.ndarray | None = None  # uint8 [h, w], the label map, where one was given
 
 
 def target_size(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
@@ -54,22 +55,29 @@ def evaluation_view(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def training_view(
-    options: DetectionAugment, shorter_side: tuple[int, ...], longer: int
-) -> Callable[[np.ndarray, np.ndarray, list[np.ndarray], int], View]:
-    """A function (image uint8 [H, W, 3], boxes float64 [K, 4], masks K times uint8 [H, W] or [], key) -> View.
+def training_view(options: DetectionAugment, shorter_side: tuple[int, ...], longer: int) -> Callable[..., View]:
+    """A function (image uint8 [H, W, 3], boxes float64 [K, 4], masks K times uint8 [H, W] or [], key) -> View; with
+    `classes`, a label map uint8 [H, W], that goes along.
 
-    In this order: crop, flip, colour, resize to one of `shorter_side`, with `longer` as the bound of the longer side.
+    In this order: crop, flip, colour, resize to one of `shorter_side`, with `longer` as the bound of the longer side;
+    or with `canvas` the crop and the size that `jittered` says, boxes that it cuts drawn anew around their masks.
     """
     import albumentations as A  # takes seconds, so nobody else pays for it
 
-    def view(image: np.ndarray, boxes: np.ndarray, masks: list[np.ndarray], key: int) -> View:
+    def view(
+        image: np.ndarray, boxes: np.ndarray, masks: list[np.ndarray], key: int, classes: np.ndarray | None = None
+    ) -> View:
         assert not masks or len(masks) == len(boxes)
         height, width = image.shape[:2]
         boxes, rows = clip(boxes, height, width)
         degenerate = len(boxes) - len(rows)
         steps: dict[int, Any] = {}
-        if (window := _window(options.crop, boxes[rows], height, width, mix(key, CROP))) is not None:
+        size = None
+        if options.canvas:
+            window, size = jittered(options.canvas, options.scales, height, width, mix(key, SCALE))
+        else:
+            window = _window(options.crop, boxes[rows], height, width, mix(key, CROP))
+        if window is not None:
             left, top, right, bottom = window
             steps[CROP] = A.Crop(left, top, right, bottom)
             # Decided here: albumentations' own rounding would leave slivers of boxes that end at the window's edge.
@@ -81,7 +89,7 @@ def training_view(
             steps[COLOUR] = A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0, p=1)
         shorter = shorter_side[mix(key, SCALE) % len(shorter_side)]
         steps[SCALE] = A.Resize(
-            *target_size(height, width, shorter, longer),
+            *(size or target_size(height, width, shorter, longer)),
             interpolation=cv2.INTER_LINEAR,
             mask_interpolation=cv2.INTER_NEAREST_EXACT,  # the plain one takes the upper left pixel: half a pixel off
             area_for_downscale="image",
@@ -91,10 +99,44 @@ def training_view(
         # One by one, and after Compose, which would start all from one seed: see backbone.data.augment.
         for number, step in steps.items():
             step.set_random_seed(mix(key, number))
-        found = compose(image=image, bboxes=boxes[rows], rows=rows, masks=[masks[row] for row in rows] if masks else [])
-        return _checked(found, rows, bool(masks), dropped=degenerate)
+        given: dict[str, Any] = {"masks": [masks[row] for row in rows] if masks else []}
+        if classes is not None:
+            given["mask"] = classes
+        found = compose(image=image, bboxes=boxes[rows], rows=rows, **given)
+        seen = _checked(found, rows, bool(masks), dropped=degenerate)._replace(classes=found.get("mask"))
+        if options.canvas and masks and window:
+            # Half a disc fills its half of the box nowhere near: as detectron2's recipes.
+            sides = boxes[seen.rows, 2:] - boxes[seen.rows, :2]
+            for place in np.flatnonzero(_overlap(boxes[seen.rows], window) < sides.prod(1)):
+                seen.boxes[place] = around(seen.masks[place])
+        return seen
 
     return view
+
+
+def jittered(
+    canvas: int, scales: tuple[float, float], height: int, width: int, key: int
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Large-scale jitter (arXiv:2012.07177): the part of an image [height, width] that is seen, (left, top, right,
+    bottom), and how large, (height, width), no side above `canvas`.
+
+    As detectron2's ResizeScale and FixedSizeCrop, but for the order: what is cut out first need not be resized. So the
+    part is of whole pixels, and its scale that of the image to within one of them.
+    """
+    draws = np.random.Generator(np.random.Philox(key=key)).random
+    factor = scales[0] + draws() * (scales[1] - scales[0])
+    scale = min(canvas / height, canvas / width) * factor
+    whole = height, width
+    seen = [min(max(round(side * scale), 1), canvas) for side in whole]
+    part = [min(max(round(shown / scale), 1), side) for shown, side in zip(seen, whole, strict=True)]
+    top, left = (int(draws() * (side - cut + 1)) for side, cut in zip(whole, part, strict=True))
+    return (left, top, left + part[1], top + part[0]), (seen[0], seen[1])
+
+
+def around(mask: np.ndarray) -> np.ndarray:
+    """The smallest box that holds every pixel of a mask that is not empty, float32 [4]."""
+    x, y, width, height = cv2.boundingRect(mask)
+    return np.array([x, y, x + width, y + height], np.float32)
 
 
 def clip(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

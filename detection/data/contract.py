@@ -82,6 +82,14 @@ class DetectionSource(Protocol):
         """What image i is trained on: no crowds, nothing difficult, nothing degenerate."""
         ...
 
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of image i, uint8 [H, W]: 0 background, 1..K, 255 neither trained on nor judged.
+
+        Raises:
+            UserError: there is none (see `has_masks`).
+        """
+        ...
+
     def num_objects(self) -> np.ndarray:
         """int64 [N]: how many `objects(i)` gives, without reading masks."""
         ...

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from backbone.data.ahead import read_ahead
 from backbone.data.batches import make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
-from detection.data.augment import View, evaluation_view, training_view
+from detection.data.augment import OTHER, PASTE, View, evaluation_view, training_view
 from detection.data.contract import DetectionSource
+from detection.data.label_map import IGNORED
 from detection.data.options import DetectionData
+from detection.data.paste import Scene, paste
 from detection.data.stream import DetectionStream
 
 DIVISOR = 32  # of padded sides: the coarsest stride of a backbone
@@ -38,6 +41,18 @@ class Batch(TypedDict):
     position: int  # of the first sample
     bad: list[str]  # names of images that could not be read, each with the reason
     dropped: int  # see View.dropped
+
+
+class SemanticBatch(TypedDict):
+    """A micro-batch of kind semantic; what it shares with `Batch` is as there."""
+
+    images: Tensor
+    sizes: Tensor
+    sides: list[tuple[int, int]]
+    classes: Tensor  # uint8 [N, H, W], 0 background, 255 ignored, as the padding is
+    position: int
+    bad: list[str]
+    dropped: int  # 0: a label map loses nothing
 
 
 class EvalBatch(TypedDict):
@@ -61,7 +76,8 @@ class TrainSet(Dataset):
         seed: of the run.
         batch: samples a step.
         micro_batch: samples of like shape that go through the net together.
-        masks: whether to read masks. They are large, so only for who trains on them.
+        masks: whether to give masks. They are large, so only for who trains on them.
+        fill: colour of what is beyond an image that another one, pasted on it, reaches further than.
     """
 
     source: DetectionSource
@@ -70,6 +86,7 @@ class TrainSet(Dataset):
     batch: int
     micro_batch: int
     masks: bool
+    fill: tuple[int, int, int] = (0, 0, 0)
     stream: DetectionStream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,29 +97,47 @@ class TrainSet(Dataset):
     def __getitems__(self, positions: range) -> Batch:
         if self._view is None:  # built where it is used: transforms do not travel to loader processes
             self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
-        views: list[View] = []
-        labels: list[np.ndarray] = []
+        views: list[Scene] = []
         bad: list[str] = []
-        for position in positions:
-            epoch, sample = self.stream[position]
+        dropped = 0
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for epoch, sample in places:
             image, sample = self._read(sample, bad)
-            objects = self.source.objects(sample, masks=self.masks)
-            view = self._view(image, objects.boxes, objects.masks, mix(self.seed, epoch, sample))
+            key = mix(self.seed, epoch, sample)
+            view, lost = self._seen(image, sample, key)
+            if self.data.augment.paste:
+                view, lost = self._pasted(view, lost, key, bad)
             views.append(view)
-            labels.append(objects.labels[view.rows])
+            dropped += lost
         images, sizes = pad([view.image for view in views])
         return Batch(
             images=images,
             sizes=sizes,
             sides=[view.image.shape[:2] for view in views],
             boxes=torch.from_numpy(np.concatenate([view.boxes for view in views])),
-            labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-            counts=[len(view.rows) for view in views],
-            masks=_pad_masks([mask for view in views for mask in view.masks], images),
+            labels=torch.from_numpy(np.concatenate([view.labels for view in views]).astype(np.int64)),
+            counts=[len(view.labels) for view in views],
+            masks=_pad_masks([mask for view in views for mask in view.masks if self.masks], images),
             position=positions[0],
             bad=bad,
-            dropped=sum(view.dropped for view in views),
+            dropped=dropped,
         )
+
+    def _seen(self, image: np.ndarray, sample: int, key: int) -> tuple[Scene, int]:
+        """A training image as it is varied, and `View.dropped`; with masks where they are given or pasted by."""
+        objects = self.source.objects(sample, masks=self.masks or self.data.augment.paste > 0)
+        view = self._view(image, objects.boxes, objects.masks, key)
+        return Scene(view.image, view.boxes, objects.labels[view.rows], view.masks), view.dropped
+
+    def _pasted(self, view: Scene, lost: int, key: int, bad: list[str]) -> tuple[Scene, int]:
+        """With objects of another training image in front, if that is drawn; a function of the view's key."""
+        draws = np.random.Generator(np.random.Philox(key=mix(key, PASTE)))
+        if draws.random() >= self.data.augment.paste:
+            return view, lost
+        image, other = self._read(int(draws.integers(len(self.source))), bad)
+        over, more = self._seen(image, other, mix(key, OTHER))
+        return paste(view, over, draws.random(len(over.labels)) < 0.5, self.fill), lost + more
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_view": None}
@@ -121,6 +156,37 @@ class TrainSet(Dataset):
 
 
 @dataclass
+class SemanticTrainSet(TrainSet):
+    """`TrainSet` with label maps in place of objects."""
+
+    def __getitems__(self, positions: range) -> SemanticBatch:  # ty: ignore[incompatible-method-override]
+        if self._view is None:
+            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
+        views: list[View] = []
+        bad: list[str] = []
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for epoch, sample in places:
+            image, sample = self._read(sample, bad)
+            classes = self.source.label_map(sample)
+            key = mix(self.seed, epoch, sample)
+            views.append(self._view(image, np.zeros((0, 4)), [], key, classes=classes))
+        images, sizes = pad([view.image for view in views])
+        classes = np.full((len(views), *images.shape[-2:]), IGNORED, np.uint8)
+        for view, place in zip(views, classes, strict=True):
+            place[: view.image.shape[0], : view.image.shape[1]] = view.classes
+        return SemanticBatch(
+            images=images,
+            sizes=sizes,
+            sides=[view.image.shape[:2] for view in views],
+            classes=torch.from_numpy(classes),
+            position=positions[0],
+            bad=bad,
+            dropped=0,
+        )
+
+
+@dataclass
 class EvalSet(Dataset):
     """Index into the source -> evaluation view. An unreadable image keeps its place, so counts stay honest."""
 
@@ -131,6 +197,7 @@ class EvalSet(Dataset):
         shorter, longer = self.data.shorter_side[-1], self.data.longer_side
         originals = self.source.sizes[indices]
         images, readable, bad = [], [], []
+        read_ahead(self.source, indices)
         for index, (height, width) in zip(indices, originals.tolist(), strict=True):
             try:
                 image = self.source.image(index)

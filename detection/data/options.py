@@ -20,6 +20,30 @@ class DetectionAugment(Strict):
     colour: float = Field(0.0, ge=0, le=1)
     """Strength of brightness, contrast and saturation jitter (0 is off; 0.4 is SSD's)."""
 
+    canvas: int = Field(0, ge=0)
+    """Side of a square, pixels. Large-scale jitter (arXiv:2012.07177) in place of data.shorter_side, which is then of
+    evaluation alone: an image is scaled to fit the square times a factor out of `scales`; of one that is larger a part
+    is seen, one that is smaller is padded. 1024 is usual; 0 is off."""
+
+    scales: tuple[float, float] = (0.1, 2.0)
+    """canvas: range of the factor."""
+
+    paste: float = Field(0.0, ge=0, le=1)
+    """Probability that half of the objects of another training image, varied likewise, are laid over an image
+    (arXiv:2012.07177, copy-paste). Needs masks. 0 is off."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.canvas and self.canvas < 32:
+            raise ValueError(f"canvas {self.canvas}: give 32 pixels or more, or 0 for data.shorter_side")
+        if self.canvas and self.crop:
+            raise ValueError("crop, canvas: each shows a part of an image; give one of them")
+        if not self.canvas and self.scales != DetectionAugment.model_fields["scales"].default:
+            raise ValueError("scales is read with canvas only; give --data.augment.canvas 1024, or leave it out")
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise ValueError(f"scales {list(self.scales)}: give [smaller, larger] above 0")
+        return self
+
 
 class _Data(Strict):
     """Annotated images, and the size at which the detector sees them."""

@@ -4,10 +4,12 @@ Images are ranked by a hash of their ids, and the first of them are taken. So sh
 of 1 % lies within the one of 10 %, and are the same for every run, whatever its seed and its backbone.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from backbone.data.ahead import read_ahead
 from backbone.data.findings import Finding
 from backbone.data.index import digest
 from backbone.data.stream import mix
@@ -89,9 +91,17 @@ class Share:
         """Image i, see `DetectionSource.image`."""
         return self._source.image(self._row(i))
 
+    def ahead(self, ids: Iterable[int]) -> None:
+        """Image files that are going to be asked for, see `read_ahead`."""
+        read_ahead(self._source, map(self._row, ids))
+
     def objects(self, i: int, masks: bool = False) -> Objects:
         """What image i is trained on."""
         return self._source.objects(self._row(i), masks)
+
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of image i."""
+        return self._source.label_map(self._row(i))
 
     def num_objects(self) -> np.ndarray:
         """int64 [N]: how many `objects(i)` gives."""

@@ -6,29 +6,42 @@ from detection.data.coco import open_coco
 from detection.data.contract import DetectionSource
 from detection.data.det import Choice, open_det
 from detection.data.files import UNREADABLE
+from detection.data.label_map import check_labelled
 from detection.data.options import CocoData, DetData, DetectionData, ScenesData, VocData
 from detection.data.share import Share
 from detection.data.synthetic import SyntheticScenes
 from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
+from detection.data.voc_segments import open_segments
 
 KINDS = ("coco", "voc")
 
 
-def open_sources(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
+def open_sources(data: DetectionData, maps: bool = False) -> tuple[DetectionSource, DetectionSource]:
     """The images to train on and those to judge by. Both have the same labels.
 
     `keep_empty` and `share` concern training alone: a detector is judged on all images, also those without objects.
 
+    Args:
+        maps: whether label maps are asked for; Pascal VOC's are those of SegmentationClass.
+
     Raises:
-        UserError: missing, damaged, wrong (see `refuse_errors`), no object to train on, or categories that differ.
+        UserError: missing, damaged, wrong (see `refuse_errors`), no object to train on, categories that differ, or no
+            label maps.
     """
-    train, val = _open_both(data)
+    train, val = _open_both(data, maps)
+    if maps:
+        for split, source in (("train", train), ("val", val)):
+            check_labelled(source.has_masks, source.categories, f"data.{split}")
     return (Share(train, data.share) if data.share < 1 else train), val
 
 
-def _open_both(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
+def _open_both(data: DetectionData, maps: bool) -> tuple[DetectionSource, DetectionSource]:
     if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.train_images, data.render, data.objects, "train"), open_val(data)
+    if isinstance(data, VocData) and maps:
+        train, val = (open_segments(place, data.cache or None) for place in (data.train, data.val))
+        check_categories(train, val)
+        return train, val
     cache, beside = data.cache or None, ("", "")
     match data:
         case CocoData():
@@ -49,12 +62,21 @@ def _open_both(data: DetectionData) -> tuple[DetectionSource, DetectionSource]:
     return train, val
 
 
-def open_val(data: DetectionData) -> DetectionSource:
-    """The images to judge by, alone.
+def open_val(data: DetectionData, maps: bool = False) -> DetectionSource:
+    """The images to judge by, alone; `maps` as in `open_sources`.
 
     Raises:
-        UserError: missing, damaged or wrong (see `refuse_errors`).
+        UserError: missing, damaged, wrong (see `refuse_errors`), or without label maps that are asked for.
     """
+    source = _open_val(data, maps)
+    if maps:
+        check_labelled(source.has_masks, source.categories, "data.val")
+    return source
+
+
+def _open_val(data: DetectionData, maps: bool) -> DetectionSource:
+    if isinstance(data, VocData) and maps:
+        return open_segments(data.val, data.cache or None)
     if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
     if isinstance(data, DetData):

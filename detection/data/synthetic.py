@@ -11,6 +11,7 @@ from backbone.data.index import digest
 from backbone.data.stream import mix
 from backbone.data.synthetic import CLASSES, VERSION, Scene, render
 from detection.data.contract import Categories, Objects
+from detection.data.label_map import painted
 
 # `image(i)` and `objects(i)` follow one another; a scene takes 1.3 ms at 128 pixels, 6 ms at 320.
 _scene = lru_cache(maxsize=16)(render)
@@ -67,6 +68,11 @@ class SyntheticScenes:
         return Objects(
             scene.boxes.astype(np.float64), scene.labels + 1, [one.copy() for one in scene.masks] if masks else []
         )
+
+    def label_map(self, i: int) -> np.ndarray:
+        """The class of every pixel of scene i, uint8 [S, S]; 0 background."""
+        scene = self._render(i)
+        return painted(self._size, self._size, list(scene.masks), (scene.labels + 1).tolist())
 
     def num_objects(self) -> np.ndarray:
         """int64 [N]. Renders every scene the first time."""

@@ -12,12 +12,15 @@ from detection.data.files import Files, below, present
 from detection.data.voc_xml import SAVE, NotText, text_of
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
+MAP_LISTS, MAPS = "ImageSets/Segmentation", "SegmentationClass"
 SECOND = re.compile(r"(\S+)\s+(-?\d+|\S*[./\\]\S*)")  # a line of two columns: with a label, or the annotation's file
 ENTRIES = "entries of the list that are written otherwise than their annotations", "read so; write names without suffix"
 
 
-def list_images(location: str) -> tuple[tuple[str, ...], list[int], list[str]]:
+def list_images(location: str, lists: str = LISTS) -> tuple[tuple[str, ...], list[int], list[str]]:
     """The folders of a location, and for every listed image the number of its folder and its entry.
+
+    `lists`: where below a folder its lists lie.
 
     Raises:
         UserError: not `folder:split`, no such folder or list, an empty one, or one of the lists of a single class.
@@ -27,7 +30,7 @@ def list_images(location: str) -> tuple[tuple[str, ...], list[int], list[str]]:
         folder, _, split = part.strip().rpartition(":")
         if not folder or not split or "/" in split:
             raise UserError(f"{part}: Pascal VOC is given as folder:split, such as VOC2007:trainval")
-        listed = _list(folder, split)
+        listed = _list(folder, split, lists)
         if folder not in folders:
             folders.append(folder)
         parts += [folders.index(folder)] * len(listed)
@@ -35,13 +38,13 @@ def list_images(location: str) -> tuple[tuple[str, ...], list[int], list[str]]:
     return tuple(folders), parts, entries
 
 
-def _list(folder: str, split: str) -> list[str]:
-    name = f"{LISTS}/{split}.txt"
+def _list(folder: str, split: str, lists: str) -> list[str]:
+    name = f"{lists}/{split}.txt"
     where = shown(folder, name)
     try:
         text = text_of(read(folder, name))[0].replace("\ufeff", "")  # one more begins each list that was joined on
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder)}") from error
+        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder, lists)}") from error
     except NotText as error:
         raise UserError(f"{where}: not a list of names: {error}") from error
     if "\0" in text:
@@ -57,11 +60,11 @@ def _list(folder: str, split: str) -> list[str]:
     return entries
 
 
-def _lists(folder: str) -> str:
+def _lists(folder: str, lists: str) -> str:
     fs, root = filesystem(folder)
-    if not fs.isdir(f"{root}/{LISTS}"):
-        return f"a folder of Pascal VOC holds {LISTS}, {ANNOTATIONS} and {IMAGES}"
-    names = sorted(PurePath(path).stem for path in fs.ls(f"{root}/{LISTS}", detail=False))
+    if not fs.isdir(f"{root}/{lists}"):
+        return f"a folder of Pascal VOC holds {lists}, {ANNOTATIONS if lists == LISTS else MAPS} and {IMAGES}"
+    names = sorted(PurePath(path).stem for path in fs.ls(f"{root}/{lists}", detail=False))
     return f"there are {', '.join([name for name in names if '_' not in name] or names[:10])}"
 
 

@@ -12,7 +12,7 @@ from backbone.data.decode import decode
 from backbone.data.findings import Findings
 from backbone.data.formats import image_suffixes, is_hidden, is_image, is_other_image
 from backbone.data.index import digest
-from backbone.errors import BadImage, UserError
+from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import absolute, filesystem
 from detection.data.annotated import decode_as, read, shown
 from detection.data.coco import read_json
@@ -60,6 +60,8 @@ class ImageList:
         root = self.roots[self.parts[i]]
         try:
             data = read(root, self.paths[i])
+        except StorageError:
+            raise
         except OSError as error:
             if "://" in root and not isinstance(error, FileNotFoundError | PermissionError):
                 raise UserError(f"{self.name(i)}: {error.strerror or error}; run the same again") from error

@@ -19,12 +19,12 @@ import torch
 import torchvision
 
 from backbone.compute import Scaling
-from backbone.errors import BadImage, UserError, printable
+from backbone.errors import BadImage, StorageError, UserError, printable
 from backbone.lease import FILE as LEASE
 from backbone.lease import lease
 from backbone.provenance import environment
 from backbone.stopping import Stopped
-from backbone.storage import absolute, filesystem, join, trouble, writing
+from backbone.storage import absolute, filesystem, join, names_in, trouble, writing
 from detection import artifact
 from detection.detecting import files
 from detection.detecting.files import PARTS, STAYS, part_name
@@ -70,6 +70,11 @@ def detect_all(options: Detecting, say: Say = print) -> Detected:
     update = {name: absolute(getattr(options, name)) for name in ("detector", "output")}
     options = options.model_copy(update=update)
     block = artifact.read_config(options.detector)["raybone_detector"]
+    if block["detector"].get("kind") == "semantic":
+        raise UserError(
+            f"{options.detector}: is of kind semantic, which classifies pixels and finds no objects; call "
+            "detection.segment in Python, or judge it with jobs/evaluate.py"
+        )
     images = open_images(options.images, options.image_folder)
     for line in images.remarks:
         say(f"--images: {line}")
@@ -135,8 +140,12 @@ def _claim(options: Detecting, plan: dict[str, Any], say: Say) -> dict[str, Any]
         try:
             mark = json.loads(fs.cat_file(join(path, MARK)))
             there = mark["plan"]
+        except StorageError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{output}/{MARK}: is damaged; remove the folder, or name another --output") from error
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, STAYS)) from error
     differ = [key for key in there | plan if there.get(key) != plan.get(key)]
@@ -165,7 +174,7 @@ def _detect(
     """Make the parts that are not there."""
     fs, path = filesystem(options.output)
     fs.makedirs(join(path, PARTS), exist_ok=True)
-    there = {name.rpartition("/")[2] for name in fs.ls(join(path, PARTS), detail=False)}
+    there = names_in(join(options.output, PARTS))
     every = range(-(-len(images) // options.images_per_part))
     waiting = [number for number in every if part_name(number) not in there]
     of_parts = {number: len(_samples(options, images, number)) for number in every}

@@ -160,7 +160,7 @@ def place(entry: Entry) -> str:
 
 
 def _trainings(entry: Entry, tree: dict[str, Any], suffix: str) -> dict[int, Finetune]:
-    return {
+    found = {
         seed: validate(
             Finetune,
             tree,
@@ -174,6 +174,9 @@ def _trainings(entry: Entry, tree: dict[str, Any], suffix: str) -> dict[int, Fin
         )
         for seed in entry.seeds
     }
+    if any(recipe.semantic for recipe in found.values()):
+        raise UserError(f"{entry.finetune} is of kind semantic, and the steps of a table are for detectors of boxes")
+    return found
 
 
 def _row(entry: Entry, label: str, done: dict[str, Any], trainings: list[dict[int, Finetune]], ensemble: int) -> Row:

@@ -125,13 +125,15 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
     Raises:
         UserError: a mistake in a recipe, data or an artifact, or another process at it.
     """
+    from backbone.job import submit_all
     from detection.data.sources import open_val
     from detection.evaluate import prepare
+    from detection.finetune import FINETUNE
 
     todo = plan(entry)
     url = place(entry)
     with lease(url, "made", say=say):
-        _train(todo, say)
+        submit_all(FINETUNE, [recipe for training in todo.trainings for recipe in training.values()], say)
         data = {row.label: prepare(row.evaluations[0], lambda text: None).options.data for row in todo.rows}
         source = open_val(data[todo.rows[0].label])
         for row in todo.rows:
@@ -160,26 +162,6 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
         fs.pipe_file(join(path, "table.md"), text.encode())
         fs.pipe_file(join(path, "table.json"), (json.dumps(record, indent=2) + "\n").encode())
     return url, text
-
-
-def _train(todo: Plan, say: Callable[[str], None]) -> None:
-    from backbone.cluster import connect
-    from backbone.job import submit
-    from backbone.training.run import run_url
-    from detection.finetune import FINETUNE
-
-    recipes = [recipe for training in todo.trainings for recipe in training.values()]
-    open_ones = [recipe for recipe in recipes if FINETUNE.finished(run_url(recipe)) is None]
-    leave = None
-    if any(recipe.scaling.num_workers for recipe in open_ones):
-        ray, started = connect(say)
-        leave = ray.shutdown if started else None
-    try:
-        for recipe in recipes:
-            submit(FINETUNE, recipe, recipe.run_name, say=lambda text, name=recipe.run_name: say(f"[{name}] {text}"))
-    finally:
-        if leave:
-            leave()
 
 
 def _evaluate(recipe: DetectorEvaluation, data: str, say: Callable[[str], None]) -> None:

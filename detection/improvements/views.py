@@ -11,7 +11,7 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from detection.improvements.refinement import refine
 from detection.improvements.rows import Rows
-from detection.nets import Detector, Rcnn, Retina
+from detection.nets import BoxDetector, Detector, Rcnn, Retina
 
 SMALLEST = 1e-2  # pixels of the net's input: boxes with a shorter side are dropped, as torchvision does
 
@@ -20,7 +20,7 @@ SMALLEST = 1e-2  # pixels of the net's input: boxes with a shorter side are drop
 class View(ABC):
     """One image of the net's input."""
 
-    detector: Detector  # in eval mode
+    detector: BoxDetector  # in eval mode
     maps: dict[str, Tensor]
     sides: tuple[int, int]  # height and width of the net's input, without padding
     original: tuple[int, int]  # height and width of the file

@@ -21,7 +21,7 @@ from detection.detections import Detections
 from detection.evaluate import detect_one
 from detection.interop import card, onnx, torchvision
 from detection.interop.source import Answer, Files, Source
-from detection.nets import Rcnn
+from detection.nets import Rcnn, Semantic
 
 OTHERS = 0.02
 """Part of the detections that may be others: where two scores, or an IoU and its threshold, are as good as equal."""
@@ -134,7 +134,12 @@ def export(url: str, to: str, output: str, license: str = "unknown") -> Exported
     if absent:
         extra = f'pip install "raybone[{to}]"' if to == "onnx" else f"pip install {' '.join(absent)}"
         raise UserError(f"{to}: its own side of the probe needs {' and '.join(absent)}: {extra}")
-    source = Source(artifact.load(url), str(output).rstrip("/"))
+    loaded = artifact.load(url)
+    if isinstance(loaded.detector, Semantic):
+        raise UserError(
+            f"{url} is of kind semantic, and {to} takes detectors of boxes alone; call detection.segment in Python"
+        )
+    source = Source(loaded, str(output).rstrip("/"))
     if reason := target.obstacle(source):
         able = [name for name, other in TARGETS.items() if not other.obstacle(source)]
         raise UserError(f"{source.title} cannot go to {to}: {reason}. These can have it: {', '.join(able)}")

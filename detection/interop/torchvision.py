@@ -151,6 +151,7 @@ def _anchors(options: AnyDetector) -> tuple[str, tuple[tuple[float, ...], ...]]:
     if isinstance(options, RetinaOptions):
         own = (options.anchor_sizes, options.anchor_ratios, options.octaves) == (*DEFAULT_ANCHORS, 3)
         return "" if own else "anchor_generator", tuple(octaves(s, options.octaves) for s in options.anchor_sizes)
+    assert isinstance(options, DetectorOptions)  # `export` refuses others
     own = (options.anchor_sizes, options.anchor_ratios) == DEFAULT_ANCHORS
     return "" if own else "rpn_anchor_generator", tuple((size,) for size in options.anchor_sizes)
 

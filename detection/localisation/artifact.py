@@ -51,7 +51,7 @@ def save(
     block = {
         "format": FORMAT,
         "localiser": localiser.options.model_dump(mode="json"),
-        "net": localiser.body.options.lasting.model_dump(mode="json"),
+        "net": localiser.body.options.recorded,
         "classes": list(classes),
         "inputs": said,
         "mean_image": inputs.mean_image is not None,

@@ -53,7 +53,6 @@ class Located(IndexedSource):
 
     def __init__(self, *where: Any, **more: Any) -> None:
         super().__init__(*where, **more)
-        self.targets, self.labels = self.labels, np.arange(len(self.labels))
         self.sides: np.ndarray = self._arrays["sides"]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from backbone.data.sources import none_readable
 from backbone.data.stream import share
 from backbone.evaluate.protocols import Member, probabilities
 from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.inputs import InputConvention
 from backbone.intervals import wilson
 from backbone.training.world import World
 from detection.localisation.measure import GUESSES, is_found
@@ -65,7 +66,6 @@ def images_of(
 def guess(
     localiser: Localiser,
     classifier: Member,
-    source: LocatedSource,
     targets: np.ndarray,
     batches: Iterable[Any],
     view: ViewSpec,
@@ -80,7 +80,6 @@ def guess(
     Args:
         localiser: in eval mode, on its device.
         classifier: gives the classes.
-        source: what `batches` show.
         targets: int64 [N], the classifier's class of each image.
         batches: by `images_of`.
         view: which of their views, `place` among them.
@@ -88,38 +87,64 @@ def guess(
         batch: images that go through the nets at once, by pixels, as in `probabilities`.
         channels_last: memory format.
     """
-    device = next(localiser.parameters()).device
     found: list[Guess] = []
     bad: list[str] = []
     for shown in batches:
-        numbers, bad = shown["labels"], bad + shown["bad"]
+        samples, bad = shown["samples"], bad + shown["bad"]
         groups = shown["groups"][place]
-        scores = probabilities(classifier, view, groups, len(numbers), batch, channels_last)
+        scores = probabilities(classifier, view, groups, len(samples), batch, channels_last)
         sure, labels = scores.topk(min(GUESSES, scores.shape[1]), dim=1)
-        known = numbers.clamp(min=0)  # unreadable ones have number -1 and no view
-        asked = torch.cat([torch.from_numpy(targets)[known].to(device)[:, None], labels], 1)
-        best = torch.full(asked.shape, -torch.inf, device=device)
-        boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
-        for rows, pixels in groups:
-            at_once = max(1, batch * view.size**2 // (pixels.shape[2] * pixels.shape[3]))
-            for some, part in zip(rows.split(at_once), pixels.split(at_once), strict=True):
-                normal = classifier.inputs.normalize(part.to(device))
-                if channels_last:
-                    normal = normal.contiguous(memory_format=torch.channels_last)
-                height, width = (int(side) for side in part.shape[-2:])
-                rows_there = some.to(device)
-                value, box = locate(localiser, normal, asked[rows_there])
-                sides = source.sides[known[some].numpy()]
-                moved = into_files(box.double().cpu().numpy(), (height, width), sides, view)
-                moved = torch.from_numpy(moved).to(device)
-                better = value > best[rows_there]
-                best[rows_there] = torch.where(better, value, best[rows_there])
-                boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
-        for row, number in enumerate(numbers.tolist()):
-            if number >= 0:
-                mine = boxes[row].cpu().numpy()
-                found.append(Guess(number, mine[0], labels[row].tolist(), mine[1:], sure[row].tolist()))
+        own = torch.from_numpy(targets[samples]).to(labels.device)
+        asked = torch.cat([own[:, None], labels], 1)
+        boxes = boxes_of(localiser, classifier.inputs, asked, shown["sides"], groups, view, batch, channels_last)
+        for row in (shown["labels"] >= 0).nonzero()[:, 0].tolist():  # others were not read and have no view
+            mine = boxes[row]
+            found.append(Guess(samples[row], mine[0], labels[row].tolist(), mine[1:], sure[row].tolist()))
     return found, bad
+
+
+@torch.no_grad()
+def boxes_of(
+    localiser: Localiser,
+    inputs: InputConvention,
+    asked: Tensor,
+    sides: np.ndarray,
+    groups: Iterable[tuple[Tensor, Tensor]],
+    view: ViewSpec,
+    batch: int,
+    channels_last: bool,
+) -> np.ndarray:
+    """Boxes of the classes `asked` of each image, int64 [N, J], in pixels of its file, float64 [N, J, 4]; 0 for images
+    without any view.
+
+    Args:
+        localiser: in eval mode, on its device.
+        inputs: how it wants images.
+        asked: on that device.
+        sides: int64 [N, 2], heights and widths of the files.
+        groups: views of the images, as `ViewSet` gives them.
+        view: which they are.
+        batch: images that go through the net at once, by pixels, as in `probabilities`.
+        channels_last: memory format.
+    """
+    device = asked.device
+    best = torch.full(asked.shape, -torch.inf, device=device)
+    boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
+    for rows, pixels in groups:
+        at_once = max(1, batch * view.size**2 // (pixels.shape[2] * pixels.shape[3]))
+        for some, part in zip(rows.split(at_once), pixels.split(at_once), strict=True):
+            normal = inputs.normalize(part.to(device))
+            if channels_last:
+                normal = normal.contiguous(memory_format=torch.channels_last)
+            height, width = (int(side) for side in part.shape[-2:])
+            rows_there = some.to(device)
+            value, box = locate(localiser, normal, asked[rows_there])
+            moved = into_files(box.double().cpu().numpy(), (height, width), sides[some.numpy()], view)
+            moved = torch.from_numpy(moved).to(device)
+            better = value > best[rows_there]
+            best[rows_there] = torch.where(better, value, best[rows_there])
+            boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
+    return boxes.cpu().numpy()
 
 
 def locate(localiser: Localiser, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

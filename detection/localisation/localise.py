@@ -16,7 +16,7 @@ from backbone import artifact as backbones
 from backbone.cli import validate
 from backbone.data.batches import TrainSet
 from backbone.data.loader import train_loader
-from backbone.data.options import StoredData
+from backbone.data.options import Loading, StoredData
 from backbone.data.resident import Resident
 from backbone.data.sources import remarks
 from backbone.data.stream import MicroBatches, mix
@@ -81,7 +81,7 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
         "train data": train.fingerprint,
         "val data": val.fingerprint,
     }
-    recipe = open_run(recipe, fingerprints, 4 * parameters(localiser) * (3 if recipe.optim.ema else 2))
+    recipe = open_run(recipe, fingerprints, 4 * parameters(localiser) * recipe.optim.copies)
     frozen, trained = count_norms(localiser)
     say(
         f"localiser on {recipe.localiser.stage} of {net.options.name}, {net.num_classes:,} classes x {localiser.each} "
@@ -216,7 +216,7 @@ class Localisation:
     def batches(self, micro_batches: MicroBatches) -> Iterator[Any]:
         """This rank's training batches, with the boxes as they lie in the crops."""
         for batch in train_loader(self.train, micro_batches, self.world.device, self._resident):
-            yield {**batch, **self.located(batch["labels"].tolist(), batch["position"])}
+            yield {**batch, **self.located(batch["samples"], batch["position"])}
 
     @cached_property
     def _resident(self) -> Resident | None:
@@ -271,7 +271,6 @@ class Localisation:
             found, bad = guess(
                 model,
                 self.classifier,
-                self.val_source,
                 self.val_targets,
                 batches,
                 view,
@@ -294,9 +293,7 @@ def loading(recipe: Localise, inputs: InputConvention) -> StoredData:
     Raises:
         UserError: the augmentation does not fit that size.
     """
-    data = recipe.data
-    fields = ("augment", "decode", "resident", "workers", "on_bad", "max_bad")
-    tree = {field: getattr(data, field) for field in fields}
+    tree = {field: getattr(recipe.data, field) for field in Loading.model_fields if field != "source"}
     tree |= {"source": "imagefolder", "train": "-", "val": "-", "size": inputs.size, "crop_pct": inputs.crop_pct}
     return validate(StoredData, tree, "data, at the size of the classifier")
 
@@ -316,4 +313,4 @@ def classes_of(sources: Sequence[LocatedSource], names: Sequence[str], recipe: L
             f"{len(unknown) or len(known) - len(names)} ({', '.join(unknown[:5])}); --by_position true takes label k "
             "for class k"
         )
-    return [np.array([place[name] for name in source.classes])[source.targets] for source in sources]
+    return [np.array([place[name] for name in source.classes])[source.labels] for source in sources]

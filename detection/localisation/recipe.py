@@ -1,10 +1,10 @@
 """The recipe of a localiser: typed and strict. Imports nothing slow: errors come at once."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from backbone.data.options import Augment, ModernAugment, NoAugment
+from backbone.data.options import Loading, ModernAugment
 from backbone.kinds import OneOf
 from backbone.options import Seed, Strict
 from backbone.training.recipe import Optim, TrainingRecipe
@@ -53,28 +53,11 @@ class LocaliserOptions(Strict):
         return self
 
 
-class _Data(Strict):
-    """Images of one main object each. The net sees them as the classifier does, at its size and crop_pct."""
+class _Data(Loading):
+    """Images of one main object each. The net sees them as the classifier does, at its size and crop_pct.
 
-    source: str
-
-    augment: Augment = ModernAugment()
-
-    decode: Literal["exact", "scaled", "nvjpeg"] = "exact"
-    """Training images, as in pretraining."""
-
-    resident: bool = False
-    """Keep all training images on the training device, as in pretraining."""
-
-    workers: int = Field(4, ge=0)
-    """Loader processes for each training worker. 0: load in the training process."""
-
-    on_bad: Literal["stop", "skip"] = "stop"
-    """An unreadable image: stop and name it, or put the next image in its place, counted and named; in validation leave
-    it out."""
-
-    max_bad: int = Field(10, ge=0)
-    """With on_bad skip: stop after so many different bad images all the same."""
+    With on_bad skip unreadable images are left out of validation.
+    """
 
     @model_validator(mode="after")
     def _boxes_go_along(self) -> "_Data":
@@ -82,6 +65,8 @@ class _Data(Strict):
             raise ValueError(
                 "augment: mixup, cutmix and policies would move objects out of their boxes; leave them off"
             )
+        if isinstance(self.augment, ModernAugment) and self.augment.repeats > 1:
+            raise ValueError("augment.repeats is read by jobs/pretrain.py alone; leave it out")
         return self
 
 
@@ -146,6 +131,13 @@ class Localise(TrainingRecipe):
     by_position: bool = False
     """Take label k of the data for class k of the net, whatever their names: the usual order of ImageNet's 1000."""
 
+    LATER: ClassVar[dict[str, Any]] = {
+        **TrainingRecipe.LATER,
+        "data.augment.magnitude": 9.0,
+        "data.augment.magnitude_std": 0.0,
+        "data.augment.repeats": 1,
+    }
+
     localiser: LocaliserOptions
     data: LocData = OneObjectData()
     optim: Optim = Optim(batch=256, lr=0.01, lr_batch=256)
@@ -175,8 +167,6 @@ class Localise(TrainingRecipe):
             raise ValueError("data.train is empty: source clsloc needs folder:list, such as /data/ILSVRC:train_loc")
         if self.data.decode == "nvjpeg" and not self.scaling.use_gpu:
             raise ValueError("data.decode nvjpeg decodes on GPUs: set scaling.use_gpu, or data.decode exact or scaled")
-        if self.data.resident and not isinstance(self.data.augment, NoAugment) and self.data.augment.kind != "cifar":
-            raise ValueError("data.resident is for augment cifar or none; leave it off")
         if self.compute.compile != "none":
             raise ValueError("compute.compile: the layers that are read change with each image's class; leave it off")
         if self.schedule.hold_lr:

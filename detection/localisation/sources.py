@@ -12,15 +12,7 @@ from detection.localisation.recipe import LocData, OneObjectData
 
 
 class LocatedSource(Source, Protocol):
-    """A `Source` of which label i is that of image i alone, so that a batch of the loaders says which images it shows.
-
-    The class is in `targets`.
-    """
-
-    @property
-    def targets(self) -> np.ndarray:
-        """int64 [N]: each image's class, a place in `classes`."""
-        ...
+    """A `Source` that also says where the objects of each image's class are."""
 
     @property
     def sides(self) -> np.ndarray:
@@ -37,7 +29,6 @@ class OneObjectScenes(SyntheticSource):
 
     def __init__(self, seed: int, num_images: int, size: int, split: str) -> None:
         super().__init__(seed, num_images, size, split)
-        self.targets, self.labels = self.labels, np.arange(num_images)
         self.sides = np.full((num_images, 2), size)
         self._boxes: dict[int, np.ndarray] = {}
 

@@ -31,7 +31,7 @@ class Features(nn.Module):
 
 
 class Detector(nn.Module, ABC, Generic[Options]):
-    """A backbone and all that makes detections of its maps."""
+    """A backbone and all that is made of its maps."""
 
     options: Options
     backbone: Features
@@ -47,13 +47,24 @@ class Detector(nn.Module, ABC, Generic[Options]):
                 multiples of 32, the anchors' strides being H and W over the maps' sizes.
             sides: height and width of each of the N images before padding.
             targets: one dict an image, read in training: boxes float32 [K, 4], x1 y1 x2 y2 in pixels of `images`,
-                labels int64 [K] from 1, with `options.masks` masks uint8 [K, H, W]. K may be 0.
+                labels int64 [K] from 1, with `options.masks` masks uint8 [K, H, W]. K may be 0. Of kind semantic:
+                classes uint8 [H, W], 0 background, 255 takes no part.
 
         Returns:
             In training: the losses by torchvision's names. Else for each image: boxes float32 [D, 4] within `sides`,
             labels int64 [D] from 1, scores float32 [D], best first, and with `options.masks` masks
-            float32 [D, 1, S, S], probabilities inside the box.
+            float32 [D, 1, S, S], probabilities inside the box. Of kind semantic: logits float32 [C, h, w] of background
+            and classes, h and w being its `sides`.
         """
+
+    @abstractmethod
+    def probe(self, images: Tensor) -> dict[str, float]:
+        """Deviations of what it computes of images [N, 3, H, W] by the way, which an artifact records. Without
+        detections: their number jumps where a score stands at a threshold."""
+
+
+class BoxDetector(Detector[Options]):
+    """A detector of boxes."""
 
     @property
     @abstractmethod
@@ -64,11 +75,6 @@ class Detector(nn.Module, ABC, Generic[Options]):
     @abstractmethod
     def most(self) -> int:
         """Detections of an image."""
-
-    @abstractmethod
-    def probe(self, images: Tensor) -> dict[str, float]:
-        """Deviations of what it computes of images [N, 3, H, W] by the way, which an artifact records. Without
-        detections: their number jumps where a score stands at a threshold."""
 
 
 def prune(module: nn.Module, used: list[nn.Module]) -> None:

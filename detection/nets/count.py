@@ -11,6 +11,7 @@ from detection.nets.contract import Detector
 from detection.nets.detector import Rcnn
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 from detection.nets.retinanet import Retina
+from detection.nets.semantic import Semantic
 
 
 def macs(detector: Detector, height: int, width: int) -> int:
@@ -22,11 +23,13 @@ def macs(detector: Detector, height: int, width: int) -> int:
     """
     detector = detector.to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        maps = list(detector.backbone(torch.empty(1, 3, height, width, device="meta")).values())
+        maps = detector.backbone(torch.empty(1, 3, height, width, device="meta"))
         if isinstance(detector, Retina):
+            detector.head(list(maps.values()))
+        elif isinstance(detector, Semantic):
             detector.head(maps)
         elif isinstance(detector, Rcnn):
-            _regions(detector, maps)
+            _regions(detector, list(maps.values()))
     return counter.get_total_flops() // 2
 
 

@@ -18,13 +18,14 @@ from backbone.nets import Backbone
 from backbone.nets.contract import run
 from backbone.nets.external import External
 from detection.nets import policy
-from detection.nets.contract import Detector, Features, prune, to_float
+from detection.nets.contract import BoxDetector, Detector, Features, prune, to_float
 from detection.nets.heads import Heads, box_predictor
 from detection.nets.proposals import ProposalHead, Proposals
 from detection.nets.regions import RegionHead, RegionPool, SharedMaskHeads
 from detection.nets.retinanet import build_retinanet
 from detection.nets.sampling import PyramidPool
-from detection.options import AnyDetector, DetectorOptions, RetinaOptions
+from detection.nets.semantic import build_semantic
+from detection.options import AnyDetector, DetectorOptions, RetinaOptions, SemanticOptions
 
 MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4 left)
 
@@ -32,29 +33,62 @@ MASK_CHANNELS = 256  # of the mask branch of kind c4 (arXiv:1703.06870, figure 4
 PROBE_BOXES = ((3.0, 5.0, 21.0, 30.0), (40.0, 8.0, 77.0, 70.0), (10.0, 50.0, 120.0, 90.0), (0.0, 0.0, 128.0, 128.0))
 
 
-class Rcnn(Detector[DetectorOptions]):
+class Rcnn(BoxDetector[DetectorOptions]):
     """A Faster R-CNN, or with `options.masks` a Mask R-CNN."""
 
     def __init__(self, options: DetectorOptions, features: Features, rpn: Proposals, roi_heads: Heads) -> None:
         super().__init__()
         self.options = options
         self.backbone, self.rpn, self.roi_heads = features, rpn, roi_heads
+        self.trains = "joint"
         for predictor in (rpn.head, roi_heads.box_predictor, roi_heads.mask_predictor):
             if predictor is not None:
                 predictor.register_forward_hook(to_float)
 
     def forward(
-        self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self,
+        images: Tensor,
+        sides: Sequence[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+        proposals: list[Tensor] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """See `Detector.forward`. Masks: S is 28 with kind fpn, twice the side of a region's C5 map with c4 (14 at
-        roi.size 14)."""
+        roi.size 14). `proposals`: each image's, float32 [P, 4], in place of its own; it then has no loss of them."""
         if self.training and targets is None:
             raise ValueError("targets are needed in training")
         batch = ImageList(images, [(h, w) for h, w in sides])
-        maps = self.backbone(images)
-        proposals, losses = self.rpn(batch, maps, targets)
-        found, roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
-        return {**losses, **roi_losses} if self.training else found
+        maps, losses = self.backbone(images), {}
+        if proposals is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains != "heads"):
+                proposals, losses = self.rpn(batch, maps, targets)
+        if not self.training:
+            return self.roi_heads(maps, proposals, batch.image_sizes, targets)[0]
+        if self.trains == "rpn":
+            return losses
+        roi_losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)[1]
+        return roi_losses if self.trains == "heads" else {**losses, **roi_losses}
+
+    @torch.no_grad()
+    def propose(
+        self, images: Tensor, sides: Sequence[tuple[int, int]], targets: list[dict[str, Tensor]]
+    ) -> list[Tensor]:
+        """Each image's proposals, float32 [P, 4], as many as in training. The maps are as in this module's mode."""
+        was_training = self.rpn.training
+        proposals, _ = self.rpn.train()(ImageList(images, [(h, w) for h, w in sides]), self.backbone(images), targets)
+        self.rpn.train(was_training)
+        return proposals
+
+    def train_only(self, what: str) -> None:
+        """Fix what else there is beside the shared layers and `what`: rpn or heads."""
+        self.trains = what
+        fixed = list(self.rpn.parameters())
+        if what == "rpn":
+            fixed = list(self.roi_heads.parameters())
+            if self.options.kind == "c4":
+                layers = self.backbone.body.region_layers()
+                fixed += [p for module in (*layers.to_map, *layers.to_vector) for p in module.parameters()]
+        for parameter in fixed:
+            parameter.requires_grad_(False)
 
     @property
     def nms_iou(self) -> float:
@@ -92,6 +126,8 @@ def build(options: AnyDetector, net: Backbone, num_classes: int) -> Detector:
     policy.check(options, net)
     if isinstance(options, RetinaOptions):
         return build_retinanet(options, net, num_classes + 1)
+    if isinstance(options, SemanticOptions):
+        return build_semantic(options, net, num_classes + 1)
     make = _c4 if options.kind == "c4" else _fpn
     return make(options, copy.deepcopy(net).train(), num_classes + 1)
 

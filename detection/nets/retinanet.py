@@ -16,13 +16,13 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from backbone.errors import UserError
 from backbone.nets import Backbone
 from detection.nets import policy
-from detection.nets.contract import Detector, Features, prune, to_float
+from detection.nets.contract import BoxDetector, Features, prune, to_float
 from detection.options import RetinaOptions
 
 STAGES = ("C3", "C4", "C5")
 
 
-class Retina(Detector[RetinaOptions]):
+class Retina(BoxDetector[RetinaOptions]):
     """Classes and boxes of every anchor on P3 to P7.
 
     Losses are torchvision's, to the last bit: `classification`, the focal loss, and `bbox_regression`. Detections are

@@ -1,10 +1,12 @@
 """Average precision, COCO's and VOC's, over resampled images, many resamples at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from backbone.errors import UserError
+from detection.pixels import Pixels
 from detection.report.stored import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # pycocotools' recThrs
@@ -60,12 +62,13 @@ def voc_eleven(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 
 def paired_draws(
-    rows: Mapping[str, Sequence[Matches]],
+    rows: Mapping[str, Sequence[Matches | Pixels]],
     resamples: int = 1000,
     seed: int = 0,
-    of: Callable[[Matches, np.ndarray], np.ndarray] = coco,
+    of: Callable[[Any, np.ndarray], np.ndarray] = coco,
 ) -> dict[str, np.ndarray]:
-    """AP of every training of every row on all images, and on resamples of them. A `Matches` for each training.
+    """AP of every training of every row on all images, and on resamples of them. A `Matches` for each training, or
+    `Pixels` where `of` measures these.
 
     Images are drawn with replacement, as many as there are, and every training is judged on the same draw, so that hard
     images weigh on both sides of a difference.
@@ -89,15 +92,14 @@ def paired_draws(
     }
 
 
-def _same_images(rows: Mapping[str, Sequence[Matches]]) -> np.ndarray:
+def _same_images(rows: Mapping[str, Sequence[Matches | Pixels]]) -> np.ndarray:
     """The sorted image ids all rows share."""
     reference: tuple[np.ndarray, np.ndarray] | None = None
     for label, trainings in rows.items():
         if not trainings:
             raise UserError(f"row {label!r} has no training: give it one result at least")
         for matches in trainings:
-            objects = np.stack([matches.image_ids[matches.gt_image], matches.gt_label.astype(np.int64)])
-            found = (np.sort(matches.image_ids), objects[:, np.lexsort(objects)])
+            found = matches.judged_on
             reference = reference or found
             if not all(map(np.array_equal, reference, found)):
                 raise UserError(

@@ -48,12 +48,13 @@ def gains(summary: dict[str, Any], part: dict[str, Any]) -> str:
 
 
 def classes(summary: dict[str, Any], part: dict[str, Any]) -> str:
-    """AP of each class, classes the baseline does best on top."""
+    """AP or IoU of each class, classes the baseline does best on top."""
     by_row = {row["label"]: row[part["name"]]["per_class"] for row in summary["rows"]}
-    own = {label: {name: one["AP"] for name, one in classes.items()} for label, classes in by_row.items()}
+    said = part["of_class"]
+    own = {label: {name: one[said] for name, one in classes.items()} for label, classes in by_row.items()}
     base = own[summary["baseline"]]
     names = [n for n in summary["classes"] if base[n] is not None]
-    return _dots(summary, own, sorted(names, key=lambda n: -(base[n] or 0)), "AP", "AP by class")
+    return _dots(summary, own, sorted(names, key=lambda n: -(base[n] or 0)), said, f"{said} by class")
 
 
 def errors(summary: dict[str, Any], part: dict[str, Any]) -> str:

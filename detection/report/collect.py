@@ -84,7 +84,7 @@ def _report(
         raise TooFew(f"{why}\nno report: there are results of {left}, the baseline being {gains.baseline}")
     first = next(iter(todo.tuned(gains.baseline).values()))
     place = "" if isinstance(first.data, ScenesData) else f" {first.data.val}"
-    source = open_val(first.data)
+    source = open_val(first.data, first.semantic)
     metrics = next(row for row in rows if row.label == gains.baseline).trainings[0].metrics
     made_by = metrics["provenance"]
     index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
@@ -104,7 +104,7 @@ def _report(
             **{key: made_by[key] for key in ("hardware", "versions", "git", "created")},
         },
         command=command,
-        main=main_measure(first.data),
+        main=main_measure(first.data, first.semantic),
         half_width=gains.half_width / 100,
         missing=tuple(missing),
     )
@@ -138,7 +138,7 @@ def _ladder(gains: Gains, todo: Plan, failed: Mapping[str, str]) -> dict[str, An
                     row.label: None if (total := work.get((block, row.label))) is None else total / len(row.trainings)
                     for row in rows
                 },
-                main=main_measure(first.data),
+                main=main_measure(first.data, first.semantic),
                 validation=rows[0].trainings[0].metrics["provenance"]["data"]["val"],
             )
         )
@@ -213,9 +213,11 @@ def best_backbone(gains: Gains, todo: Plan, folder: str, failed: Mapping[str, st
     return place, able(net_options(read_config(place)["raybone"]["net"]))[0]
 
 
-def main_measure(data: DetectionData) -> Main:
-    """What validation data are judged by: VOC's layout by VOC's mAP, at 11 points where its folders are called VOC2007
-    as the devkit's is, and all else by COCO's AP."""
+def main_measure(data: DetectionData, semantic: bool = False) -> Main:
+    """What validation data are judged by: pixels by mIoU, VOC's layout by VOC's mAP, at 11 points where its folders are
+    called VOC2007 as the devkit's is, and all else by COCO's AP."""
+    if semantic:
+        return "mIoU"
     if not isinstance(data, VocData):
         return "AP"
     folders = [part.strip().rpartition(":")[0].rstrip("/") for part in data.val.split(",")]

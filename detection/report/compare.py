@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from backbone.errors import UserError
+from detection.pixels import Pixels
 from detection.report import intervals
 from detection.report.bootstrap import paired_draws
 from detection.report.intervals import Interval, Noise
@@ -21,7 +22,7 @@ DIFFERENCE = (1, -1)
 class Scored:
     """One training of a row: what hit what, and the seed its backbone was pretrained with here, if it was."""
 
-    matches: Mapping[Kind, Matches]
+    matches: Mapping[Kind, Matches | Pixels]
     pretraining: int | None
 
 

@@ -38,13 +38,14 @@ def to_markdown(summary: dict[str, Any]) -> str:
         lines += [f"{part['name'].capitalize()}, {part['measure']}:", "", *_results(summary, part), ""]
     if "ladder" in summary:
         lines += [*ladder_text.markdown(summary["ladder"]), ""]
-    for part in summary["parts"]:
+    explained = [part for part in summary["parts"] if "errors" in summary["rows"][0][part["name"]]]
+    for part in explained:
         lines += [
             f"Why, {part['name']}: AP50 lost to each kind of error, and more (+) or less (−) than the baseline:",
             "",
         ]
         lines += [*_errors(summary, part), "", *(f"- {cell(line)}" for line in why(summary, part)), ""]
-    lines += [ERRORS, ""]
+    lines += [ERRORS, ""] if explained else []
     for part in summary["parts"]:
         lines += [f"What varies, {part['name']}, and 95 % intervals of the gain by each noise and both:", ""]
         lines += [*_varies(summary, part), ""]
@@ -64,7 +65,16 @@ def to_markdown(summary: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    lines += [*lined(head, body), "", "## The paper", ""]
+    lines += [*lined(head, body), ""]
+    if summary["paper"]:
+        lines += ["## The paper", "", *_paper(summary), "", paper.COMPARABLE, ""]
+    lines += ["## Provenance", ""]
+    facts = summary["data"] | summary["environment"] | {"command": summary["command"]}
+    lines += [f"- {cell(name)}: {cell(value)}" for name, value in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _paper(summary: dict[str, Any]) -> list[str]:
     head = ["Table", "Data", "Metric", "VGG-16", "ResNet-101", "Gain", "Relative"]
     body = [
         [
@@ -78,15 +88,13 @@ def to_markdown(summary: dict[str, Any]) -> str:
         ]
         for g in summary["paper"]
     ]
-    lines += [*lined(head, body), "", paper.COMPARABLE, "", "## Provenance", ""]
-    facts = summary["data"] | summary["environment"] | {"command": summary["command"]}
-    lines += [f"- {cell(name)}: {cell(value)}" for name, value in facts.items()]
-    return "\n".join(lines) + "\n"
+    return lined(head, body)
 
 
 def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
     main = part["main"]
-    head = ["Backbone", *map(title, part["columns"]), *SIZES, f"Gain in {title(main)}", "Relative"]
+    sizes = SIZES if summary["rows"][0][part["name"]]["sizes"] else ()
+    head = ["Backbone", *map(title, part["columns"]), *sizes, f"Gain in {title(main)}", "Relative"]
     body = []
     for row in summary["rows"]:
         gain = row["gain"].get(main)
@@ -95,7 +103,7 @@ def _results(summary: dict[str, Any], part: dict[str, Any]) -> list[str]:
                 row["label"] + (" (baseline)" if row["label"] == summary["baseline"] else ""),
                 interval(row[main]),
                 *(percent(row[name]["value"]) for name in part["columns"][1:]),
-                *(percent(row[part["name"]]["sizes"][size]) for size in SIZES),
+                *(percent(row[part["name"]]["sizes"][size]) for size in sizes),
                 interval(gain["absolute"], signed) if gain else NONE,
                 relative(gain["relative"]) if gain else NONE,
             ]

@@ -43,8 +43,7 @@ def to_html(summary: dict[str, Any], pictures: Mapping[str, Gallery] | None = No
         parts="".join(_part(summary, part) for part in summary["parts"]),
         varies="".join(sections.varies(summary, part) for part in summary["parts"]),
         costs=sections.costs(summary) + sections.regimes(summary),
-        comparable=escape(paper.COMPARABLE),
-        paper=_paper(summary),
+        paper=_paper(summary) if summary["paper"] else "",
         pictures=_all_pictures(pictures) if pictures else "",
         provenance=_provenance(summary),
     )
@@ -59,9 +58,12 @@ def shell(title: str, body: str, **pieces: str) -> str:
 
 def _part(summary: dict[str, Any], part: dict[str, Any]) -> str:
     name = part["name"]
+    why = ""
+    if "errors" in summary["rows"][0][name]:
+        why = f"<h3>Why: what each kind of error costs</h3>{sections.errors(summary, part)}"
     return (
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{name.capitalize()}</h2>{sections.drawn(summary, part)}'
-        f"<h3>Why: what each kind of error costs</h3>{sections.errors(summary, part)}"
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{name.capitalize()}</h2>'
+        f"{sections.drawn(summary, part)}{why}"
         f"<h3>Class by class</h3>{sections.classes(summary, part)}</section>"
     )
 
@@ -80,16 +82,23 @@ def _paper(summary: dict[str, Any]) -> str:
         ]
         for g in summary["paper"]
     ]
-    return table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
+    numbers = table("The paper's own numbers: arXiv:1512.03385, Faster R-CNN, percent.", head, body)
+    return (
+        f'<section aria-labelledby="paper"><h2 id="paper">The paper, beside</h2><p>{escape(paper.COMPARABLE)}</p>'
+        f"{numbers}</section>"
+    )
 
 
 def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
     keys = [("truth", "object"), ("hit", "found"), ("wrong", "wrong"), ("missed", "missed"), ("other", "detection")]
     legend = "".join(f'<span class="swatch {kind}"></span>{text}' for kind, text in keys)
+    shown = f"Detections scored {SHOWN} or more"
+    if "pixels" in galleries:
+        shown = "All pixels of a class are one region, its number their mean probability; without what is ignored"
     parts = [
         '<section aria-labelledby="pictures"><h2 id="pictures">Pictures</h2>',
-        '<p class="soft">Of the baseline and the row of the highest value alone, one training of each. Detections '
-        f"scored {SHOWN} or more, a hit from IoU {HIT}. Colours:{legend}</p>",
+        '<p class="soft">Of the baseline and the row of the highest value alone, one training of each. '
+        f"{shown}, a hit from IoU {HIT}. Colours:{legend}</p>",
     ]
     for name, gallery in galleries.items():
         parts.append(_pictures(gallery, name))
@@ -99,7 +108,7 @@ def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
 def _pictures(gallery: Gallery, name: str) -> str:
     samples = "".join(f'<div class="sample">{figures(p, f"{name}-s{i}")}</div>' for i, p in enumerate(gallery.samples))
     parts = [
-        f"<h3>{name.capitalize()}: detections beside ground truth</h3>",
+        f"<h3>{name.capitalize()}: {'regions' if name == 'pixels' else 'detections'} beside ground truth</h3>",
         '<p class="soft">Spread evenly over the images that have objects; nobody chose them.</p>',
         f'<div class="samples">{samples}</div>',
     ]

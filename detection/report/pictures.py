@@ -110,6 +110,7 @@ def gallery(
     worst: int = 6,
     masks: bool = False,
     budget: int = BUDGET,
+    regions: bool = False,
 ) -> Gallery:
     """Pick the pictures and draw them.
 
@@ -123,6 +124,7 @@ def gallery(
         worst: false detections, and missed objects, of each row; one an image.
         masks: match and show masks, not boxes; truth and detections need `segmentation`.
         budget: most base64 letters of all JPEGs.
+        regions: what is found are the regions of classes, all of which count, whatever their score.
     """
     if masks:
         truth = {**truth, "annotations": _with_masks(truth["annotations"], truth["images"])}
@@ -131,12 +133,13 @@ def gallery(
     sizes = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
     scenes_of_rows: list[dict[int, _Scene]] = []
     for row in rows:
-        sure = [d for d in row.detections if d["score"] >= SHOWN]
+        sure = [d for d in row.detections if regions or d["score"] >= SHOWN]
         found = _by_image(_with_masks(sure, truth["images"]) if masks else sure)
         scenes_of_rows.append({i: _scene(objects.get(i, []), found.get(i, []), names) for i in sizes})
     full = sorted(i for i, found in objects.items() if not all(a.get("iscrowd") for a in found))
     at = np.linspace(0, len(full) - 1, min(samples, len(full))).round().astype(int)
-    shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, names) for i in at]]
+    what = "region" if regions else "object"
+    shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, names, what) for i in at]]
     for scenes in scenes_of_rows:
         shots += [_wrong(scenes, objects, names, sizes, worst), _missed(scenes, names, sizes, worst)]
     pictures = _within(budget, shots, image)
@@ -234,10 +237,11 @@ def _sample(
     rows: Sequence[Detected],
     scenes_of_rows: Sequence[dict[int, _Scene]],
     names: dict[int, str],
+    what: str,
 ) -> _Shot:
     real = [a for a in objects if not a.get("iscrowd")]
     boxes = tuple(_box(a, "truth", names[a["category_id"]]) for a in real)
-    panels = [Panel(boxes, f"Ground truth: {len(real)} object{'s' * (len(real) != 1)}")]
+    panels = [Panel(boxes, f"Ground truth: {len(real)} {what}{'s' * (len(real) != 1)}")]
     for row, scenes in zip(rows, scenes_of_rows, strict=True):
         scene = scenes[image_id]
         boxes = tuple(

@@ -28,7 +28,8 @@ MOST_DOTS = 30  # classes; more become a table
 
 def results(summary: dict[str, Any], part: dict[str, Any]) -> str:
     main = part["main"]
-    head = ["Backbone", *map(title, part["columns"]), "small", "medium", "large"]
+    sizes = ["small", "medium", "large"] if summary["rows"][0][part["name"]]["sizes"] else []
+    head = ["Backbone", *map(title, part["columns"]), *sizes]
     head += [f"Gain in {title(main)}", "Relative gain"]
     body = []
     for row in summary["rows"]:
@@ -67,18 +68,17 @@ def varies(summary: dict[str, Any], part: dict[str, Any]) -> str:
 
 def drawn(summary: dict[str, Any], part: dict[str, Any]) -> str:
     said = title(part["main"])
-    cards = [
-        (
-            "Precision and recall",
-            "At IoU 0.5, mean over classes and trainings.",
-            charts.legend(summary) + wide(charts.curves(summary, part)),
-        ),
+    cards = []
+    if "curve" in summary["rows"][0][part["name"]]:
+        curves = charts.legend(summary) + wide(charts.curves(summary, part))
+        cards.append(("Precision and recall", "At IoU 0.5, mean over classes and trainings.", curves))
+    cards.append(
         (
             f"{said[:1].upper()}{said[1:]} against cost",
             "Whiskers are 95 % intervals, grey ones of other images alone.",
             wide(charts.cost(summary, part)),
-        ),
-    ]
+        )
+    )
     pair = "".join(
         f'<div class="card"><h3>{name}</h3><p class="soft">{told}</p>{chart}</div>' for name, told, chart in cards
     )
@@ -144,13 +144,13 @@ def classes(summary: dict[str, Any], part: dict[str, Any]) -> str:
     pieces = []
     if len(summary["classes"]) <= MOST_DOTS:
         pieces.append(f'<div class="card">{charts.legend(summary)}{wide(charts.classes(summary, part))}</div>')
-    head = ["Class", "Objects", *(escape(row["label"]) for row in summary["rows"])]
+    head = ["Class", part["counted"].capitalize(), *(escape(row["label"]) for row in summary["rows"])]
     own = [row[part["name"]]["per_class"] for row in summary["rows"]]
     body = []
     for name in summary["classes"]:
-        values = [(percent(by_class[name]["AP"]), "") for by_class in own]
-        body.append([(escape(name), ""), (str(own[0][name]["objects"]), ""), *values])
-    said = "AP at IoU 0.5" if part["main"].startswith("mAP") else "AP"
+        values = [(percent(by_class[name][part["of_class"]]), "") for by_class in own]
+        body.append([(escape(name), ""), (str(own[0][name][part["counted"]]), ""), *values])
+    said = part["of_class"] + (" at IoU 0.5" if part["main"].startswith("mAP") else "")
     numbers = table(f"{part['name'].capitalize()}: {said} of each class, mean over trainings.", head, body)
     pieces.append(f"<details><summary>As a table</summary>{numbers}</details>" if pieces else numbers)
     return "".join(pieces)

@@ -11,8 +11,9 @@ from backbone.errors import UserError
 from backbone.storage import filesystem, join
 from detection.data.contract import Categories
 from detection.matches import OVERLAPS, ROWS, all_matches
+from detection.pixels import Pixels
 
-Kind = Literal["bbox", "segm", "voc"]
+Kind = Literal["bbox", "segm", "voc", "semantic"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Matches:
         """K: the highest label seen."""
         return int(max(self.label.max(initial=0), self.gt_label.max(initial=0)))
 
+    @property
+    def judged_on(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is the same for all that are judged on the same images and objects."""
+        objects = np.stack([self.image_ids[self.gt_image], self.gt_label.astype(np.int64)])
+        return np.sort(self.image_ids), objects[:, np.lexsort(objects)]
+
 
 def load(results: str, masks: bool = False) -> dict[Kind, Matches]:
     """Boxes' matches by COCO's rules and VOC's, and with `masks` theirs, of a results folder, local or remote.
@@ -59,19 +66,35 @@ def load(results: str, masks: bool = False) -> dict[Kind, Matches]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    url = join(results, "matches.npz")
-    fs, path = filesystem(url)
-    try:
-        with fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
-            arrays = dict(npz)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{url}: cannot read the matches ({error}); evaluate the detector again") from error
+    arrays = _read(results)
     kinds: tuple[Kind, ...] = ("bbox", "segm", "voc") if masks else ("bbox", "voc")
     try:
         return {kind: _of(arrays, kind) for kind in kinds}
     except KeyError:
         again = _anew(results, masks)
         return {kind: _of(again, kind) for kind in kinds}
+
+
+def load_pixels(results: str) -> Pixels:
+    """The confusion of classes, image by image, of a results folder of kind semantic, local or remote.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        return Pixels.of(_read(results))
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{results}/matches.npz: lacks {error}; evaluate the detector again") from error
+
+
+def _read(results: str) -> dict[str, np.ndarray]:
+    url = join(results, "matches.npz")
+    fs, path = filesystem(url)
+    try:
+        with fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+            return dict(npz)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{url}: cannot read the matches ({error}); evaluate the detector again") from error
 
 
 def _of(arrays: Mapping[str, np.ndarray], kind: Kind) -> Matches:

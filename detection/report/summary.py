@@ -12,13 +12,15 @@ import numpy as np
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, join
+from detection.pixels import Pixels
 from detection.report import intervals, ladder_chart, markdown, page, paper
 from detection.report.bootstrap import RECALLS, precision_recall
 from detection.report.compare import RowStatistics, Scored, compare
 from detection.report.errors import KINDS
 from detection.report.measures import METRICS, Main, Part, parts
 from detection.report.pictures import BUDGET, Detected, Gallery, gallery
-from detection.report.stored import Kind, Matches, load
+from detection.report.segments import without_ignored
+from detection.report.stored import Kind, Matches, load, load_pixels
 from detection.report.wording import SIZES, covers, described
 
 
@@ -31,7 +33,7 @@ class Training:
     """What its backbone was pretrained with here; None of a backbone that was given, or never pretrained."""
 
     metrics: dict[str, Any]
-    matches: Mapping[Kind, Matches]
+    matches: Mapping[Kind, Matches | Pixels]
     results: str
 
     @classmethod
@@ -42,7 +44,8 @@ class Training:
             UserError: one is missing or damaged, or they disagree on AP.
         """
         metrics = _read_json(join(results, "metrics.json"))
-        return cls(seed, pretrain_seed, metrics, load(results, "segm" in metrics), results)
+        matches = {"semantic": load_pixels(results)} if "semantic" in metrics else load(results, "segm" in metrics)
+        return cls(seed, pretrain_seed, metrics, matches, results)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
         resamples,
         seed,
         report.half_width,
-        [measure for part in told for measure in (*part.measures, part.errors)],
+        [measure for part in told for measure in (*part.measures, part.errors) if measure],
     )
     rows = [_row(row, statistics[row.label], told) for row in report.rows]
     return _finite(
@@ -152,10 +155,17 @@ def to_json(report: GainsReport, resamples: int = 1000, seed: int = 0) -> dict[s
             "title": report.title,
             "baseline": report.baseline,
             "parts": [
-                {"name": part.name, "main": part.main, "columns": list(part.columns), "measure": described(part.main)}
+                {
+                    "name": part.name,
+                    "main": part.main,
+                    "columns": list(part.columns),
+                    "measure": described(part.main),
+                    "of_class": part.of_class,
+                    "counted": part.counted,
+                }
                 for part in told
             ],
-            "classes": list(report.rows[0].trainings[0].metrics["bbox"]["per_class"]),
+            "classes": list(_classes(report.rows[0].trainings[0].metrics)),
             "rows": rows,
             "missing": [asdict(one) for one in report.missing],
             "intervals": {
@@ -205,9 +215,19 @@ def write(
             for row in sorted(shown, key=lambda row: row.label != report.baseline)
         ]
         truth = _read_json(join(shown[0].trainings[0].results, "ground_truth.json"))
+        if report.main == "mIoU":
+            truth, judged = without_ignored(truth, judged)
         names = [part["name"] for part in summary["parts"]]
         pictures = {
-            name: gallery(truth, judged, image, masks=name == "masks", budget=BUDGET // len(names)) for name in names
+            name: gallery(
+                truth,
+                judged,
+                image,
+                masks=name != "boxes",
+                budget=BUDGET // len(names),
+                regions=name == "pixels",
+            )
+            for name in names
         }
     files = {
         "report.json": json.dumps(summary, indent=1, allow_nan=False),
@@ -244,7 +264,7 @@ def _row(row: Row, statistics: RowStatistics, told: Sequence[Part]) -> dict[str,
         "spread": {metric: asdict(statistics.spread[metric]) for metric in metrics if statistics.spread},
         "independent": statistics.independent,
         "pretrainings": 0 if row.pretrained is None else len({t.pretrain_seed for t in row.trainings}),
-        **{part.name: _part(row, part, shares) | {"errors": _errors(statistics, part)} for part in told},
+        **{part.name: _part(row, part, shares) | _errors(statistics, part) for part in told},
         "trainings": [
             {
                 "seed": t.seed,
@@ -260,37 +280,49 @@ def _row(row: Row, statistics: RowStatistics, told: Sequence[Part]) -> dict[str,
 
 
 def _part(row: Row, part: Part, shares: Sequence[float]) -> dict[str, Any]:
-    """Sizes, classes and curve of a part, means over the trainings."""
+    """Sizes, classes and curve of a part, means over the trainings; of pixels classes alone."""
     main, columns = METRICS[part.main], [METRICS[name] for name in part.columns]
     sized = [t.metrics[columns[-1].section] for t in row.trainings]
     by_class = [t.metrics[main.section]["per_class"] for t in row.trainings]
-    objects = row.trainings[0].metrics["bbox"]["per_class"]
+    objects = _classes(row.trainings[0].metrics)
+    per_class = {
+        name: {
+            part.of_class: _mean([classes[name][main.per_class] for classes in by_class], shares),
+            part.counted: objects[name][part.counted],
+        }
+        for name in objects
+    }
     curves = []
     for one in row.trainings:
-        precision = precision_recall(one.matches[part.measures[0].kind])[1]
+        matches = one.matches[part.measures[0].kind]
+        if isinstance(matches, Pixels):
+            return {"sizes": {}, "per_class": per_class}
+        precision = precision_recall(matches)[1]
         curves.append(precision[~np.isnan(precision).any(1)].mean(0))
     return {
         "sizes": {size: _mean([metrics[size] for metrics in sized], shares) for size in SIZES},
-        "per_class": {
-            name: {
-                "AP": _mean([classes[name][main.per_class] for classes in by_class], shares),
-                "objects": objects[name]["objects"],
-            }
-            for name in objects
-        },
+        "per_class": per_class,
         "curve": np.average(curves, axis=0, weights=shares).tolist(),
     }
 
 
+def _classes(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What metrics.json says of each class, by name."""
+    return metrics["semantic" if "semantic" in metrics else "bbox"]["per_class"]
+
+
 def _errors(statistics: RowStatistics, part: Part) -> dict[str, Any]:
-    """What each kind of error costs in AP50, and how much more than it costs the baseline."""
-    return {
+    """What each kind of error costs in AP50, and how much more than it costs the baseline; nothing of pixels."""
+    if not part.errors:
+        return {}
+    costs = {
         kind: {
             "cost": asdict(statistics.mean[name]),
             "difference": asdict(statistics.gain[name].absolute) if statistics.gain else None,
         }
         for kind, name in zip(KINDS, part.errors.names, strict=True)
     }
+    return {"errors": costs}
 
 
 def _check(one: Training, part: Part) -> None:

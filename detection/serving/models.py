@@ -89,6 +89,8 @@ def load(name: str, url: str, device: str = "cpu") -> Model:
     """
     if kind_of(url) == "detector":
         loaded = detectors.load(url)
+        if isinstance(loaded.detector, Semantic):
+            raise UserError(f"{url}: a detector of kind semantic finds no boxes, and /detect answers with boxes")
         loaded.detector.to(device)
         return Model(name, "detector", loaded.block["weights_sha256"], loaded)
     net, inputs, block = backbones.load(url)

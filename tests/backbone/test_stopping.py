@@ -148,3 +148,53 @@ def test_one_line_while_a_job_is_importing(signum: int, code: int) -> None:
         process.send_signal(signum)
         assert process.communicate(timeout=60)[0] == "stopped\n"
     assert process.returncode == code
+
+
+DEFERRED = """
+    with stopping.deferred({grace}) as look:
+        for _ in range({looks}): look(); time.sleep(0.01)
+        print('at work')
+        while not (said := {again}): time.sleep(0.01)
+        print(said)
+    print('never')
+"""
+
+
+@pytest.mark.parametrize(
+    ("deferral", "told"),
+    [
+        ({"grace": 60, "looks": 3, "again": "look()"}, "stopped\nstopped; submit again to go on\n"),
+        # It does not look again in its grace, or has not looked twice, so that nobody knows when it will.
+        ({"grace": 0.2, "looks": 3, "again": "''"}, "stopped; submit again to go on\n"),
+        ({"grace": 60, "looks": 1, "again": "''"}, "stopped; submit again to go on\n"),
+    ],
+)
+def test_what_looks_for_it_may_end_by_itself(start: Start, deferral: dict, told: str) -> None:
+    process = start(DEFERRED.format(**deferral))
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == told
+    assert process.returncode == 143
+
+
+UNTIL = """
+    asked, begun = [], []
+    def done(seconds):
+        begun.append(0)
+        if len(begun) == 1: print('at work')
+        time.sleep(0.01)
+        return len(asked) > {more}
+    def ask():
+        print('asked')
+        asked.extend([0])
+        return 0.3
+    stopping.until(done, ask)
+    print('never')
+"""
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_others_are_asked_to_end_and_waited_for_no_longer_than_the_grace(start: Start, more: int) -> None:
+    process = start(UNTIL.format(more=more))
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "asked\nstopped; submit again to go on\n"
+    assert process.returncode == 143

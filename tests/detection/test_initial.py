@@ -140,6 +140,26 @@ def test_retinanets_classes_lie_within_each_anchors_rows(tmp_path: Path, backbon
     assert all(name.startswith("backbone.") for name in taken.whole)
 
 
+def test_a_semantic_heads_classes_are_rows_of_its_predictor(tmp_path: Path, backbone: str, old: str) -> None:
+    semantic = {"kind": "semantic", "norm": "frozen", "freeze_at": 0, "channels": 16, "head_channels": 64}
+    given = write(tmp_path / "given", backbone, **semantic)
+    one = chosen(tmp_path, given, detector=semantic)
+    detector, taken, before = begun(one)
+    assert (taken.left, taken.new, taken.dropped) == (("tv",), (), ())
+    assert set(taken.by_class) == {"head.predictor.weight", "head.predictor.bias"}
+    scenes = open_sources(one.data)[0].categories.names
+    theirs = artifact.load(given).detector.state_dict()
+    pairs = {0: 0} | {scenes.index(name) + 1: OLD.index(name) + 1 for name in taken.classes}
+    assert len(pairs) == 3
+    for name in taken.by_class:
+        for row in range(len(scenes) + 1):
+            wanted = theirs[name][pairs[row]] if row in pairs else before[name][row]
+            assert torch.equal(detector.state_dict()[name][row], wanted), (name, row)
+    _, taken, _ = begun(chosen(tmp_path, old, detector=semantic))  # from Faster R-CNN: backbone and pyramid
+    assert {name.split(".")[0] for name in taken.new} == {"head"}
+    assert any(name.startswith("backbone.fpn.") for name in taken.whole)
+
+
 def test_a_run_goes_on_from_it(tmp_path: Path, old: str) -> None:
     one = chosen(tmp_path, old, **{"schedule.total": 1})
     said: list[str] = []

@@ -39,7 +39,10 @@ def test_the_plan_says_what_will_be_done(small: Make, backbone: str, tmp_path: P
 
 
 def test_a_plan_says_which_share_of_the_labels_is_trained_on(small: Make) -> None:
-    told = lines(describe(small({"data.share": 0.25})))
+    elsewhere = {"published": "44.6 AP (a paper)", "data.augment.canvas": 64}
+    told = lines(describe(small({"data.share": 0.25, **elsewhere})))
+    assert told["published"] == "elsewhere: 44.6 AP (a paper)"
+    assert told["jitter"].startswith("trained in 64x64 at 0.1 to 2 times what fits")
     scenes = SyntheticScenes(0, 32, 64, (1, 2), "train")
     assert told["images"].startswith("8 of 32 (data.share 0.25, ")
     assert 0 < int(told["images"].split(" training with ")[1].split()[0]) < scenes.num_objects().sum()
@@ -62,5 +65,7 @@ def test_a_plan_refuses_what_the_run_would(small: Make, tmp_path: Path) -> None:
     file.write_text(json.dumps(tree))
     with pytest.raises(UserError, match="annotations have no segmentations"):
         describe(small({"data": coco(images, images), "detector.masks": True}))
+    with pytest.raises(UserError, match="paste: the training annotations have no segmentations"):
+        describe(small({"data": {**coco(images, images), "augment": {"paste": 0.5}}}))
     with pytest.raises(UserError, match=r"config\.json is missing"):
         describe(small({"backbone": str(tmp_path)}))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,20 @@ def test_places_are_no_part_of_a_runs_identity(small: Make) -> None:
     assert not {"backbone", "data.workers", "eval_batch"} & identity(small()).keys()
 
 
+CHANGED: dict[str, Any] = {
+    "optim.kind": "lamb",
+    "optim.betas": [0.9, 0.95],
+    "data.augment.canvas": 64,
+    "data.augment.scales": [0.5, 1.0],
+    "data.augment.paste": 0.5,
+}
+NEEDED: dict[str, dict[str, Any]] = {
+    "new_heads": {"backbone": "", "from_detector": "elsewhere"},
+    "optim.betas": {"optim.kind": "adamw"},
+    "data.augment.scales": {"data.augment.canvas": 64},
+}
+
+
 def test_fields_that_came_later_leave_the_identity_of_older_runs_alone(small: Make) -> None:
     """At what was done before; anything else is another run, and says so."""
     assert not Finetune.LATER.keys() & identity(small()).keys()
@@ -73,9 +88,12 @@ def test_fields_that_came_later_leave_the_identity_of_older_runs_alone(small: Ma
         for part in filter(None, section.split(".")):
             place = place[part]
         assert place[name] == before, field
-        other = "normal" if before == "uniform" else not before if before is False else 0.5 if before == 1 else 7
-        needed = {"backbone": "", "from_detector": "elsewhere"} if field == "new_heads" else {}
-        changed = small({field: other, **needed})
+        words = {"uniform": "normal", "joint": "rpn"}
+        if field in CHANGED:
+            other = CHANGED[field]
+        else:
+            other = words.get(before, not before if before is False else 0.5 if before == 1 else 7)
+        changed = small({field: other, **NEEDED.get(field, {})})
         assert identity(changed)[field] == other
         assert recipe_hash(changed) != recipe_hash(small())
 

@@ -17,6 +17,7 @@ import pytest
 
 from backbone import load
 from backbone.data.synthetic import CLASSES, SyntheticSource
+from backbone.training.state import Store
 from tests.conftest import Start
 
 ROOT = Path(__file__).parents[2]
@@ -107,10 +108,45 @@ def test_a_broken_image_stops_or_is_skipped_as_the_recipe_says(tmp_path: Path, f
     assert name in next(iter(bad))
 
 
+def test_ranks_of_torchrun_all_end_well(tmp_path: Path) -> None:
+    """The second has nothing to write, and reads the artifact for its last line: it must be there by then."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--name", "ranks", "--schedule.total", "2"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "jobs/pretrain.py", *words, "--scaling.num_workers", "0"],
+            cwd=ROOT,
+            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert all(f"artifact  {tmp_path}/ranks/artifact" in text for text in said)
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers: int) -> None:
-    """Whatever its workers still send, and whatever Ray has to say of them."""
-    words = [*SYNTHETIC, "--run.storage", str(tmp_path), "--name", "stopped", "--schedule.total", "100000"]
+    """Whatever its workers still send, and whatever Ray has to say of them. No checkpoint was due for long: it is the
+    one of the stop."""
+    words = [
+        *SYNTHETIC,
+        "--run.eval_every",
+        "1000",
+        "--scaling.notice_every",
+        "0.1",
+        "--run.storage",
+        str(tmp_path),
+        "--name",
+        "stopped",
+        "--schedule.total",
+        "100000",
+    ]
     process = subprocess.Popen(
         [sys.executable, "jobs/pretrain.py", *words, "--scaling.num_workers", str(workers)],
         cwd=ROOT,
@@ -130,6 +166,7 @@ def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers:
     assert log.endswith(f"{last}\n")
     assert "Traceback" not in log
     assert not (tmp_path / "stopped" / "lease.json").exists()
+    assert Store(f"{tmp_path}/stopped/checkpoints").steps()[-1] >= 10
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from backbone.data.prepare.shards import EXAMPLES, STAYS, ShardRecord, count_sha
 from backbone.data.sources import KINDS, Source, remarks
 from backbone.data.synthetic import SyntheticSource
 from backbone.data.tar import UNFINISHED
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.lease import lease
 from backbone.stopping import Stopped
 from backbone.storage import absolute, filesystem, join, trouble, writing
@@ -151,6 +151,8 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
             return
         try:
             there = json.loads(fs.cat_file(join(path, marks[0])))["plan"]
+        except StorageError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{output}/{marks[0]}: is damaged; remove it and the shards, or name another") from error
         if there != plan:
@@ -159,6 +161,8 @@ def _claim(output: str, plan: dict[str, Any], say: Callable[[str], None]) -> Non
             )
         shards = sum(name.endswith(".tar.json") for name in found)
         say(f"{output}: {'is complete' if INDEX in found else 'goes on'}; verifying {shards} shards that are there")
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, output, STAYS)) from error
 
@@ -266,6 +270,8 @@ def _finish(options: Prepare, source: Source, plan: dict[str, Any], records: lis
     try:
         if fs.exists(join(path, UNFINISHED)):
             fs.rm_file(join(path, UNFINISHED))
+    except StorageError:
+        raise
     except OSError as error:
         raise UserError(trouble(error, options.output, STAYS)) from error
     return found

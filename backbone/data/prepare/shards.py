@@ -11,17 +11,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from backbone.data.ahead import read_ahead
 from backbone.data.index import IndexedSource
 from backbone.data.prepare.options import Prepare
 from backbone.data.prepare.pack import Packed, encode, pack, reduce
 from backbone.data.sources import Source
 from backbone.data.stream import order
-from backbone.errors import BadImage, UserError
+from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import filesystem, writing
 
 EXAMPLES = 5
 STEM = 60  # characters of an image's own name in its key: with the rest below tar's 100
 BLOCK = 1 << 20
+AHEAD = 64  # images that are read before they are asked for, where they lie at a URL
 STAYS = "finished shards"  # where an output is full or fails
 
 
@@ -95,7 +97,10 @@ def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[],
     with writing(options.output, name, STAYS) as file:
         writer = Writer(file)
         with tarfile.open(fileobj=writer, mode="w", format=tarfile.GNU_FORMAT) as tar:  # ty: ignore[no-matching-overload]
-            for sample in samples_of(number, len(source), options):
+            samples = samples_of(number, len(source), options)
+            for place, sample in enumerate(samples):
+                if place % AHEAD == 0:
+                    read_ahead(source, samples[place : place + AHEAD])
                 packed = _packed(source, sample, options, record)
                 if packed is not None:
                     key = f"{sample:08d}-{_stem(source.name(sample))}"
@@ -161,6 +166,8 @@ def _verified(fs: Any, path: str) -> ShardRecord | None:
         with fs.open(path, "rb") as file:
             while block := file.read(BLOCK):
                 sha.update(block)
+    except StorageError:
+        raise
     except (OSError, ValueError, TypeError):  # not there, or damaged: it is made again
         return None
     return record if sha.hexdigest() == record.sha256 else None

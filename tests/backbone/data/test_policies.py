@@ -4,15 +4,31 @@ import functools
 import math
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment as timm_policies
 from torchvision.transforms import InterpolationMode, v2
 
-from backbone.data.policies import BINS, SIGNED, VARY, Operation, draw, draw_erasing, draw_jitter, magnitudes, vary
+from backbone.data.policies import (
+    BINS,
+    EVERY,
+    INCREASING,
+    SIGNED,
+    VARY,
+    Operation,
+    draw,
+    draw_erasing,
+    draw_increasing,
+    draw_jitter,
+    increasing,
+    magnitudes,
+    vary,
+)
 from backbone.data.stream import mix
 
 POLICIES: dict[str, Any] = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
@@ -105,6 +121,49 @@ def test_magnitudes_are_torchvisions(policy: str):
             expected = values(BINS, side, side)
             assert found[name] == ((0.0,) if expected is None else tuple(map(float, expected.tolist())))
             assert signed == (name in SIGNED)
+
+
+LIKE_TIMMS = {"Posterize": "PosterizeIncreasing", "Solarize": "SolarizeIncreasing"} | {
+    name: f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")
+}
+
+
+@pytest.mark.parametrize("name", [name for name in INCREASING if name not in GEOMETRIC])
+@pytest.mark.parametrize("level", [0.0, 3.3, 6.0, 7.0, 10.0])
+def test_increasing_operations_are_timms(name: str, level: float):
+    """Of pixels by PIL, with the side that timm draws turned to ours."""
+    picture = pictures(SIDE)["noise"]
+    named = LIKE_TIMMS.get(name, name)
+    for negative in (False, True):
+        given = timm_policies.LEVEL_TO_ARG[named]
+        with mock.patch.object(timm_policies, "_randomly_negate", lambda v, sign=-1 if negative else 1: sign * v):
+            arguments = given(level, {}) if given else ()
+        if name == "Posterize":
+            arguments = (max(1, *arguments),)  # PIL's least
+        expected = np.asarray(timm_policies.NAME_TO_OP[named](Image.fromarray(picture), *arguments)).astype(int)
+        found = ours(picture, Operation(name, increasing(name, level, SIDE, negative)))
+        assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_increasing_shifts_and_turns_are_as_far_as_timms(name: str):
+    given = timm_policies.LEVEL_TO_ARG[f"{name}Rel" if name.startswith("Translate") else name]
+    with mock.patch.object(timm_policies, "_randomly_negate", lambda v: v):
+        (far,) = given(7.0, {})
+    side = 224 if name.startswith("Translate") else 1  # timm's is a share of it
+    assert increasing(name, 7.0, 224, False) == pytest.approx(far * side)
+    assert increasing(name, 7.0, 224, True) == pytest.approx(-far * side)
+
+
+def test_increasing_draws_of_fifteen_each_half_of_the_time():
+    drawn = [draw_increasing(7, 0.5, 224, mix(i)) for i in range(6000)]
+    counts = Counter(one.name for pair in drawn for one in pair)
+    assert set(counts) == set(INCREASING) == set(EVERY) - {"Identity"}
+    assert sum(counts.values()) == pytest.approx(6000, abs=5 * 3000**0.5)
+    assert chi_squared(list(counts.values()), sum(counts.values()) / 15) < 5
+    turns = [abs(one.magnitude) / 3 for pair in drawn for one in pair if one.name == "Rotate"]
+    assert np.mean(turns) == pytest.approx(7, abs=5 * 0.5 / len(turns) ** 0.5)
+    assert np.std(turns) == pytest.approx(0.5, rel=0.2)
 
 
 def chi_squared(counts: list[int], expected: float) -> float:

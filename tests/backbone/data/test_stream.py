@@ -85,6 +85,42 @@ def test_stream_keeps_two_permutations_and_pickles_none():
     assert pickle.loads(pickle.dumps(stream))[25_000] == stream[25_000]
 
 
+def test_without_repeats_the_stream_is_as_ever():
+    plain, repeated = Stream(3, 10), Stream(3, 10, 1, 4)
+    assert [plain[p] for p in range(35)] == [repeated[p] for p in range(35)]
+
+
+@pytest.mark.parametrize("apart", [4, 6, 7])
+def test_repeated_samples_are_apart_and_differ_in_what_they_are_keyed_by(apart: int):
+    num, repeats = 12 * apart, 3
+    stream = Stream(3, num, repeats, apart)
+    found = [stream[position] for position in range(2 * num)]
+    for epoch in range(2):
+        mine = found[epoch * num : (epoch + 1) * num]
+        assert len(set(mine)) == num
+        chosen = order(3, epoch, num)[: num // repeats].tolist()
+        assert sorted(sample for _, sample in mine) == sorted(chosen * repeats)
+        for first in range(0, num, apart):  # a micro-batch holds no two copies
+            assert len({sample for _, sample in mine[first : first + apart]}) == apart
+    turns = {turn for turn, _ in found}
+    assert len({mix(3, turn) for turn in turns}) == len(turns) == 2 * repeats
+    assert {0, 1} < turns  # the first copies are varied as without
+
+
+def test_neighbours_of_a_repeated_sample_are_others_each_time():
+    """Which mixup and CutMix mix."""
+    stream = Stream(5, 72, 3, 8)
+    pairs = [(stream[p][1], stream[p + 1][1]) for p in range(0, 72, 2)]
+    assert len(set(pairs)) == len(pairs)
+    assert all(one != two for one, two in pairs)
+
+
+def test_repeats_of_few_samples_stay_in_range():
+    stream = Stream(5, 5, 3, 8)
+    assert {stream[p][1] for p in range(50)} <= set(range(5))
+    assert [stream[p] for p in range(50)] == [pickle.loads(pickle.dumps(stream))[p] for p in range(50)]
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10, 50_000])
 def test_shares_cover_everything_once(count: int, world: int):

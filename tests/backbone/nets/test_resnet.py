@@ -175,3 +175,31 @@ def test_zero_initialised_units_begin_as_their_shortcut_and_learn(depth: int, pr
     for unit in identities:
         last = (unit.conv3 or unit.conv2) if preact else (unit.bn3 or unit.bn2)
         assert last.weight.grad.any()
+
+
+def test_stochastic_depth_rises_to_the_last_unit_and_leaves_images_their_shortcut() -> None:
+    """In training each image has a unit's branch, scaled up, or its shortcut alone; in evaluation nothing is drawn."""
+    options = NetOptions(net="cifar_resnet", depth=20, shortcut="A", stochastic_depth=0.4)
+    net = build(options, 10)
+    shares = [0.0 if unit.drop is None else unit.drop.p for unit in units(net)]
+    assert shares == pytest.approx([0.4 * k / 8 for k in range(9)])
+    plain = build(options.lasting, 10)
+    plain.load_state_dict(net.state_dict())  # no parameters, no keys
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net.eval().classify(images), plain.eval().classify(images))
+    unit, maps = units(net)[-1], torch.randn(2000, 64, 2, 2).relu()
+    branch = unit.bn2(unit.conv2(torch.relu(unit.bn1(unit.conv1(maps)))))
+    unit.drop.train()
+    torch.manual_seed(3)
+    found = unit(maps)
+    torch.manual_seed(3)
+    assert torch.equal(unit(maps), found)  # drawn from torch's generator
+    left_out = (found - maps).flatten(1).abs().amax(1) < 1e-6
+    assert left_out.float().mean().item() == pytest.approx(0.4, abs=5 * 0.5 / 2000**0.5)
+    torch.testing.assert_close(found[~left_out], (maps + branch / 0.6).relu()[~left_out])
+
+
+def test_an_artifact_says_nothing_of_stochastic_depth() -> None:
+    options = NetOptions(depth=18, stochastic_depth=0.1)
+    assert options.recorded == NetOptions(depth=18).recorded
+    assert NetOptions.model_validate(options.recorded) == options.lasting == NetOptions(depth=18)

@@ -1,6 +1,7 @@
 """Plain lines, a bar on a terminal, TensorBoard files that a reader reads, curves as a picture."""
 
 import io
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,23 @@ def test_a_slow_run_has_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     display.show({**RECORDS[0], "images_per_second": 0.06})
     display.close()
     assert "  0.06 img/s" in capsys.readouterr().out
+
+
+def test_a_full_disk_takes_no_error_s_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Neither a line nor TensorBoard's last words raise anything: the checkpoint's error says what to do, told once."""
+    display = Display(str(tmp_path))
+    for record in RECORDS[:2]:
+        display.show(record)
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))  # no file may grow: as on a full disk, an OSError
+    try:
+        for record in RECORDS:
+            display.show(record)
+        display.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "cannot be written" in line]
+    assert told == [f"log.txt and TensorBoard files of {tmp_path} cannot be written: [Errno 27] File too large"]
+    assert len(lines) == 1 + len(RECORDS)  # and what people read comes all the same

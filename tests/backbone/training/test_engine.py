@@ -53,8 +53,8 @@ def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoint: weights, averages, momentum."""
     state = Store(f"{recipe.run.storage}/{recipe.run_name}/checkpoints").newest(print)
     assert state is not None
-    momentum = {f"momentum{k}": v["momentum_buffer"] for k, v in state["optimizer"]["state"].items()}
-    return {**state["model"], **{f"average.{k}": v for k, v in state["average"].items()}, **momentum}
+    kept = {f"{n}{k}": v for k, one in state["optimizer"]["state"].items() for n, v in one.items()}
+    return {**state["model"], **{f"average.{k}": v for k, v in state["average"].items()}, **kept}
 
 
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -74,6 +74,17 @@ def is_average(name: str) -> bool:
     return "running" in name or "tracked" in name
 
 
+STRONG = {  # as the strong recipes: what is drawn of a sample depends on its place and turn alone
+    "model.stochastic_depth": 0.5,
+    "data.augment": {"kind": "modern", "repeats": 3, "policy": "increasing", "magnitude": 7, "magnitude_std": 0.5}
+    | {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.2},
+    "optim.kind": "lamb",
+    "optim.clip": 1.0,
+    "optim.loss": "bce",
+    "optim.bce_threshold": 0.2,
+    "optim.micro_batch": 8,
+}
+
 OPTIONS = [
     pytest.param({}, id="plain"),
     pytest.param({"optim.ema": 0.9, "optim.clip": 1.0, "optim.nesterov": True, "optim.decay": "conv"}, id="ema-clip"),
@@ -82,6 +93,7 @@ OPTIONS = [
         id="bf16-accumulate",
         marks=pytest.mark.slow,
     ),
+    pytest.param(STRONG, id="strong"),
     pytest.param(
         {"model": {"net": "vgg", "depth": 11, "norm": "none", "width": 0.05}, "schedule.kind": "plateau"}, id="dropout"
     ),
@@ -159,6 +171,17 @@ def test_the_number_of_ranks_may_change_on_the_way(tiny: Make) -> None:
     artifacts = [load(f"{x.run.storage}/{x.name}/artifact")[0].state_dict() for x in (alone, resized)]
     for name in (k for k in artifacts[0] if "tracked" not in k):
         torch.testing.assert_close(artifacts[0][name], artifacts[1][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_what_strong_recipes_draw_does_not_depend_on_ranks(tiny: Make) -> None:
+    """Two steps alone and three on two ranks: five steps alone, bit for bit."""
+    few = {"schedule.total": 5, "run.checkpoint_every": 2, "run.precise_bn": 0, "data.val_images": 4}
+    alone, resized = tiny({**STRONG, **few, "name": "alone"}), tiny({**STRONG, **few, "name": "resized"})
+    run(alone)
+    run(resized, stop_at=2)
+    run_ranks(resized, 2)
+    assert_equal(*({k: v for k, v in weights(x).items() if not is_average(k)} for x in (alone, resized)))
 
 
 @pytest.mark.slow

@@ -68,3 +68,17 @@ def test_a_process_goes_on_to_the_next_run(ray_cluster: Any, tmp_path: Path) -> 
         launch(pid, payload, one)
     assert launch(pid, payload, two) == {"threads": 2}
     assert len({*(tmp_path / "pids").read_text().split()}) == 1
+
+
+def test_waiting_for_room_has_an_end(ray_cluster: Any, tmp_path: Path) -> None:
+    """All four CPUs are others'; the line of the wait says so, and after the time that was given it is over."""
+    (tmp_path / "run.json").write_text("{}")
+    others = ray_cluster.util.placement_group([{"CPU": 4}])
+    ray_cluster.get(others.ready(), timeout=60)
+    try:
+        with pytest.raises(
+            Lost, match=r"^waited 0.001 h .* in vain for 1 worker\(s\) of 1 CPU each: others are at work"
+        ):
+            launch(pid, Payload(str(tmp_path)), Scaling(num_workers=1, wait_at_most=0.001))
+    finally:
+        ray_cluster.util.remove_placement_group(others)

@@ -116,3 +116,16 @@ def test_statistics_of_nothing(tiny: Make) -> None:
         statistics(source, torn(tiny).data)
     source.intact = frozenset({3})
     assert torch.isfinite(statistics(source, torn(tiny).data)["std"]).all()
+
+
+def test_a_net_may_be_judged_larger_than_it_is_trained(tiny: Make) -> None:
+    """And the artifact names that size, at which it is loaded and judged elsewhere."""
+    recipe = tiny({"schedule.total": 2, "data.eval_size": 48, "run.precise_bn": 0})
+    payload = prepare(recipe)
+    task = task_of_payload(payload)
+    assert task.train.batch(range(2))["images"].shape[-1] == 32
+    assert {batch["images"].shape[-1] for batch in task._val_batches} == {48}
+    metrics = pretrain(payload, ALONE, lambda record: None)
+    _, inputs, block = artifact.load(Path(payload.url, "artifact"))
+    assert inputs.size == 48
+    assert block["provenance"]["metrics"]["val_error"] == metrics["val_error"]

@@ -1,5 +1,6 @@
 """Training through Ray: two workers, a killed one, a user's mistake in one, requests that cannot be met."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from backbone.errors import UserError
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.ray_train import Payload, launch
 from backbone.training.recipe import Recipe
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray
 Make = Callable[..., Recipe]
@@ -106,3 +108,26 @@ def test_a_lost_node_changes_nothing(tmp_path: Path) -> None:
     assert "1 on 127.0.0.2, 1 on 127.0.0.3" in done.stdout
     assert "killed a node" in done.stdout
     assert "weights equal" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_node_taken_away_with_notice_costs_one_step(tmp_path: Path) -> None:
+    """`ray drain-node` on the second of two nodes, with no failure allowed and no checkpoint due: the same bits."""
+    words = ["--cases", "two workers", "one worker", "--ranks", "--output", str(tmp_path / "found.json")]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/preemption.py", *words],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=ROOT,
+        env={**os.environ, "RAY_TMPDIR": "/tmp"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two, one = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert "1 on 127.0.0.2, 1 on 127.0.0.3" in two["said"][0]
+    assert one["said"][0] == "1 worker(s) on cpu: 1 on 127.0.0.3"
+    for row in (two, one):
+        assert row["steps lost"] == 1
+        assert row["saved at step"] == row["went on from step"] > 0
+        assert row["trained tensors that differ"] == 0
+    assert two["statistics"] == 0  # of as many workers

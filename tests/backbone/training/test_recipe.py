@@ -36,6 +36,8 @@ UNREAD = [
             ("erasing", 0.1),
             ("mixup", 0.2),
             ("cutmix", 1.0),
+            ("repeats", 3),
+            ("magnitude", 5),
         )
     ),
     ({}, "data.train", "a"),
@@ -51,6 +53,14 @@ UNREAD = [
     ({}, "schedule.hold_until_error", 50),
     ({}, "schedule.hold_at_most", 5),
     ({"optim.momentum": 0}, "optim.nesterov", True),
+    ({}, "optim.betas", [0.9, 0.95]),
+    ({"optim.kind": "lamb"}, "optim.momentum", 0.95),
+    ({"optim.kind": "adamw"}, "optim.nesterov", True),
+    ({}, "optim.bce_threshold", 0.2),
+    ({"data.augment.policy": "trivial"}, "data.augment.magnitude", 5),
+    ({"data.augment.policy": "rand"}, "data.augment.magnitude_std", 0.5),
+    ({"model.net": "vgg", "model.depth": 11}, "model.stochastic_depth", 0.1),
+    ({"model.shortcut": "none"}, "model.stochastic_depth", 0.1),
     ({"scaling.num_workers": 0}, "scaling.min_workers", 1),
 ]
 
@@ -87,6 +97,11 @@ def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
         ({"data.augment.area": [0, 1]}, "smaller, larger"),
         ({"data.augment.area": [0.5, 1.5]}, "smaller, larger"),
         ({"data.augment.mixup": -1}, "mixup"),
+        ({"optim.kind": "adamw", "optim.betas": [0.9, 1]}, r"optim\.betas\.1: .*less than 1"),
+        ({"data.augment.policy": "rand", "data.augment.magnitude": 7.5}, "a whole number of 30"),
+        ({"data.augment.policy": "increasing", "data.augment.magnitude": 11}, "takes 0 to 10"),
+        ({"data.eval_size": 8}, "give 16 pixels or more"),
+        ({"data.eval_size": 256, "data.normalize": "pixel"}, "leave eval_size out"),
         ({"data.augment.mixup": 0.2, "optim.batch": 15}, "must be even"),
         ({"data.augment.cutmix": 1, "optim.batch": 30, "optim.micro_batch": 15}, "must be even"),
         ({"optim.batch": 256, "optim.micro_batch": 30}, r"near it: \[8, 16, 32\]"),
@@ -132,6 +147,7 @@ def test_peak_lr_scales_with_the_batch():
 
 SAME = {
     "name": "other",
+    "published": "99.9 % somewhere",
     "data.train": "s3://elsewhere/train",
     "data.val": "s3://elsewhere/val",
     "data.cache": "/tmp",
@@ -143,6 +159,9 @@ SAME = {
     "scaling.use_gpu": True,
     "scaling.cpus_per_worker": 3,
     "scaling.max_failures": 0,
+    "scaling.notice_every": 30,
+    "scaling.grace": 0,
+    "scaling.wait_at_most": 1,
     "scaling.placement": "SPREAD",
     "scaling.autoscales": True,
     "run.storage": "s3://runs",
@@ -169,6 +188,11 @@ OTHER = {
     "run.precise_bn": 0,
     "run.export": "best",
     "data.hold_out": 5,
+    "data.eval_size": 288,
+    "data.augment.repeats": 2,
+    "model.stochastic_depth": 0.1,
+    "optim.kind": "lamb",
+    "optim.loss": "bce",
 }
 
 

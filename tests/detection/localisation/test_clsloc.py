@@ -57,8 +57,7 @@ def root(tmp_path: Path) -> Path:
 def test_classes_boxes_and_sizes(root: Path, tmp_path: Path) -> None:
     train = open_clsloc(f"{root}:train_loc", str(tmp_path / "cache"))
     assert train.classes == (DOG, CAT)  # sorted, as class folders are
-    assert train.targets.tolist() == [1, 1, 0]
-    assert train.labels.tolist() == [0, 1, 2]  # which image it is, see `LocatedSource`
+    assert train.labels.tolist() == [1, 1, 0]
     assert train.boxes(0).tolist() == [[0, 0, 10, 20]]  # pixels 1 to 10 are 10 wide
     assert train.boxes(1).tolist() == [[4, 5, 30, 40]]  # not the dog in a cat's picture
     assert train.sides.tolist() == [[40, 60], [40, 60], [50, 70]]
@@ -67,12 +66,12 @@ def test_classes_boxes_and_sizes(root: Path, tmp_path: Path) -> None:
     assert ["1 boxes that are empty or of another class" in one.as_line() for one in train.findings] == [True]
     again = pickle.loads(pickle.dumps(train))
     assert again.boxes(1).tolist() == train.boxes(1).tolist()
-    assert again.targets.tolist() == [1, 1, 0]
+    assert again.labels.tolist() == [1, 1, 0]
 
 
 def test_validation_images_have_the_class_of_their_objects(root: Path, tmp_path: Path) -> None:
     val = open_clsloc(f"{root}:val", str(tmp_path / "cache"))
-    assert [val.classes[k] for k in val.targets] == [DOG, CAT, DOG]
+    assert [val.classes[k] for k in val.labels] == [DOG, CAT, DOG]
     assert val.boxes(1).tolist() == [[0, 0, 20, 20], [30, 0, 60, 20]]
 
 

@@ -1,0 +1,155 @@
+"""Several hosts on this machine: network namespaces, joined by a wire that can be slow, lossy or cut. Needs root.
+
+The wire is this process: each host's network card is a TUN device whose packets it passes on, late or not at all. So it
+needs no netem, which many kernels lack, and the hosts' own TCP meets what it would meet on such a network.
+"""
+
+import contextlib
+import fcntl
+import heapq
+import os
+import random
+import selectors
+import signal
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbone.errors import UserError
+
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+MTU = 60_000
+"""Large, as the wire costs processor time by the packet."""
+
+
+def _ip(*words: str) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise UserError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def why_not() -> str:
+    """Why there can be no hosts here; empty: there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if not Path("/dev/net/tun").exists():
+        return "there is no /dev/net/tun"
+    try:
+        name = f"rb{os.getpid()}"
+        _ip("netns", "add", name)
+        _ip("netns", "del", name)
+    except (UserError, OSError) as error:
+        return f"no network namespaces: {error}"
+    return ""
+
+
+@dataclass
+class Host:
+    """A namespace with one network card, `eth0`."""
+
+    name: str
+    address: str
+    fd: int
+
+    def start(self, words: list[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a command on this host; what it says is added to `log`."""
+        with log.open("ab") as file:
+            command = ["ip", "netns", "exec", self.name, *words]
+            return subprocess.Popen(command, env=dict(env), stdout=file, stderr=file, start_new_session=True)
+
+    def pids(self) -> list[int]:
+        """All its processes."""
+        return [int(pid) for pid in _ip("netns", "pids", self.name).split()]
+
+    def signal(self, signum: int) -> None:
+        """Send all its processes a signal."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def kill(self) -> None:
+        """As a power cut."""
+        deadline = time.monotonic() + 30
+        while self.pids() and time.monotonic() < deadline:
+            self.signal(signal.SIGKILL)
+            time.sleep(0.1)
+
+
+class Wire(threading.Thread):
+    """Passes packets on between hosts. Its attributes may be set at any time."""
+
+    def __init__(self, hosts: list[Host], seed: int) -> None:
+        super().__init__(daemon=True)
+        self.hosts = {host.address: host for host in hosts}
+        self.delay, self.loss = 0.0, 0.0
+        """Seconds one way, and the share of packets that are lost."""
+
+        self.cut: set[str] = set()
+        """Names of hosts from and to which nothing comes."""
+
+        self.passed = self.dropped = 0
+        self._random, self._over = random.Random(seed), False
+
+    def run(self) -> None:
+        ready = selectors.DefaultSelector()
+        for host in self.hosts.values():
+            ready.register(host.fd, selectors.EVENT_READ, host)
+        late: list[tuple[float, int, int, bytes]] = []
+        while not self._over:
+            wait = max(0.0, late[0][0] - time.monotonic()) if late else 0.2
+            for key, _ in ready.select(min(wait, 0.2)):
+                for _ in range(64):
+                    try:
+                        packet = os.read(key.fd, 65536)
+                    except BlockingIOError:
+                        break
+                    to = self.hosts.get(".".join(map(str, packet[16:20]))) if packet[0] >> 4 == 4 else None
+                    if to is None:
+                        continue
+                    lost = self.loss and self._random.random() < self.loss
+                    if lost or self.cut & {key.data.name, to.name}:
+                        self.dropped += 1
+                        continue
+                    self.passed += 1
+                    heapq.heappush(late, (time.monotonic() + self.delay, self.passed, to.fd, packet))
+            while late and late[0][0] <= time.monotonic():
+                _, _, fd, packet = heapq.heappop(late)
+                with contextlib.suppress(OSError):  # its queue is full: lost, as on any network
+                    os.write(fd, packet)
+
+    def end(self) -> None:
+        """Stop passing on."""
+        self._over = True
+        self.join(5)
+
+
+@contextlib.contextmanager
+def network(count: int, seed: int = 0) -> Generator[tuple[list[Host], Wire]]:
+    """So many hosts, 10.77.0.1 and up, and their wire; at the end all of their processes are killed."""
+    hosts: list[Host] = []
+    try:
+        for number in range(1, count + 1):
+            name, card = f"rb{os.getpid()}-{number}", f"rb{os.getpid() % 10**6}t{number}"
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH", card.encode(), IFF_TUN | IFF_NO_PI))
+            _ip("netns", "add", name)
+            hosts.append(Host(name, f"10.77.0.{number}", fd))
+            _ip("link", "set", card, "netns", name, "name", "eth0")
+            _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "mtu", str(MTU), "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        wire = Wire(hosts, seed)
+        wire.start()
+        yield hosts, wire
+        wire.end()
+    finally:
+        for host in hosts:
+            host.kill()
+            os.close(host.fd)
+            with contextlib.suppress(UserError):
+                _ip("netns", "del", host.name)

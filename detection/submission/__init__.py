@@ -1,0 +1,1 @@
+"""The files that ILSVRC's test server takes: classification, localisation, detection."""

@@ -21,6 +21,7 @@ from detection import artifact as detectors
 from detection.data.loader import DIVISOR
 from detection.detections import Detections
 from detection.evaluate import detect_views, view_of
+from detection.nets import Semantic
 from detection.serving.options import Limits
 from detection.serving.questions import IMAGE, Answer, Question, Refused, as_json, check_pixels
 

@@ -1,9 +1,10 @@
 """A detector with masks and a backbone, as artifacts and behind the HTTP application without Ray."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -27,16 +28,17 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 from detection.options import detector_options
 from detection.serving.app import make_app
 
+MASKS = SMALL["detector"] | {"kind": "fpn", "masks": True}
 NAMES = ("blue", "red", "green")
 Client = Callable[..., "asynccontextmanager[httpx.AsyncClient]"]
 
 
-def write_detector(url: Path, seed: int = 0, masks: bool = True) -> str:
-    """A detector's artifact of random weights that finds something everywhere."""
+def write_detector(url: Path, seed: int = 0, detector: Mapping[str, Any] = MASKS) -> str:
+    """A detector's artifact of random weights; one that finds boxes finds something everywhere."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = build_backbone(NetOptions(net="resnet", depth=18, width=0.125), 3)
-        options = detector_options(SMALL["detector"] | {"kind": "fpn", "masks": masks})
+        options = detector_options(dict(detector))
         inputs = InputConvention(size=64, channel_order="BGR", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
         artifact.save(url, build(options, net, 3), inputs, Categories(NAMES, (7, 3, 20)), (64, 96), {})
     return str(url)

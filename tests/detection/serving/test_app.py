@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,9 +21,10 @@ from safetensors.torch import load as load_tensors
 import backbone
 import detection
 from backbone.data.augment import evaluation_view
-from detection.serving.models import Model
+from backbone.errors import UserError
+from detection.serving.models import Model, load
 from detection.serving.options import Limits
-from tests.detection.serving.conftest import Server, picture
+from tests.detection.serving.conftest import Server, picture, write_detector
 
 SIZES = ((64, 96), (80, 80), (200, 70), (33, 47))
 
@@ -266,3 +268,10 @@ def test_damaged_bodies_are_answered_with_a_4xx(models: dict[str, Model]) -> Non
     assert fault(post(server, "/detect", b"")) == (400, "no_image")
     assert fault(post(server, "/detect", b"GIF89a" + bytes(50))) == (415, "not_an_image")
     assert post(server, "/detect", png(image)).status_code == 200
+
+
+def test_a_detector_that_finds_no_boxes_is_not_served(tmp_path: Path) -> None:
+    semantic = {"kind": "semantic", "norm": "frozen", "freeze_at": 1, "channels": 16, "head_channels": 64}
+    url = write_detector(tmp_path / "pixels/artifact", detector=semantic)
+    with pytest.raises(UserError, match="pixels/artifact: a detector of kind semantic finds no boxes"):
+        load("pixels", url)

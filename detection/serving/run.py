@@ -187,7 +187,8 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
         UserError: an artifact does not verify, there is no token, no room, or the address is not to be had.
     """
     token = token_hash(options)
-    if options.detach and not joins():
+    joined = joins()
+    if options.detach and not joined:
         raise UserError(
             "detach: no Ray cluster runs here, and one of this command's own ends with it: ray start --head"
         )
@@ -212,7 +213,7 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
 
     def end() -> None:
         serve.delete(options.name)
-        if listens and not serve.status().applications:
+        if joined and listens and not serve.status().applications:
             serve.shutdown()
         if started:
             ray.shutdown()

@@ -111,6 +111,20 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
         serve.shutdown()
 
 
+def test_a_configuration_file_gives_the_jobs_options_and_always_wants_a_token(
+    artifacts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detection.serving.run import application
+
+    args = {"artifact": [f"{name}={folder}" for name, folder in artifacts.items()], "max_replicas": 2}
+    with pytest.raises(UserError, match=r"host 0\.0\.0\.0: others reach it, so a token is needed"):
+        application(args)
+    monkeypatch.setenv("RAYBONE_SERVE_TOKEN", "a-token-of-thirty-two-characters")
+    application(args)
+    with pytest.raises(UserError, match="replica_count"):
+        application({**args, "replica_count": 2})
+
+
 def replicas(name: str) -> list[int]:
     """Process ids of an application's replicas that hold artifacts."""
     title = f":ServeReplica:{name}:replica"

@@ -2,7 +2,6 @@
 
 python jobs/gains.py --config jobs/recipes/quickstart/demo.yaml
 python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml
-python jobs/gains.py --config jobs/recipes/quickstart/gains.yaml --dry-run
 python jobs/gains.py --config jobs/recipes/starter/gains.yaml --rows.yours.artifact runs/my-backbone/artifact \\
     --finetune_with.data.train boxes:train --finetune_with.data.val boxes:val
 ray job submit --working-dir . -- python jobs/gains.py --config ... --storage /shared/runs

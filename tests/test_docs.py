@@ -12,12 +12,11 @@ from backbone.cli import parse
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.pruning import Listing
 from backbone.training.compare import Comparison
-from detection.serving.options import Serving
 from tests.test_readme import MODELS, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-JOBS = {**MODELS, "curves": Comparison, "list": Listing, "serve": Serving}
+JOBS = {**MODELS, "curves": Comparison, "list": Listing}
 
 
 def blocks(text: str) -> list[str]:

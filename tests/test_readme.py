@@ -38,6 +38,7 @@ from detection.localisation.recipe import Localise
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
 from detection.recipe import DetectorEvaluation, Finetune
+from detection.serving.options import Serving
 from detection.submission.options import Submission
 from jobs.doctor import Doctor
 from tests.conftest import TINY
@@ -74,6 +75,7 @@ MODELS = {
     "entry": Entry,
     "submit": Submission,
     "alternate": Alternating,
+    "serve": Serving,
 }
 
 

@@ -78,11 +78,11 @@ class Proposals(RegionProposalNetwork):
         scores = torch.sigmoid(scores.gather(1, top))
         clipped = [
             clip_boxes_to_image(boxes[index], sides)
-            for boxes, index, sides in zip(proposals, top, image_shapes, strict=True)
+            for boxes, index, sides in zip(proposals.unbind(), top.unbind(), image_shapes, strict=True)
         ]
         sound = [
             ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1) & (own >= self.score_thresh)
-            for boxes, own in zip(clipped, scores, strict=True)
+            for boxes, own in zip(clipped, scores.unbind(), strict=True)
         ]
         found = []
         for i, (boxes, count) in enumerate(zip(clipped, counts(sound), strict=True)):

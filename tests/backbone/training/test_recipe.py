@@ -151,6 +151,7 @@ SAME = {
     "data.train": "s3://elsewhere/train",
     "data.val": "s3://elsewhere/val",
     "data.cache": "/tmp",
+    "data.keep_gb": 1.0,
     "data.workers": 0,
     "data.remote_cpus": 2,
     "data.resident": True,

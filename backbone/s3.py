@@ -109,6 +109,9 @@ class S3(S3FileSystem):
 
     makedirs = sync_wrapper(_makedirs)
 
+    async def _mkdir(self, path: str, acl: Any = "", create_parents: bool = True, **_: Any) -> None:
+        """Likewise."""
+
 
 def open_s3(query: str) -> S3:
     """The file system, with what a URL says after its `?`: region, endpoint_override, scheme, anonymous.

@@ -7,13 +7,11 @@ import pytest
 
 from backbone.artifact import read_config
 from backbone.cli import validate
-from backbone.data.options import StoredData
 from backbone.data.prepare.options import Prepare
 from backbone.data.prepare.prepare import prepare
 from backbone.interop.export import export
 from backbone.job import submit
 from backbone.storage import filesystem, names_in
-from backbone.training import ray_train
 from backbone.training.pretrain import PRETRAIN
 from backbone.training.recipe import Recipe
 from detection import gains
@@ -96,16 +94,3 @@ def test_everything_in_a_bucket(s3: Bucket, tmp_path: Path, monkeypatch: pytest.
     assert folder == f"{s3.url}/runs/compared"
     assert "report.html" in names_in(folder)
     assert not list(nowhere.iterdir())
-
-
-@pytest.mark.ray
-def test_workers_of_a_cluster_train_in_a_bucket(
-    s3: Bucket, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two, by Ray Train, whose own record goes there, too."""
-    for name, value in s3.environment.items():
-        monkeypatch.setitem(ray_train.ENVIRONMENT, name, value)
-    write_tiny_shards(s3)
-    outcome = submit(PRETRAIN, tiny_on(s3, tmp_path / "cache", **{"scaling.num_workers": 2}))
-    assert {"artifact", "checkpoints", "ray"} <= names_in(outcome.url)
-    assert isinstance(tiny_on(s3, tmp_path).data, StoredData)

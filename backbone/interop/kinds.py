@@ -2,7 +2,6 @@
 
 import io
 import re
-import struct
 import zipfile
 from collections.abc import Sequence
 
@@ -70,7 +69,7 @@ def kind(name: str, data: bytes) -> str:
 def _zip(name: str, data: bytes) -> str:
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that are no text
         raise UserError(f"{name}: damaged, or cut off: a zip, as torch.save writes it, without its end") from error
     leaves = {member.partition("/")[2] or member for member in members}
     if "constants.pkl" in leaves or any(leaf.startswith("code/") for leaf in leaves):

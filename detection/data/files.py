@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from backbone.data.findings import Findings
 from backbone.data.formats import IMAGES
 from backbone.data.listing import THREADS
+from backbone.errors import StorageLost
 from backbone.storage import filesystem
 
 MOST = 1_000_000  # files that are looked through for those that are not where they should be
@@ -79,7 +80,9 @@ def locate(root: str, names: Sequence[str], findings: Findings) -> tuple[list[st
     tidy = [posixpath.normpath(name) for name in names]
     try:
         there = present(fs, base, {posixpath.dirname(name) for name in tidy})
-    except (OSError, NotImplementedError):
+    except StorageLost:
+        raise  # nothing can be read there either
+    except (OSError, NotImplementedError):  # no right to list, or no listings: what is missing is named when read
         return list(names), np.zeros(len(names), bool)
     lost = np.array([name not in there for name in tidy], bool)
     if not lost.any():

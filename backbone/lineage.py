@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.lease import FILE as LEASE
 from backbone.lease import at_work
 from backbone.storage import filesystem, join
@@ -175,6 +175,8 @@ def _read(storage: str, name: str, files: dict[str, dict[str, Any]]) -> Held:
     holder = at_work(url) if LEASE in files else None
     try:
         told = _told(url, files)
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # half written, or damaged
         told = {"kind": "unknown", "state": "failed", "why": f"its files cannot be read: {error}"}
     if holder:
@@ -211,7 +213,10 @@ def _training(url: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     kind = next((kind for kind in ("detector", "localiser") if kind in recipe), "backbone")
     place = recipe.get("backbone") or recipe.get("from_detector") or ""
     took = None if recipe.get("from_scratch") else known["data"].get("backbone")
-    told: dict[str, Any] = {"kind": kind, "origins": (Origin(place, took),) if place else ()}
+    origins = [Origin(place, took)] if place else []
+    if recipe.get("proposals"):
+        origins.append(Origin(recipe["proposals"], known["data"].get("proposals")))
+    told: dict[str, Any] = {"kind": kind, "origins": tuple(origins)}
     if "artifact/config.json" in files and (kind == "backbone" or any(path.startswith("results/") for path in files)):
         block, _ = _artifact(url)
         best, headline = worth(block["provenance"]["metrics"])
@@ -232,7 +237,7 @@ def how_it_ended(log: str) -> tuple[State, str]:
         return "stopped", said if said.startswith("stopped") else f"without a word, after: {said}"
     error = next((line for line in reversed(lines[last:]) if re.match(r"[\w.]+(: |$)", line)), lines[-1])
     kind, _, what = error.partition(": ")
-    lost = kind.endswith(("errors.Lost", "KeyboardInterrupt"))  # submitted again it goes on
+    lost = kind.endswith(("errors.Lost", "errors.StorageLost", "KeyboardInterrupt"))  # submitted again it goes on
     return "stopped" if lost else "failed", f"{kind.rpartition('.')[2]}: {what}" if what else kind
 
 

@@ -71,8 +71,8 @@ def choose(runs: Sequence[Held], asked: Listing, now: float | None = None) -> tu
     parents = came_from(runs)
     removals, kept = [], []
     for run in runs:
-        if now - run.updated < asked.older_than * DAY:
-            continue
+        if asked.older_than and (not run.updated or now - run.updated < asked.older_than * DAY):
+            continue  # what has no time may be of today
         at_it = _at_work_above(run, runs)
         whole = run.state in asked.prune and run.kind in WHOLE
         if not whole and not ("checkpoints" in asked.prune and run.state == "finished" and run.checkpoints):
@@ -81,6 +81,8 @@ def choose(runs: Sequence[Held], asked: Listing, now: float | None = None) -> tu
             kept.append(f"{run.name}: stays, {at_it} is not finished")
         elif whole and "/" in run.name:
             kept.append(f"{run.name}: stays, it is part of another")
+        elif whole and "artifact/config.json" in run.files:
+            kept.append(f"{run.name}: stays, it has an artifact")
         elif whole and run.name in parents:
             kept.append(f"{run.name}: stays, {parents[run.name]} came from it")
         else:

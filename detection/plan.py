@@ -2,8 +2,7 @@
 
 from backbone.nets.count import parameters
 from backbone.training import schedule
-from backbone.training.plan import doubts, lr_curve, lr_line
-from backbone.training.precision import foretold
+from backbone.training.plan import course, doubts
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.contract import DetectionSource
 from detection.data.options import DetectionAugment
@@ -29,8 +28,6 @@ def describe(recipe: Finetune) -> str:
     detector = build_detector(recipe, net, train)
     taken = begin(recipe, detector, train)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
-    workers = recipe.scaling.processes
-    accumulation = recipe.optim.batch / micro_batch / workers
     classes = len(train.categories)
     metrics = block["provenance"].get("metrics", {})
     worth = f", {100 - metrics['val_error']:.1f} % top-1" if "val_error" in metrics else ""
@@ -52,17 +49,7 @@ def describe(recipe: Finetune) -> str:
         ("images", f"{_counted(train)} training with {train.num_objects().sum():,} objects, {len(val):,} validation"),
         ("size", f"shorter side {side}, longer side up to {data.longer_side} pixels"),
         *([("jitter", jitter_line(data.augment))] if data.augment.canvas else []),
-        (
-            "steps",
-            f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
-        ),
-        ("precision", foretold(recipe, run_url(recipe))),
-        (
-            "batch",
-            f"{recipe.optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)",
-        ),
-        ("lr", lr_line(recipe, steps)),
-        ("", lr_curve(recipe, steps)),
+        *course(recipe, steps, micro_batch),
         *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)

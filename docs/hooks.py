@@ -5,9 +5,9 @@ no public address that is known.
 """
 
 import base64
+import inspect
 import json
 import re
-import textwrap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -130,7 +130,7 @@ def reference(job: str, models: tuple[type[BaseModel], ...]) -> str:
     for model in models:
         if len(models) > 1:
             lines += [f"## {model.__name__}", ""]
-        lines += [textwrap.dedent(model.__doc__ or "").strip(), ""]
+        lines += [inspect.cleandoc(model.__doc__ or "").strip(), ""]
         sections = dict[str, list[tuple[str, str, str, str]]]()
         for row in rows(model):
             sections.setdefault(row[0].rpartition(".")[0], []).append(row)

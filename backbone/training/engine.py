@@ -123,6 +123,7 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
                 unproven = False
             if leaving:
                 checkpointer.wait()
+                world.gather(None)  # who leaves first may take the one that still writes along
                 raise Leaving(leaving)
 
             ends = progress.step == steps.total
@@ -338,11 +339,12 @@ class Trainer:
         self.task.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            if "fused" in group:
-                group["fused"] = own  # this device's, not that of the one the run began on
+        saved = state["optimizer"]
+        groups = [  # fused as on this device, not on the one the run began on; AdamW's step is put where that says
+            {**group, **({"fused": own["fused"]} if "fused" in own else {})}
+            for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         return Progress.from_dict(state["progress"])
 

@@ -149,6 +149,19 @@ def _rates(recipe: TrainingRecipe, steps: schedule.Steps, at: list[int]) -> list
     return [learning_rate(recipe.schedule, recipe.optim, steps, step, events) for step in at]
 
 
+def course(recipe: TrainingRecipe, steps: schedule.Steps, micro_batch: int) -> list[tuple[str, str]]:
+    """The lines of a plan that say how a training goes, whatever is trained."""
+    batch, workers = recipe.optim.batch, recipe.scaling.processes
+    shared = f"{micro_batch} a micro-batch x {batch // micro_batch / workers:g} accumulated x {workers} worker(s)"
+    return [
+        ("steps", f"{steps.total:,} of {batch} images: {steps.total * steps.batch / steps.num_samples:.1f} epochs"),
+        ("precision", foretold(recipe, run_url(recipe))),
+        ("batch", f"{batch} = {shared}"),
+        ("lr", lr_line(recipe, steps)),
+        ("", lr_curve(recipe, steps)),
+    ]
+
+
 def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     optim, s = recipe.optim, recipe.schedule
     peak = f"peak {optim.peak_lr:g}"

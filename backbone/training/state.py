@@ -156,7 +156,10 @@ class Store:
             whole = set(self.steps())
             names = {str(entry).rstrip("/").split("/")[-1] for entry in self.fs.ls(self.path, detail=False)}
             for name in names:
-                if name.startswith("step-") and int(name.removeprefix("step-")) not in whole:
+                step = name.removeprefix("step-")
+                if step == name or not step.isdecimal() or int(step) in whole:
+                    continue
+                if not self.fs.exists(join(self.path, name, "manifest.json")):  # a listing before may have been older
                     found.add(name)
                     self.fs.rm(join(self.path, name), recursive=True)
         abandon: Callable[[str], list[str]] = getattr(self.fs, "abandon", lambda path: [])

@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 from backbone.data.findings import Finding
 from backbone.data.index import digest, is_fresh, map_arrays, pack, store, unpack, unpack_all
 from backbone.data.listing import THREADS
-from backbone.errors import BadImage, UserError
+from backbone.errors import BadImage, StorageError, UserError
 from detection.data.annotated import decode_as, index_path, read, shown
 from detection.data.contract import Categories, Objects
 from detection.data.label_map import IGNORED, regions
@@ -114,6 +114,8 @@ class VocSegments:
         """Image i, uint8 [H, W, 3], RGB, of the size of its map; BadImage where it is not, or cannot be read."""
         try:
             data = read(self._place(i)[0], f"{IMAGES}/{unpack(self._arrays, 'files', i)}")
+        except StorageError:
+            raise
         except OSError as error:
             raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
         return decode_as(data, self.name(i), *map(int, self.sizes[i]))
@@ -160,7 +162,7 @@ def _names(folder: str) -> tuple[str, ...]:
     """Of labels 1, 2, ...: labelmap.txt's, or VOC's twenty where there is none."""
     try:
         lines = read(folder, NAMES).decode().splitlines()
-    except OSError:
+    except FileNotFoundError:
         return CLASSES
     names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     names = [name for name in names if name != "ignored"]

@@ -3,8 +3,7 @@
 from backbone import artifact as backbones
 from backbone.nets.count import parameters
 from backbone.training import schedule
-from backbone.training.plan import doubts, lr_curve, lr_line, stored_bytes
-from backbone.training.precision import foretold
+from backbone.training.plan import course, doubts, stored_bytes
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.localisation.localise import build_localiser, classes_of, loading
 from detection.localisation.recipe import ClsLocData, Localise
@@ -28,8 +27,6 @@ def describe(recipe: Localise) -> str:
     localiser = build_localiser(recipe, net)
     frozen, trained = count_norms(localiser)
     steps = schedule.in_steps(recipe.schedule, recipe.optim.batch, len(train))
-    workers = recipe.scaling.processes
-    accumulation = recipe.optim.batch / micro_batch / workers
     metrics = block["provenance"].get("metrics", {})
     worth = f", {100 - metrics['val_error']:.1f} % top-1" if "val_error" in metrics else ""
     places = (recipe.data.train, recipe.data.val) if isinstance(recipe.data, ClsLocData) else ("", "")
@@ -43,17 +40,7 @@ def describe(recipe: Localise) -> str:
         ),
         ("policy", f"{frozen} norms frozen, {trained} trained; {recipe.localiser.freeze_at} of 5 parts fixed"),
         ("images", f"{len(train):,} training, {len(val):,} validation ({recipe.data.source}), {inputs.size} pixels"),
-        (
-            "steps",
-            f"{steps.total:,} of {recipe.optim.batch} images: {steps.total * steps.batch / len(train):.1f} epochs",
-        ),
-        ("precision", foretold(recipe, run_url(recipe))),
-        (
-            "batch",
-            f"{recipe.optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)",
-        ),
-        ("lr", lr_line(recipe, steps)),
-        ("", lr_curve(recipe, steps)),
+        *course(recipe, steps, micro_batch),
         ("disk", f"{stored_bytes(recipe, parameters(localiser)) / 2**30:.2f} GiB of checkpoints and artifact"),
         *[("warning", text) for text in doubts(recipe, len(train), *places)],
     ]

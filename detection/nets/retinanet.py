@@ -17,6 +17,7 @@ from backbone.errors import UserError
 from backbone.nets import Backbone
 from detection.nets import policy
 from detection.nets.contract import BoxDetector, Features, prune, to_float
+from detection.nets.sampling import BestToo
 from detection.options import RetinaOptions
 
 STAGES = ("C3", "C4", "C5")
@@ -35,7 +36,7 @@ class Retina(BoxDetector[RetinaOptions]):
         super().__init__()
         self.options = options
         self.backbone, self.anchor_generator, self.head = features, anchors, head
-        self.matcher = Matcher(options.fg_iou, options.bg_iou, allow_low_quality_matches=True)
+        self.matcher = BestToo(options.fg_iou, options.bg_iou)
         self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         for part in (head.classification_head, head.regression_head):
             part.register_forward_hook(to_float)

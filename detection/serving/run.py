@@ -132,7 +132,7 @@ def application(args: dict[str, Any]) -> serve.Application:
     Raises:
         UserError: a mistake in the options, an artifact that does not verify, or no token.
     """
-    options = validate(Serving, {"host": "0.0.0.0", **args}, "args")
+    options = validate(Serving, {**args, "host": "0.0.0.0"}, "args")
     return bound(options, token_hash(options), verified(options))
 
 

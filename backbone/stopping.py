@@ -98,11 +98,11 @@ def deferred(grace: float) -> Generator[Callable[[], str]]:
     try:
         yield deferral.look
     finally:
-        _deferrals.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _deferrals.clear()
         signal.signal(signal.SIGALRM, before)
-        if _asked:
-            raise Stopped(_asked[0])
+    if _asked:  # an error of the block's own, such as a full disk, is told instead
+        raise Stopped(_asked[0])
 
 
 def until(done: Callable[[float], bool], ask: Callable[[], float]) -> None:

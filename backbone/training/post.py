@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,17 @@ class Post:
             Lost: the driver's node is not reached.
         """
         import ray
-        from ray.exceptions import GetTimeoutError
+        from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-        try:
-            ray.get(self.box.put.remote(record), timeout=PATIENCE)
-        except GetTimeoutError as error:
-            raise Lost(f"the node of the run's driver does not answer for {PATIENCE} s") from error
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                ray.get(self.box.put.remote(record), timeout=PATIENCE)
+                return
+            except (GetTimeoutError, ActorUnavailableError) as error:  # the second may pass
+                if time.monotonic() > until:
+                    raise Lost(f"the node of the run's driver does not answer for {PATIENCE} s") from error
+                time.sleep(POLL)
 
     def get(self, timeout: float) -> list[dict[str, Any] | None]:
         """The next record; none where no one comes in `timeout` seconds. RayError: the process is gone."""
@@ -97,7 +102,7 @@ class Post:
         A thread asks for it: a network that is slow or cut must not hold up the loop.
         """
         import ray
-        from ray.exceptions import GetTimeoutError, RayError
+        from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
         latest, over = [""], threading.Event()
 
@@ -105,7 +110,7 @@ class Post:
             while not over.wait(POLL):
                 try:
                     latest[:] = [ray.get(self.box.asked.remote(), timeout=PATIENCE)]
-                except GetTimeoutError:
+                except (GetTimeoutError, ActorUnavailableError):
                     continue
                 except RayError:  # the run has ended
                     return
@@ -139,14 +144,15 @@ def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str]) -
     while True:
         try:
             records = post.get(60 if heard else next(pauses))
-            if not records and not heard:
+        except RayError:
+            return
+        if not records and not heard:
+            with suppress(RayError):  # one look at the cluster may fail
                 asked_for = f"{scaling.num_workers} worker(s) of {words(bundle(scaling))} each"
                 display.say(f"waiting for {asked_for}: {missing(scaling)}")
                 if time.monotonic() - since > 3600 * scaling.wait_at_most:
                     hours = f"{scaling.wait_at_most:g} h (scaling.wait_at_most)"
                     in_vain.append(f"waited {hours} in vain for {asked_for}: {missing(scaling)}; submit again to go on")
-        except RayError:
-            return
         for record in records:
             if record is None:
                 return

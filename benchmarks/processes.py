@@ -48,13 +48,16 @@ class Processes:
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                 )
                 self._running[started.pid] = started
-            _, status, used = os.wait4(started.pid, 0)
+            os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until it is taken out
         with self._lock:
+            _, status, used = os.wait4(started.pid, 0)
             del self._running[started.pid]
             self.seconds += used.ru_utime + used.ru_stime
         if status:
             said = log.read_text()[-500:]
-            raise UserError(said.strip().splitlines()[-1] if self._closed else f"{name} failed: {said}")
+            raise UserError(
+                (said.strip().splitlines() or ["stopped"])[-1] if self._closed else f"{name} failed: {said}"
+            )
 
     def close(self) -> None:
         """Stop what runs, so that it can go on later, and begin nothing more."""

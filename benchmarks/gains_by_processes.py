@@ -1,8 +1,8 @@
 """A comparison of jobs/gains.py without Ray: each run a process of its own, `--parallel` of them at a time.
 
 The runs and the report are those that jobs/gains.py makes. After `--minutes` what runs is stopped, and the report is of
-what is finished; the same command goes on. All fine-tunings of one seed come before those of the next, the first named
-recipe's first, so that what a broken off call leaves is a comparison of all rows.
+what is finished; the same command goes on. All fine-tunings of one seed come before those of the next, and rows from
+scratch, the longest, before the others of their recipe, so that what a broken off call leaves is a comparison of all rows.
 """
 
 import argparse
@@ -59,10 +59,10 @@ def in_turn(todo: Plan, blocks: list[str]) -> Plan:
     seeds = sorted({recipe.seed for recipe in todo.pretrainings.values()})
     pretrained = dict(sorted(todo.pretrainings.items(), key=lambda one: seeds.index(one[0].seed)))
 
-    def turn(one: tuple) -> tuple[int, int, int]:
-        key = one[0]
+    def turn(one: tuple) -> tuple[int, int, bool, int]:
+        key, recipe = one
         made = seeds.index(key.pretraining.seed) if key.pretraining else key.seed
-        return blocks.index(key.block), key.seed if key.pretraining else 0, made
+        return key.seed if key.pretraining else 0, blocks.index(key.block), not recipe.from_scratch, made
 
     return Plan(pretrained, dict(sorted(todo.finetunings.items(), key=turn)))
 

@@ -156,7 +156,8 @@ def headlines(summary: dict[str, Any], part: int = 0) -> list[str]:
         line += f", {interval(gain['absolute'], signed)} over {base}"
         if gain["relative"]:
             line += f", relative {signed(gain['relative']['value'], 0)}\u00a0%"
-        lines.append(f"{line}; {_verdict(gain, row, next(r for r in rows if r['label'] == base))}.")
+        against = next(r for r in rows if r["label"] == base)
+        lines.append(f"{line}{_length(row, against)}; {_verdict(gain, row, against)}.")
     return lines
 
 
@@ -183,6 +184,14 @@ ERRORS = (
     "A class of which nothing is found stays at 0, whatever is mended of what it misses. Of 95 % intervals one in "
     "twenty is off by chance."
 )
+
+
+def _length(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """A gain that took longer is not the backbone's alone."""
+    times = row["regime"]["steps"] / base["regime"]["steps"]
+    if times == 1:
+        return ""
+    return f", with {f'{times:.3g} times' if times > 1 else f'1/{1 / times:.3g} of'} its steps of fine-tuning"
 
 
 def _verdict(gain: dict[str, Any], row: dict[str, Any], base: dict[str, Any]) -> str:

@@ -65,6 +65,19 @@ def test_json_holds_pycocotools_numbers(report: GainsReport, summary: dict[str, 
     assert scratch["gain"]["AP"]["verdict"] is None
 
 
+def test_headline_says_how_much_longer_a_row_was_fine_tuned(summary: dict[str, Any]) -> None:
+    best, base, _ = summary["rows"]
+    for steps, told in (
+        (900, ", with 3 times its steps of fine-tuning"),
+        (75, ", with 1/4 of its steps"),
+        (300, "\u00a0%"),
+    ):
+        rows = [row | {"regime": row["regime"] | {"steps": n}} for row, n in ((best, steps), (base, 300))]
+        said, verdict = headlines(summary | {"rows": rows})[0].split("; ")
+        assert said.removesuffix(" of fine-tuning").endswith(told.removesuffix(" of fine-tuning"))
+        assert verdict.startswith("a difference")
+
+
 VERDICTS = r"difference|(in|out)side the interval"
 
 

@@ -2,7 +2,7 @@
 
 The runs and the report are those that jobs/gains.py makes. After `--minutes` what runs is stopped, and the report is of
 what is finished; the same command goes on. All fine-tunings of one seed come before those of the next, and rows from
-scratch, the longest, before the others of their recipe, so that what a broken off call leaves is a comparison of all rows.
+scratch, the longest, before the others of their recipe, so that a broken off call leaves a comparison of all rows.
 """
 
 import argparse

@@ -100,7 +100,6 @@ NUMBER = re.compile(r"(?<![\w.,-])[-+−]?\d[\d,]*(?:\.\d+)?(?![\w]|[.,]\d)")
 NOT_MEASURED = {
     "quickstart_gains": {"3.11": "Python's", "7 GB": "du of .venv", "4 min 2 s": "the command's last line"},
     "input_pipeline": {"224": "pixels of the net's input"},
-    "quickstart_sweep": {"278 s": "the command's last line; its own clock has 277.3"},
     "real_images_cpu": {"164": "the paper's epochs"},
     "coco_scoring": {"12 numbers": "COCO's", "1e-15": "a bound of the largest difference, 2e-18"},
 }

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from backbone.lease import lease
 from backbone.provenance import environment
 from backbone.storage import filesystem, join
+from backbone.training.run import run_url
 from detection.data.contract import DetectionSource
 from detection.data.options import DetectionData
 from detection.improvements.cost import Cost
@@ -132,6 +133,10 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
 
     todo = plan(entry)
     url = place(entry)
+    for training in todo.trainings:  # a mistake in any of them is told before Ray starts and the first one trains
+        left = [recipe for recipe in training.values() if FINETUNE.finished(run_url(recipe)) is None]
+        for recipe in left[:1]:
+            FINETUNE.prepare(recipe, lambda text: None)
     with lease(url, "made", say=say):
         submit_all(FINETUNE, [recipe for training in todo.trainings for recipe in training.values()], say)
         data = {row.label: prepare(row.evaluations[0], lambda text: None).options.data for row in todo.rows}

@@ -152,6 +152,13 @@ def test_one_command_from_backbone_to_table(tmp_path: Path, backbone: str) -> No
     assert any("judging" in line for line in again)
 
 
+def test_a_missing_backbone_is_told_before_ray_starts(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(UserError, match="no backbone artifact here"):
+        run(entry(tmp_path, f"{tmp_path}/none"), said.append)
+    assert said == []
+
+
 def test_costs_are_of_what_is_asked(trained: Path) -> None:
     from detection import artifact
     from detection.data.sources import open_val

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from backbone.pages import style
 from detection.serving.options import Limits, is_token
-from detection.serving.questions import MEGA, Answer, Question, Refused, check_image, too_large, too_long
+from detection.serving.questions import MEGA, Answer, Question, Refused, check_image, too_large, too_long, too_many
 
 Ask = Callable[[Question], Awaitable[Answer | Refused]]
 Observe = Callable[[str, str, int, float], None]
@@ -96,7 +96,8 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     415: {"model": Fault, "description": "neither JPEG nor PNG"},
     422: {"model": Fault, "description": "a parameter is not what it must be"},
     429: {"model": Fault, "description": "too many requests are waiting; Retry-After says when to try again"},
-    503: {"model": Fault, "description": "no replica could answer"},
+    500: {"model": Fault, "description": "a fault of the server's; its log says more"},
+    503: {"model": Fault, "description": "no replica could answer; Retry-After says when to try again"},
 }
 
 
@@ -112,6 +113,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
     """
     app = FastAPI(title="raybone", description=ABOUT, version="1", docs_url=None, redoc_url=None)
     by_name = {model["name"]: model for model in models}
+    under_way = 0
 
     def allowed(request: Request) -> None:
         if token and not is_token(request.headers.get("authorization", ""), token):
@@ -130,8 +132,12 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
 
     async def answered(request: Request, task: Any, name: str | None, **more: Any) -> Response:
         """Read the image and ask; every request ends here in a response, within the limits."""
+        nonlocal under_way
         began, status, model = time.perf_counter(), 500, ""
+        under_way += 1
         try:
+            if under_way > limits.waiting:  # before its body is read
+                raise too_many(limits)
             model = model_for(task, name)
             async with asyncio.timeout(limits.seconds):
                 data = await body_of(request, limits)
@@ -148,12 +154,12 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
             status = refused.status
             return refusal(refused)
         finally:
+            under_way -= 1
             observe(task, model, status, time.perf_counter() - began)
 
     @app.post(
         "/detect",
         response_model=Found,
-        response_model_exclude_none=True,
         openapi_extra=BODY,
         dependencies=guard,
         responses=FAULTS,
@@ -216,6 +222,11 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
     async def other(request: Request, error: HTTPException) -> Response:
         said = f"{error.detail}: {request.method} {request.url.path[:80]}; /docs says what there is"
         return refusal(Refused(error.status_code, "no_such_route", said))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        """It is raised again after the response, and logged by who runs this application."""
+        return refusal(Refused(500, "server_fault", "the server failed to answer; its log says more"))
 
     return app
 

@@ -32,7 +32,7 @@ class Limits(Strict):
     """From a request's first byte to its answer, waiting included. Beyond: 408."""
 
     waiting: int = Field(256, ge=1)
-    """Requests that wait for a replica. Beyond: 429."""
+    """Requests under way in one front, those that wait for a replica included. Beyond: 429."""
 
     values: int = Field(4_000_000, ge=1)
     """Numbers of the whole maps that one answer of /features holds. Beyond: 413."""

@@ -97,3 +97,8 @@ def too_large(limits: Limits) -> Refused:
 def too_long(limits: Limits) -> Refused:
     """What is said when a request's time is over."""
     return Refused(408, "too_long", f"not answered within {limits.seconds:g} s; send it again, or a smaller image")
+
+
+def too_many(limits: Limits) -> Refused:
+    """What is said when more requests wait than may."""
+    return Refused(429, "too_many_requests", f"{limits.waiting:,} requests are under way; try again")

@@ -17,24 +17,27 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
 from backbone.cli import validate
-from backbone.cluster import check_resources, connect, joins
+from backbone.cluster import bundle, connect, joins, room, words
 from backbone.compute import Scaling
 from backbone.errors import UserError, last_line
 from backbone.stopping import heed_again
 from detection.serving.app import make_app
 from detection.serving.models import Look, Model, answers, described, load, look, prepare_process
 from detection.serving.options import LOOPBACK, TOKEN, Serving, token_hash
-from detection.serving.questions import Answer, Question, Refused
+from detection.serving.questions import Answer, Question, Refused, too_many
 from detection.serving.queue import Groups
 
 DEATHS = 3  # replicas that may die of a question before it is refused: it may be what they die of
 PAUSE = 0.2  # seconds until an old replica, which does not know a new artifact yet, is asked again
+DEEP = 8  # times what a replica is working on may lie in its own queue, so that it is never without work
+BACKOFF = 0.05  # seconds, at most, until a front asks again whether a full replica has room; Serve's 0.5 leave it idle
 SURGE = 25  # percent of the replicas that are started beside the old ones when they are replaced, at least one
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 Key = tuple[str, str, tuple[int, int]]  # model, task, padded sides
@@ -48,8 +51,9 @@ class Replica:
         self.options = Serving.model_validate(tree)
         self.hashes, self.urls = hashes, self.options.named()
         self.device = prepare_process(self.options.cpus_per_replica, self.options.use_gpu)
-        # Images are decoded while the net computes, one at a time each, which bounds memory.
+        # Images are decoded while the net computes, one at a time each; no more lie decoded than come next.
         self.decoding, computing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.decoded = asyncio.Semaphore(under_way(self.options))
         self.groups = Groups[Key, tuple[Model, Look], Answer](self._compute, self.options.batch, computing)
         tags = ("model", "task")
         self.seconds = Histogram("raybone_compute_seconds", "Of a group of images.", SECONDS, tags)
@@ -73,15 +77,16 @@ class Replica:
         """What the model says, or why it is not asked."""
         if question.model not in self.urls:
             return Refused(404, "not_here", f"this replica has no {question.model} yet")
-        try:
-            model = await self.model(question.model)
-            loop = asyncio.get_running_loop()
-            seen = await loop.run_in_executor(self.decoding, look, model, question, self.options.limits)
-        except Refused as refused:
-            return refused
-        except UserError as error:
-            return Refused(503, "artifact_gone", str(error))
-        return await self.groups.ask((model.name, question.task, seen.sides), (model, seen))
+        async with self.decoded:
+            try:
+                model = await self.model(question.model)
+                loop = asyncio.get_running_loop()
+                seen = await loop.run_in_executor(self.decoding, look, model, question, self.options.limits)
+            except Refused as refused:
+                return refused
+            except UserError as error:
+                return Refused(503, "artifact_gone", str(error))
+            return await self.groups.ask((model.name, question.task, seen.sides), (model, seen))
 
     def _compute(self, key: Key, asked: Any) -> list[Answer]:
         began = time.perf_counter()
@@ -98,7 +103,8 @@ class Front:
 
     def __init__(self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str):
         self.replicas, self.models, self.token = replicas, models, token
-        self.limits = Serving.model_validate(tree).limits
+        options = Serving.model_validate(tree)
+        self.limits, self.chooses = options.limits, bool(options.resident)
         tags = ("route", "model", "status")
         self.requests = Counter("raybone_requests", "Requests answered or refused.", tags)
         self.seconds = Histogram("raybone_request_seconds", "From a request to its answer.", SECONDS, tags)
@@ -108,22 +114,34 @@ class Front:
 
     async def _ask(self, question: Question) -> Answer | Refused:
         """Asked again where the replica died, which answering twice does not hurt."""
-        handle = self.replicas.options(multiplexed_model_id=question.model)
+        handle = self.replicas.options(multiplexed_model_id=question.model) if self.chooses else self.replicas
         for _ in range(DEATHS):
             try:
-                while isinstance(found := await handle.answer.remote(question), Refused) and found.code == "not_here":
+                while isinstance(found := await _answer(handle, question), Refused) and found.code == "not_here":
                     await asyncio.sleep(PAUSE)  # an old replica, which will soon be gone
                 return found
             except BackPressureError:
-                return Refused(429, "too_many_requests", f"{self.limits.waiting:,} requests are waiting; try again")
+                return too_many(self.limits)
             except RayActorError:
                 continue
+            except RayServeException as error:
+                return Refused(503, "unavailable", f"no replica runs ({type(error).__name__}); try again later")
         return Refused(503, "replicas_died", f"{DEATHS} replicas died with this request; their logs may say why")
 
     def _observe(self, route: str, model: str, status: int, seconds: float) -> None:
         tags = {"route": route, "model": model, "status": str(status)}
         self.requests.inc(1, tags)
         self.seconds.observe(seconds, tags)
+
+
+async def _answer(handle: DeploymentHandle, question: Question) -> Answer | Refused:
+    """A replica's answer; who stops waiting for it takes the question back, so that nobody computes it."""
+    response = handle.answer.remote(question)
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def application(args: dict[str, Any]) -> serve.Application:
@@ -149,21 +167,26 @@ def verified(options: Serving, say: Say = lambda line: None) -> list[dict[str, A
     return found
 
 
+def under_way(options: Serving) -> int:
+    """Questions that a replica works on at a time: one group computes while the next one is decoded."""
+    return 2 * options.batch
+
+
 def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.Application:
     """The application of verified models; `token` is the hash of the one that requests must bring."""
     tree, hashes = options.model_dump(), {model["name"]: model["sha256"] for model in models}
     resources = {"num_cpus": options.cpus_per_replica, "num_gpus": int(options.use_gpu)}
-    under_way = 2 * options.batch  # one group computes while the next one is decoded
     replica = serve.deployment(
         name="replica",
         ray_actor_options=resources,
         autoscaling_config={
             "min_replicas": options.min_replicas,
             "max_replicas": options.max_replicas,
-            "target_ongoing_requests": under_way,
+            "target_ongoing_requests": under_way(options),
         },
-        max_ongoing_requests=2 * under_way,
+        max_ongoing_requests=DEEP * under_way(options),
         max_queued_requests=options.limits.waiting,
+        request_router_config=RequestRouterConfig(max_backoff_s=BACKOFF),
         max_surge_percent=SURGE,
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=options.limits.seconds + 5,
@@ -173,7 +196,10 @@ def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.A
         name="front",
         num_replicas=options.fronts,
         ray_actor_options={"num_cpus": 0},
+        # It refuses itself, in words, what is more than `limits.waiting`, and the proxy what is more than that.
         max_ongoing_requests=2 * options.limits.waiting,
+        max_queued_requests=options.limits.waiting,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_surge_percent=SURGE,
         graceful_shutdown_timeout_s=options.limits.seconds + 5,
     )(Front)
@@ -194,31 +220,56 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
         )
     models = verified(options, say)
     ray, started = connect(say)
-    check_resources(
-        Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
-    )
+    check_room(options)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     listens = _listen(options)
+    before = _deployed(options.name)
+    mine = None
+
+    def end() -> None:
+        if mine is not None and mine == _deployed(options.name):  # else another job has taken its place, and ends it
+            serve.delete(options.name)
+        if joined and listens and not serve.status().applications:
+            serve.shutdown()
+        if started:
+            ray.shutdown()
+
+    served = False
     try:
         serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
+        served = True
     except (RuntimeError, RayServeException) as error:
         raise UserError(
             f"{options.name}: Ray Serve does not take it: {last_line(error)}; see ray logs serve"
         ) from error
     finally:
         heed_again()
-    where = f"http://{options.host}:{options.port}{options.route.rstrip('/')}/"
+        mine = _deployed(options.name)
+        if not served and before is None:  # stopped meanwhile, or refused: nothing is left half served
+            end()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    where = f"http://{host}:{options.port}{options.route.rstrip('/')}/"
     needs = f"it wants the token of {options.token_file or TOKEN}" if token else "no token is needed from this machine"
     say(f"serving   {where} ({needs})")
-
-    def end() -> None:
-        serve.delete(options.name)
-        if joined and listens and not serve.status().applications:
-            serve.shutdown()
-        if started:
-            ray.shutdown()
-
     return end
+
+
+def _deployed(name: str) -> float | None:
+    """When an application was last put on the cluster, seconds since 1970; None: it is not there."""
+    found = serve.status().applications.get(name)
+    return None if found is None else found.last_deployed_time_s
+
+
+def check_room(options: Serving) -> None:
+    """UserError with the numbers where the cluster, as it is, cannot hold `min_replicas`; Ray would wait for ever."""
+    workers = Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
+    slots = room(workers)
+    if slots < options.min_replicas:
+        no_gpu = ", or leave --use_gpu off" if options.use_gpu else ""
+        raise UserError(
+            f"min_replicas {options.min_replicas}: the cluster's nodes have room for {slots} replicas of "
+            f"{words(bundle(workers))}; give a lower --min_replicas or --cpus_per_replica{no_gpu}, or add nodes"
+        )
 
 
 def _listen(options: Serving) -> bool:
@@ -230,7 +281,8 @@ def _listen(options: Serving) -> bool:
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is None:
         try:
-            with socket.create_server((options.host, options.port)):
+            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+            with socket.create_server((options.host, options.port), family=family):
                 pass
         except OSError as error:
             raise UserError(f"host {options.host}, port {options.port}: {error}; give another --port") from error

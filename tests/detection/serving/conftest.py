@@ -26,7 +26,7 @@ from tests.detection.conftest import SMALL, write_backbone
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 from detection.options import detector_options
-from detection.serving.app import make_app
+from detection.serving.app import Ask, make_app
 
 MASKS = SMALL["detector"] | {"kind": "fpn", "masks": True}
 NAMES = ("blue", "red", "green")
@@ -65,13 +65,16 @@ class Server:
         self.sizes: list[int] = []
         self.groups = Groups(self._compute, batch, ThreadPoolExecutor(1))
         said = [described(model) for model in models.values()]
-        self.app = make_app(said, limits, token, self.ask, lambda *told: self.told.append(told[:3]))
+        self.ask: Ask = self._ask  # tests put others in its place
+        self.app = make_app(
+            said, limits, token, lambda question: self.ask(question), lambda *told: self.told.append(told[:3])
+        )
 
     def _compute(self, key: tuple, looks: list[Look]) -> list[Answer]:
         self.sizes.append(len(looks))
         return answers(self.models[key[0]], looks)
 
-    async def ask(self, question: Question) -> Answer | Refused:
+    async def _ask(self, question: Question) -> Answer | Refused:
         try:
             seen = look(self.models[question.model], question, self.limits)
         except Refused as refused:

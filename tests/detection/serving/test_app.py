@@ -195,6 +195,7 @@ def test_too_large_a_body_is_refused_before_it_is_read(models: dict[str, Model])
     assert fault(post(server, "/detect", bytes(10_001))) == (413, "body_too_large")
     response = run(server, lambda client: client.post("/detect", content=chunks()))
     assert fault(response) == (413, "body_too_large")
+    assert len(read) <= 11  # of a hundred: those that fit, and the one that does not
     assert fault(post(server, "/detect", bytes(9_999))) == (415, "not_an_image")
 
 
@@ -235,14 +236,55 @@ def test_time_is_limited_while_reading_and_while_waiting(models: dict[str, Model
     async def never(question: Any) -> Any:
         await asyncio.sleep(5)
 
-    server = Server(models, Limits(seconds=0.2))
-    server.ask = never  # ty: ignore[invalid-assignment]
-    stuck = Server.__new__(Server)
-    stuck.models, stuck.told = models, []
-    from detection.serving.app import make_app
+    server.ask = never
+    assert fault(post(server, "/detect", png(picture(64, 64)))) == (408, "too_long")
 
-    stuck.app = make_app([{"name": "m", "tasks": ["detect"]}], server.limits, "", never, lambda *told: None)
-    assert fault(post(stuck, "/detect", png(picture(64, 64)))) == (408, "too_long")
+
+def test_more_at_a_time_than_may_wait_are_refused_and_none_later(models: dict[str, Model]) -> None:
+    server, read = Server(models, Limits(waiting=2)), []
+    image = png(picture(64, 64))
+
+    async def asks(client: httpx.AsyncClient) -> list[httpx.Response]:
+        go = asyncio.Event()
+
+        async def body(number: int) -> AsyncIterator[bytes]:
+            read.append(number)
+            await go.wait()
+            yield image
+
+        first = [asyncio.create_task(client.post("/detect", content=body(number))) for number in range(2)]
+        while len(read) < 2:
+            await asyncio.sleep(0.01)
+        refused = await client.post("/detect", content=body(2))
+        go.set()
+        return [refused, *await asyncio.gather(*first), await client.post("/detect", content=image)]
+
+    refused, *answered = run(server, asks)
+    assert fault(refused) == (429, "too_many_requests")
+    assert refused.headers["retry-after"] == "1"
+    assert read == [0, 1]  # the third body was not read
+    assert [one.status_code for one in answered] == [200, 200, 200]
+
+
+def test_a_fault_of_the_servers_is_told_as_every_other(models: dict[str, Model]) -> None:
+    server = Server(models, Limits())
+
+    async def fails(question: Any) -> Any:
+        raise ZeroDivisionError("a secret of the server's")
+
+    server.ask = fails
+    transport = httpx.ASGITransport(server.app, raise_app_exceptions=False)
+
+    async def asks() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.post("/detect", content=png(picture(64, 64)))
+
+    response = asyncio.run(asks())
+    assert fault(response) == (500, "server_fault")
+    assert "secret" not in response.text
+    assert server.told == [("detect", "masks", 500)]
+    with pytest.raises(ZeroDivisionError):  # and whoever runs it still learns of it
+        post(server, "/detect", png(picture(64, 64)))
 
 
 def test_damaged_bodies_are_answered_with_a_4xx(models: dict[str, Model]) -> None:

@@ -1,10 +1,12 @@
 """A detector behind HTTP on this machine: what a request costs beside the model called in a loop, and what it survives.
 
-In one run, so that all see the same machine: the loop and the server in turns, latencies with 1, 8 and 64 clients, a
-replica killed under load, damaged bodies, and a soak whose memory is watched.
+In one run, so that all see the same machine: the loop and the server with 1, 8 and 64 clients in turns, the loop before
+and after each, latencies, the processors' time that each process took for a request, a replica killed under load, and a
+soak whose memory is watched. On two cores a ratio says what it says of a machine that does nothing else: look at
+`load_1min before`. Damaged bodies: `damaged_bodies.py`.
 
     python benchmarks/serving.py --detector runs/my-detector/artifact --image photo.jpg
-    python benchmarks/serving.py --detector runs/my-detector/artifact --image photo.jpg --bodies 10000 --soak 2000
+    python benchmarks/serving.py --detector runs/my-detector/artifact --image photo.jpg --requests 400 --soak 2000
 """
 
 import os
@@ -69,13 +71,19 @@ def megabytes(name: str) -> float:
     return sum(process.memory_info().rss for process in serving_processes(f":ServeReplica:{name}:")) / 2**20
 
 
-def damaged(data: bytes, number: int) -> bytes:
-    """A body with bytes changed, half of them in its header, some cut short; seldom one that is still an image."""
-    draw = np.random.default_rng(number)
-    changed = bytearray(data)
-    for place in draw.integers(0, 200 if number % 2 else len(data), 8).tolist():
-        changed[place] = int(draw.integers(256))
-    return bytes(changed)[: int(draw.integers(1, len(data)))] if number % 4 == 0 else bytes(changed)
+def seconds_of(name: str, port: int) -> dict[str, float]:
+    """Processors' time so far, of Serve's proxy, the front, the replica, and this process, which asks."""
+    proxies = [
+        one for one in serving_processes("ProxyActor") if port in {net.laddr.port for net in one.net_connections()}
+    ]
+    found = {who: serving_processes(f":ServeReplica:{name}:{who}") for who in ("front", "replica")}
+    ours = {"proxy": proxies, **found, "client": [psutil.Process()]}
+    return {who: sum(_seconds(one) for one in processes) for who, processes in ours.items()}
+
+
+def _seconds(process: psutil.Process) -> float:
+    taken = process.cpu_times()
+    return taken.user + taken.system
 
 
 def main() -> None:
@@ -84,7 +92,6 @@ def main() -> None:
     words.add_argument("--image", type=Path, required=True, help="a JPEG or PNG to ask about")
     words.add_argument("--requests", type=int, default=200, help="of a turn")
     words.add_argument("--soak", type=int, default=2000, help="requests while memory is watched")
-    words.add_argument("--bodies", type=int, default=10_000, help="damaged ones")
     words.add_argument("--port", type=int, default=8741)
     given = words.parse_args()
     set_defaults()
@@ -102,44 +109,60 @@ def main() -> None:
     told = httpx.post(url, content=data, timeout=300).json()
     bits = bool(np.array_equal(np.array(told["boxes"], np.float32).reshape(-1, 4), wanted["boxes"]))
     load(url, same[: given.requests // 4], 8)  # warms both up
-    rows: list[dict[str, Any]] = []
-    for clients in CLIENTS:
-        shares, times = [], []
-        for _ in range(TURNS):
-            began = time.perf_counter()
-            for one in same:
-                detection.detect(loaded, [decode(one, "image")])
-            alone = time.perf_counter() - began
+    before = os.getloadavg()[0]
+
+    def loop() -> float:
+        began = time.perf_counter()
+        for one in same:
+            detection.detect(loaded, [decode(one, "image")])
+        return (time.perf_counter() - began) / given.requests
+
+    calls = [loop()]
+    shares: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+    times: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+    taken: dict[int, Counter[str]] = {clients: Counter() for clients in CLIENTS}
+    for _ in range(TURNS):
+        for clients in CLIENTS:
+            so_far = seconds_of(name, given.port)
             whole, each, came = load(url, same, clients)
-            shares.append(alone / whole)
-            times += each
+            taken[clients] += Counter({who: now - so_far[who] for who, now in seconds_of(name, given.port).items()})
             assert set(came) == {"200"}, came
-        p50, p99 = np.percentile(times, [50, 99]).tolist()
-        one_alone = alone / given.requests
+            calls.append(loop())
+            shares[clients].append((calls[-2] + calls[-1]) / 2 * given.requests / whole)
+            times[clients] += each
+    call, rows = statistics.median(calls), []
+    for clients in CLIENTS:
+        p50, p99 = np.percentile(times[clients], [50, 99]).tolist()
+        cost = {
+            f"{who}, ms of a core": 1000 * taken[clients][who] / (TURNS * given.requests)
+            for who in ("proxy", "front", "replica", "client")
+        }
         rows.append(
             {
                 "clients": clients,
-                "throughput over the loop's": statistics.median(shares),
-                "p50, times a call in the loop": p50 / one_alone,
-                "p99, times a call in the loop": p99 / one_alone,
+                "throughput over the loop's": statistics.median(shares[clients]),
+                "least": min(shares[clients]),
+                "most": max(shares[clients]),
+                "p50, times a call in the loop": p50 / call,
+                "p99, times a call in the loop": p99 / call,
                 "p50, ms": 1000 * p50,
                 "p99, ms": 1000 * p99,
                 "requests": TURNS * given.requests,
+                **cost,
             }
         )
-        write(given.output, rows)
-    more: dict[str, Any] = {"boxes equal to detection.detect to the last bit": bits}
+    write(given.output, rows)
+    more: dict[str, Any] = {
+        "load_1min before": before,
+        "a call in the loop, ms": 1000 * call,
+        "boxes equal to detection.detect to the last bit": bits,
+    }
     pid = replica(name)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(load, url, same, 8)
         time.sleep(1)
         os.kill(pid, signal.SIGKILL)
         more["a replica killed, 8 clients"] = {**running.result()[2], "another process after it": replica(name) != pid}
-    if given.bodies:
-        pid = replica(name)
-        came = load(url, [damaged(data, number) for number in range(given.bodies)], 8)[2]
-        more["damaged bodies"] = {**dict(sorted(came.items())), "the same process after them": replica(name) == pid}
-        write(given.output, rows, **more)
     if given.soak:
         watched, step = [megabytes(name)], max(1, given.soak // 8)
         for _ in range(8):

@@ -262,7 +262,9 @@ def _deployed(name: str) -> float | None:
 
 def check_room(options: Serving) -> None:
     """UserError with the numbers where the cluster, as it is, cannot hold `min_replicas`; Ray would wait for ever."""
-    workers = Scaling(num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica)
+    workers = Scaling(
+        num_workers=options.min_replicas, use_gpu=options.use_gpu, cpus_per_worker=options.cpus_per_replica
+    )
     slots = room(workers)
     if slots < options.min_replicas:
         no_gpu = ", or leave --use_gpu off" if options.use_gpu else ""
@@ -280,12 +282,7 @@ def _listen(options: Serving) -> bool:
     """
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is None:
-        try:
-            family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-            with socket.create_server((options.host, options.port), family=family):
-                pass
-        except OSError as error:
-            raise UserError(f"host {options.host}, port {options.port}: {error}; give another --port") from error
+        check_free(options.host, options.port)
         where = "HeadOnly" if options.host in LOOPBACK else "EveryNode"
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         serve.start(where, {"host": options.host, "port": options.port}, logging_config=quiet)
@@ -297,3 +294,12 @@ def _listen(options: Serving) -> bool:
             f"{options.port}: give --host {there.host} --port {there.port}, or end it first: serve shutdown"
         )
     return False
+
+
+def check_free(host: str, port: int) -> None:
+    """UserError where an address, of either family, is not to be had; Serve's proxy would wait for ever."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"host {host}, port {port}: {error}; give another --port") from error

@@ -97,16 +97,23 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
         with pytest.raises(UserError, match="SHA-256 is not the one"):
             start(options.model_copy(update={"artifact": (f"masks={damaged}",)}), said.append)
         with under_load(f"{url}/detect", png(image)) as found:
-            start(replaced, said.append)
+            end_new = start(replaced, said.append)
             before = len(found)
             until(lambda: len(found) > before + 8)
         assert [one for one in found if isinstance(one, Exception)] == []
         new = detection.detect(detection.load(other), [image])[0]
         assert not np.array_equal(new["scores"], wanted["scores"])
         check_same(ask(f"{url}/detect", png(image)), new)
+        with pytest.raises(
+            UserError, match=r"min_replicas 99: .* room for \d+ replicas of 1 CPU; give a lower --min_r"
+        ):
+            start(options.model_copy(update={"min_replicas": 99, "max_replicas": 99}), said.append)
         with pytest.raises(UserError, match=r"listens at 127\.0\.0\.1:\d+, not at 127\.0\.0\.1:1"):
             start(options.model_copy(update={"port": 1}), said.append)
-        end()
+        end()  # of the job that was replaced
+        check_same(ask(f"{url}/detect", png(image)), new)
+        end_new()
+        assert name not in serve.status().applications
     finally:
         serve.shutdown()
 
@@ -123,6 +130,21 @@ def test_a_configuration_file_gives_the_jobs_options_and_always_wants_a_token(
     application(args)
     with pytest.raises(UserError, match="replica_count"):
         application({**args, "replica_count": 2})
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_an_address_that_is_taken_is_told_of_either_family(host: str, family: socket.AddressFamily) -> None:
+    from detection.serving.run import check_free
+
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port}: .*in use.*; give another --port"):
+            check_free(host, port)
+    check_free(host, port)
 
 
 def replicas(name: str) -> list[int]:

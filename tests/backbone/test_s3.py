@@ -37,7 +37,7 @@ def test_large_objects_go_in_parts(s3: Bucket, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_upload_whose_last_answer_was_lost_has_ended(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request is tried again, and the store does not know the upload any more."""
+    """The request is tried again, and stores unlike moto do not know the upload any more."""
     monkeypatch.setattr("backbone.s3.PART", 5 << 20)
     fs, path = filesystem(f"{s3.url}/large")
     data = os.urandom(1 << 20) * 11
@@ -46,7 +46,7 @@ def test_an_upload_whose_last_answer_was_lost_has_ended(s3: Bucket, monkeypatch:
     def lost_once(method: str, asked: str) -> str:
         if method == "POST" and "uploadId=" in asked:
             ends.append(asked)
-            return "lost" if len(ends) == 1 else ""
+            return "lost" if len(ends) == 1 else "404 NoSuchUpload"
         return ""
 
     s3.proxy.rule = lost_once

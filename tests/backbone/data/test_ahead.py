@@ -1,43 +1,39 @@
 """Reads that were begun ahead, by threads that know nothing of each other."""
 
-import sys
 import threading
-from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
-from backbone.data.ahead import Ahead
-
-COUNT = 64
+from backbone.data.ahead import AT_A_TIME, Ahead
 
 
-@pytest.fixture
-def hasty() -> Iterator[None]:
-    """Threads that take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+def test_what_one_thread_lets_go_of_another_may_be_taking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread takes in the middle of `begin` is taken there, after each read that is let go of."""
+    ahead, go_on, cancel = Ahead(), threading.Event(), Future.cancel
+    waiting = range(AT_A_TIME, AT_A_TIME + 4)  # for the others, which are being read
 
-
-def test_threads_that_begin_and_take_disturb_no_other(hasty: None) -> None:
-    """One lets go of what another is about to take, or takes from what it goes through."""
-    ahead, wrong = Ahead(), list[object]()
-
-    def read(i: int) -> bytes:
+    def slowly(i: int) -> bytes:
+        go_on.wait(60)
         return bytes([i])
 
-    def work() -> None:
-        try:
-            for _ in range(60):
-                ahead.begin(range(COUNT), read)
-                wrong.extend(i for i in range(COUNT) if ahead.take(i, read) != bytes([i]))
-        except BaseException as error:
-            wrong.append(error)
+    def at_once(i: int) -> bytes:
+        return bytes([i])
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    taken: list[bytes] = []
+
+    def cancel_and_take(future: Future) -> bool:
+        done = cancel(future)
+        if done:
+            taken.append(ahead.take(waiting[len(taken)], at_once))
+        return done
+
+    ahead.begin(range(waiting.stop), slowly)
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, "cancel", cancel_and_take)
+        try:
+            ahead.begin([1], slowly)
+        finally:
+            go_on.set()
+    assert taken == [bytes([i]) for i in waiting]
+    assert ahead.take(1, at_once) == bytes([1])

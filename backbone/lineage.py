@@ -9,7 +9,7 @@ Everything is told from the runs' own files, as they lie there: `run.json` and `
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -83,8 +83,8 @@ class Held:
     updated: float = 0.0
     """Unix time of its newest file."""
 
-    files: tuple[str, ...] = field(default=(), repr=False)
-    """Its files, below its folder."""
+    files: Mapping[str, tuple[int, float]] = field(default_factory=dict, repr=False)
+    """Its files below its folder -> bytes and Unix time of each."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`: all but the files."""
@@ -152,10 +152,11 @@ def linked(runs: list[Held]) -> list[Held]:
     by_end = {f"/{run.name}/artifact": run.name for run in runs} | {f"/{run.name}/results": run.name for run in runs}
 
     def of(origin: Origin) -> Origin:
-        ends = (name for end, name in by_end.items() if f"/{origin.place.rstrip('/')}".endswith(end))
+        place = origin.place.partition("?")[0] if "://" in origin.place else origin.place  # ?region=... and the like
+        ends = (name for end, name in by_end.items() if f"/{place.rstrip('/')}".endswith(end))
         run = by_hash.get(origin.sha256) or next(ends, None)
         # A comparison judges a detector's results, which lie beside its weights; others took these or did not.
-        judged = hashes.get(run or "") if origin.place.endswith("/results") else origin.sha256
+        judged = hashes.get(run or "") if place.endswith("/results") else origin.sha256
         return replace(origin, run=run, sha256=judged)
 
     return [replace(run, origins=tuple(map(of, run.origins))) for run in runs]
@@ -164,13 +165,14 @@ def linked(runs: list[Held]) -> list[Held]:
 def _read(storage: str, name: str, files: dict[str, dict[str, Any]]) -> Held:
     """One run from its files."""
     url = join(storage, name)
+    looks = {path: look(info) for path, info in sorted(files.items())}
     common: dict[str, Any] = {
         "name": name,
         "url": url,
-        "size": sum(info.get("size") or 0 for info in files.values()),
-        "checkpoints": sum(info.get("size") or 0 for path, info in files.items() if is_train_state(path)),
-        "updated": max(map(_time, files.values()), default=0.0),
-        "files": tuple(sorted(files)),
+        "size": sum(size for size, _ in looks.values()),
+        "checkpoints": sum(size for path, (size, _) in looks.items() if is_train_state(path)),
+        "updated": max((time for _, time in looks.values()), default=0.0),
+        "files": looks,
     }
     holder = at_work(url) if LEASE in files else None
     try:
@@ -341,8 +343,12 @@ def _bytes(url: str, file: str) -> bytes:
     return fs.cat_file(join(path, file))
 
 
+def look(info: dict[str, Any]) -> tuple[int, float]:
+    """Of a file, as its file system tells it: bytes, and the Unix time it was last written; 0: it does not tell."""
+    return info.get("size") or 0, _time(info)
+
+
 def _time(info: dict[str, Any]) -> float:
-    """Unix time a file was last written, as its file system tells it; 0: it does not."""
     told = next(
         (info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "created") if info.get(key)), 0
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from backbone.errors import UserError
+from backbone.errors import StorageError, UserError
 from backbone.lease import FILE as LEASE
 from backbone.lease import lease
-from backbone.lineage import Held, Origin, is_train_state
+from backbone.lineage import Held, Origin, is_train_state, look
 from backbone.options import Strict
 from backbone.storage import filesystem, join
 
@@ -108,7 +108,11 @@ def _at_work_above(run: Held, runs: Sequence[Held]) -> str:
 
 def remove(removals: Sequence[Removal], say: Callable[[str], None]) -> int:
     """Carry it out; returns the bytes that went. A run that has changed since it was read, or that somebody is at, is
-    named and stays."""
+    named and stays.
+
+    Raises:
+        StorageError: the object store fails or refuses, as it would with all others. Those before are said and gone.
+    """
     gone = 0
     for one in removals:
         try:
@@ -117,6 +121,8 @@ def remove(removals: Sequence[Removal], say: Callable[[str], None]) -> int:
                     say(f"{one.run.name}: stays, it has changed since it was looked at")
                     continue
                 _remove(one)
+        except StorageError:
+            raise
         except (UserError, OSError) as error:
             say(f"{one.run.name}: stays ({error})")
             continue
@@ -126,24 +132,30 @@ def remove(removals: Sequence[Removal], say: Callable[[str], None]) -> int:
 
 
 def _unchanged(run: Held) -> bool:
-    """Whether a run's files are those it was chosen by, its lease apart. What is failed or stopped has no artifact, so
-    that nothing can have come from it meanwhile."""
+    """Whether a run's files are those it was chosen by, their sizes and times too, its lease apart. What is failed or
+    stopped has no artifact, so that nothing can have come from it meanwhile."""
     fs, path = filesystem(run.url)
     fs.invalidate_cache(path)
-    found = {one[len(path.rstrip("/")) + 1 :] for one in fs.find(path)}
-    return found - {LEASE} == {*run.files} - {LEASE}
+    found = {name[len(path.rstrip("/")) + 1 :]: look(info) for name, info in fs.find(path, detail=True).items()}
+    return {**found, LEASE: (0, 0.0)} == {**run.files, LEASE: (0, 0.0)}
 
 
 def _remove(one: Removal) -> None:
-    """The folder, or those of train state. The file that makes it a run goes first: half a run is none."""
+    """The folder, or those of train state.
+
+    Of a whole run that goes first what may lie without the rest, and last what makes it a run: one that was removed in
+    part is still listed and can be removed again, and submitted again it begins anew. The other way about its
+    checkpoints would stay, seen by nobody but the next run of that name.
+    """
     fs, path = filesystem(one.run.url)
+    states = {file.partition("/")[0] for file in one.run.files if is_train_state(file)}
+    tops = {file.partition("/")[0] for file in one.run.files} - states if one.whole else set()
+    for name in [*sorted(states), *sorted(tops - {"run.json", "recipe.yaml", LEASE})]:
+        fs.rm(join(path, name), recursive=True)
     if one.whole:
         if "run.json" in one.run.files:
             fs.rm_file(join(path, "run.json"))
         fs.rm(path, recursive=True)
-        return
-    for folder in sorted({file.partition("/")[0] for file in one.run.files if is_train_state(file)}):
-        fs.rm(join(path, folder), recursive=True)
 
 
 def table(runs: Sequence[Held]) -> str:

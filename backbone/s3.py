@@ -4,8 +4,10 @@ Credentials, region and endpoint are found as by AWS's own tools: variables (AWS
 profiles, the machine's role. Each request is tried AWS_MAX_ATTEMPTS times, the pauses doubling; then it is an error.
 """
 
+import asyncio
+import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl
@@ -36,6 +38,7 @@ CREDENTIALS = (
 WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307")
 DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+NO_CALLBACK = NoOpCallback()
 PASSING = ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException")
 SILENCE = (boto.HTTPClientError, boto.ConnectionError, ResponseParserError, ConnectionFault, TimeoutError)
 PLAIN = ("NoSuchKey", "404", "NotFound", "416", "InvalidRange")
@@ -61,7 +64,25 @@ class S3(S3FileSystem):
             try:
                 return await function(**self._get_s3_method_kwargs(function, *args, **kwargs))
             except boto.ClientError as error:
+                if method == "complete_multipart_upload" and await self._has_ended(error, **kwargs):
+                    return {}
                 raise translate_boto_error(error) from error
+
+    async def _has_ended(self, error: boto.ClientError, Bucket: str, Key: str, MultipartUpload: Any, **_: Any) -> bool:
+        """Whether an upload that is not known any more has ended: its answer was lost, and the request tried again.
+
+        The object is then the one of these parts, which its ETag tells: the MD5 of theirs, and their number. Where
+        the store encrypts with keys of its own it may be another; then it counts as lost, as it did without asking.
+        """
+        if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+            return False
+        try:
+            found = await self._call_s3("head_object", Bucket=Bucket, Key=Key)
+            tags = [bytes.fromhex(part["ETag"].strip('"')) for part in MultipartUpload["Parts"]]
+        except (OSError, ValueError):  # it is not there, or its parts' tags are of another kind
+            return False
+        ours = f"{hashlib.md5(b''.join(tags), usedforsecurity=False).hexdigest()}-{len(tags)}"
+        return found["ETag"].strip('"') == ours
 
     call_s3 = sync_wrapper(_call_s3)
 
@@ -77,15 +98,44 @@ class S3(S3FileSystem):
         with _told(path):  # in one request: in several, s3fs does not read again what was cut off
             return await super()._cat_file(path, start=start, end=end, max_concurrency=1)
 
-    async def _pipe_file(self, path: str, data: bytes, *args: Any, **kwargs: Any) -> Any:
-        return await super()._pipe_file(path, data, PART, AT_A_TIME)
+    async def _pipe_file(  # ty: ignore[incompatible-method-override]
+        self, path: str, data: bytes, mode: str = "overwrite", **kwargs: Any
+    ) -> Any:
+        return await super()._pipe_file(path, data, PART, AT_A_TIME, mode, **kwargs)
+
+    async def _bulk_delete(self, pathlist: list[str], **kwargs: Any) -> list[str]:
+        """As s3fs's, which does not look at the answer: that one names each file that was not removed.
+
+        Raises:
+            StorageError: some were not, at the last of several tries where that may pass.
+        """
+        if not pathlist:
+            return []
+        bucket = self.split_path(pathlist[0])[0]
+        left = [self.split_path(path)[1] for path in pathlist]
+        for pause in (0.1, 1.0, None):
+            told = {"Objects": [{"Key": key} for key in left], "Quiet": True}
+            errors = (await self._call_s3("delete_objects", kwargs, Bucket=bucket, Delete=told)).get("Errors")
+            if not errors:
+                return pathlist
+            left = [one["Key"] for one in errors]
+            if pause is None or any(one.get("Code") not in PASSING for one in errors):
+                break
+            await asyncio.sleep(pause)
+        first = errors[0]
+        answer = {"Error": {"Code": first.get("Code", ""), "Message": first.get("Message", "")}}
+        refused = boto.ClientError(answer, f"DeleteObjects, of {len(errors)} file(s)")
+        url = f"s3://{bucket}/{first['Key']}"
+        raise explain(refused, url) or StorageError(f"{url}: {_short(refused)}")
 
     async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
         with suppress(OSError):  # it must not take the place of what went wrong
             await super()._abort_mpu(bucket, key, mpu)
 
-    async def _put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> Any:
-        return await super()._put_file(lpath, rpath, kwargs.get("callback", NoOpCallback()), PART, AT_A_TIME)
+    async def _put_file(  # ty: ignore[incompatible-method-override]
+        self, lpath: str, rpath: str, callback: Any = NO_CALLBACK, mode: str = "overwrite", **kwargs: Any
+    ) -> Any:
+        return await super()._put_file(lpath, rpath, callback, PART, AT_A_TIME, mode, **kwargs)
 
     def abandon(self, path: str) -> list[str]:
         """Give up uploads that were begun below `path` and never ended, whose parts are kept and paid for.
@@ -94,8 +144,7 @@ class S3(S3FileSystem):
         """
         bucket, key, _ = self.split_path(path)
         try:
-            listed = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
-            uploads = [one for one in listed.get("Uploads") or [] if one["Key"].startswith(f"{key}/")]
+            uploads = [one for one in self._uploads(bucket, f"{key}/") if one["Key"].startswith(f"{key}/")]
             for one in uploads:
                 self.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
         except StorageLost:
@@ -103,6 +152,16 @@ class S3(S3FileSystem):
         except OSError:  # a right that nothing else needs, or a store without such a list
             return []
         return [f"{bucket}/{one['Key']}" for one in uploads]
+
+    def _uploads(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+        """Uploads that were begun and not ended, from all pages of the list."""
+        after: dict[str, str] = {}
+        while True:
+            listed = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after)
+            yield from listed.get("Uploads") or []
+            if not listed.get("IsTruncated"):
+                return
+            after = {"KeyMarker": listed["NextKeyMarker"], "UploadIdMarker": listed["NextUploadIdMarker"]}
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """There are no folders; and whoever mistypes a bucket's name wants no new one."""
@@ -158,9 +217,7 @@ def explain(error: Exception, url: str) -> StorageError | None:
         return StorageError(f"{url}: no credentials ({error}); {CREDENTIALS}")
     if isinstance(error, boto.NoRegionError):
         return StorageError(f"{url}: no region; set AWS_REGION, on every node")
-    if isinstance(
-        error, boto.HTTPClientError | boto.ConnectionError | ResponseParserError | ConnectionFault | TimeoutError
-    ):
+    if isinstance(error, SILENCE):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return StorageLost(
             f"{url}: the object store ({endpoint}) does not answer ({_short(error)}), tried "

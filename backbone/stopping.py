@@ -2,9 +2,16 @@
 
 The first signal raises `Stopped` in the main thread, and wherever `check` is called; the second ends the process at
 once. What can end by itself in good order is given time to: `deferred`, `until`.
+
+Python's handlers run in the main thread and there between two of its own instructions: while that is in C, in a
+collective whose partner is gone or in a long kernel, a signal is not heard, nor is an alarm. For the time of `deferred`
+another thread therefore gets a byte at each signal, by C's own handler (`signal.set_wakeup_fd`), and ends the process
+where the main thread has not heard of the signal, or of the end of its grace, `MARGIN` seconds after that. A thread is
+enough: torch gives up Python's lock while it computes and waits.
 """
 
 import math
+import os
 import signal
 import threading
 import time
@@ -15,6 +22,13 @@ from typing import ClassVar
 
 SOON = 1.0
 """Seconds."""
+
+MARGIN = 5.0
+"""Seconds beyond its grace after which a process that does not hear is ended."""
+
+TWICE = 5.0
+"""Seconds in which a second signal is the first one: what ends a job signals torchrun and its processes, and torchrun
+signals these, too."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,6 +60,11 @@ class _Deferral:
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.looks = (-math.inf, -math.inf)
+        self.signalled = math.inf
+        """When a signal came, which the main thread may hear of later."""
+
+        self.heard = threading.Event()
+        """Whether the main thread knows that it is to end, or has ended."""
 
     def look(self) -> str:
         self.looks = self.looks[1], time.monotonic()
@@ -88,18 +107,29 @@ def deferred(grace: float) -> Generator[Callable[[], str]]:
 
     Not so where that was not called for longer than usual: what runs is then about something else, and `Stopped` is
     raised at once, as it is after the seconds and at the end of the block. In other threads nothing is raised anyway.
+    Where the main thread hears nothing, the process ends `MARGIN` seconds after those, with the code of the signal.
     """
     deferral = _Deferral(grace)
-    if not grace or not _heeded or threading.current_thread() is not threading.main_thread():
+    if not _heeded or threading.current_thread() is not threading.main_thread():
         yield deferral.look
         return
     _deferrals.append(deferral)
     before = signal.signal(signal.SIGALRM, _late)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    wakes = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(deferral, ours), daemon=True, name="grace")
+    watcher.start()
     try:
         yield deferral.look
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         _deferrals.clear()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        deferral.heard.set()
+        signal.set_wakeup_fd(wakes)
+        os.close(theirs)
+        watcher.join()
+        os.close(ours)
         signal.signal(signal.SIGALRM, before)
     if _asked:  # an error of the block's own, such as a full disk, is told instead
         raise Stopped(_asked[0])
@@ -111,7 +141,8 @@ def until(done: Callable[[float], bool], ask: Callable[[], float]) -> None:
     At a signal, `ask` what is waited for to end, and give it as many seconds as that says.
 
     Raises:
-        Stopped: there was a signal.
+        Stopped: there was a signal. Also where all is done by then: whoever waits was asked to end, and by `ask` it was
+            said already; submitted again a run that is finished says so.
     """
     try:
         while not done(0.5):
@@ -136,12 +167,53 @@ def stop_of(error: BaseException) -> Stopped | None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     _asked.append(signum)
     for one in _heeded:
-        signal.signal(one, signal.SIG_DFL)
-    if _deferrals and _deferrals[0].looks_soon():
-        signal.setitimer(signal.ITIMER_REAL, _deferrals[0].grace)
+        signal.signal(one, _again(time.monotonic()) if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL)
+    if not _deferrals:
+        raise Stopped(signum)
+    deferral = _deferrals[0]
+    if deferral.grace and deferral.looks_soon():
+        ago = max(0.0, time.monotonic() - deferral.signalled)
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, deferral.grace - ago))
         return
+    deferral.heard.set()
     raise Stopped(signum)
 
 
+def _again(first: float) -> Callable[[int, FrameType | None], None]:
+    """What hears a second signal after one that came at `first`."""
+
+    def again(signum: int, frame: FrameType | None) -> None:
+        if time.monotonic() - first > TWICE:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    return again
+
+
 def _late(signum: int, frame: FrameType | None) -> None:
+    for deferral in _deferrals:
+        deferral.heard.set()
     raise Stopped(_asked[0])
+
+
+def _watch(deferral: _Deferral, fd: int) -> None:
+    """The thread of `deferred`; `fd` gives a byte for each signal, and ends with the block."""
+    while byte := os.read(fd, 1):
+        if byte[0] in _heeded:
+            deferral.signalled = time.monotonic()
+            break
+    else:
+        return
+    if not deferral.heard.wait(deferral.grace + MARGIN):
+        told = f"stopped; a computation that did not end within {deferral.grace + MARGIN:g} s was broken off\n"
+        os.write(1, told.encode())
+        os._exit(128 + byte[0])
+
+
+def _forked() -> None:
+    """Signals of a child are no parent's."""
+    if _deferrals:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -22,7 +22,7 @@ ARROW_SCHEMES = ("abfs", "abfss", "hdfs")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Schemes whose package is an extra of ours."""
 
-QUERIED = ("s3", *ARROW_SCHEMES)
+QUERIED = ("s3", "s3a", *ARROW_SCHEMES)
 """Schemes whose URLs may say more after a `?`."""
 
 
@@ -110,6 +110,20 @@ def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
         raise
     except OSError as error:
         raise UserError(f"cannot write {what} {url}: {error}") from error
+
+
+def replace_file(url: str | Path, data: bytes) -> None:
+    """Write a file anew: whoever reads it, or comes after a writer that was killed, finds the old one or the new."""
+    fs, path = filesystem(url)
+    if not is_local(url):
+        fs.pipe_file(path, data)
+        return
+    aside = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

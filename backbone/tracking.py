@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 from backbone.errors import UserError, last_line
 from backbone.stopping import stop_of
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, is_local, join, replace_file
 from backbone.training.recipe import TrainingRecipe, flat, recipe_hash
 
 FILE = "tracking.json"
@@ -152,8 +152,7 @@ class Memory:
     def write(self) -> None:
         """Replace the file."""
         told = self._all | {self.kind: {"id": self.id, "where": self.where, "steps": self.steps}}
-        fs, path = filesystem(join(self.url, FILE))
-        fs.pipe_file(path, json.dumps(told, indent=1).encode())
+        replace_file(join(self.url, FILE), json.dumps(told, indent=1).encode())
 
 
 STATUS: dict[End, str] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}

@@ -135,18 +135,24 @@ def network(count: int, seed: int = 0) -> Generator[tuple[list[Host], Wire]]:
     try:
         for number in range(1, count + 1):
             name, card = f"rb{os.getpid()}-{number}", f"rb{os.getpid() % 10**6}t{number}"
-            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH", card.encode(), IFF_TUN | IFF_NO_PI))
             _ip("netns", "add", name)
-            hosts.append(Host(name, f"10.77.0.{number}", fd))
+            try:
+                fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+            except OSError:
+                _ip("netns", "del", name)
+                raise
+            hosts.append(Host(name, f"10.77.0.{number}", fd))  # whatever fails from here on, it is closed
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH", card.encode(), IFF_TUN | IFF_NO_PI))
             _ip("link", "set", card, "netns", name, "name", "eth0")
             _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "mtu", str(MTU), "up")
             _ip("-n", name, "link", "set", "lo", "up")
         wire = Wire(hosts, seed)
         wire.start()
-        yield hosts, wire
-        wire.end()
+        try:
+            yield hosts, wire
+        finally:
+            wire.end()  # before what it reads from is closed
     finally:
         for host in hosts:
             host.kill()

@@ -7,6 +7,9 @@ on the second alone. Mid-run the second node is drained, as clouds do with spot 
 DRAIN_NODE_REASON_PREEMPTION`. With `max_failures: 0`, and no checkpoint due before the end, the run goes on on the
 first node. The weights at its end are compared with those of a run that nobody disturbed. The same where nobody looks
 for the notice, with a checkpoint every 100 steps.
+
+"Steps lost" is reckoned: where the run said at which step it saved, one more, which proves the checkpoint and which no
+record tells of; else from the last record before it stood still, so that up to 19 more were.
 """
 
 import contextlib

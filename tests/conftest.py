@@ -89,12 +89,19 @@ class StartedJob:
         return self.server.stdout.readline()
 
     def wait(self, timeout: float) -> subprocess.CompletedProcess:
-        """What became of it; after `timeout` seconds it is killed."""
-        killer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
+        """What became of it. One that has not ended after `timeout` seconds is killed, and is a failure of the test."""
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            os.kill(self.pid, signal.SIGKILL)
+
+        killer = threading.Timer(timeout, kill)
         killer.start()
         code = int(self._answer())
         killer.cancel()
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        assert not late.is_set(), f"did not end within {timeout} s, and was killed by the test; it said: {out}{err}"
         return subprocess.CompletedProcess(self.args, code, out, err)
 
 

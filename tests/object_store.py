@@ -16,8 +16,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REG
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>%s</Message></Error>"
 
 Rule = Callable[[str, str], str]
-"""(method, path with query) -> what goes wrong: "" nothing, "cut" before the answer, "half" of its body, "slow",
-"stall" for ever, or an error's status and code as "503 SlowDown"."""
+"""(method, path with query) -> what goes wrong: "" nothing, "cut" before the request, "lost" after it, "half" of
+its answer's body, "slow", "stall" for ever, or an error's status and code as "503 SlowDown"."""
 
 
 def free_port() -> int:
@@ -114,7 +114,9 @@ class Proxy:
                 threading.Event().wait(600)
             if fault == "slow":
                 time.sleep(0.1)
-            if fault == "cut":
+            if fault == "lost":
+                self._ask(to, body)
+            if fault in ("cut", "lost"):
                 to.close_connection = True
                 to.connection.shutdown(socket.SHUT_RDWR)
             elif fault[:1].isdigit():

@@ -3,15 +3,16 @@
 import functools
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
-AT_A_TIME = 16
+AT_A_TIME: int = 16
 """Requests of one process under way together."""
 
 
 class Ahead:
-    """Reads that were begun before they are asked for. Safe in threads and after a fork."""
+    """Reads that were begun before they are asked for. Safe in threads and after a fork, and so without a lock, which a
+    fork may leave closed: threads that begin let go of each other's reads, and what was let go is read by who asks."""
 
     def __init__(self) -> None:
         self._begun: dict[int, Future[bytes]] = {}
@@ -21,7 +22,7 @@ class Ahead:
         """Begin to read these, in this order, by `read` in threads; what was begun before and not taken is let go."""
         if self._process != os.getpid():  # a parent's threads are not here
             self._begun, self._process = {}, os.getpid()
-        for future in self._begun.values():
+        for future in list(self._begun.values()):  # whole in one step: other threads take from it meanwhile
             future.cancel()
         pool = _pool(os.getpid())
         self._begun = {i: pool.submit(read, i) for i in dict.fromkeys(ids)}
@@ -29,7 +30,12 @@ class Ahead:
     def take(self, i: int, read: Callable[[int], bytes]) -> bytes:
         """One, begun or not; raises what reading it does."""
         future = self._begun.pop(i, None) if self._process == os.getpid() else None
-        return read(i) if future is None else future.result()
+        if future is None:
+            return read(i)
+        try:
+            return future.result()
+        except CancelledError:
+            return read(i)
 
 
 def read_ahead(source: Any, ids: Iterable[int]) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import uuid
+import warnings
 import zlib
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Kept:
         if not (folder / SUMS).exists():
             _make(folder, ends, most)
         self._sums = np.load(folder / SUMS, mmap_mode="r+", allow_pickle=False)
-        self._starts, self._sizes = ends - sizes, sizes
+        self._starts, self._sizes, self._folder = ends - sizes, sizes, folder
         self._file = os.open(folder / BYTES, os.O_RDWR | os.O_CLOEXEC)
 
     def __len__(self) -> int:
@@ -47,14 +48,18 @@ class Kept:
             os.close(self._file)
 
     def read(self, i: int) -> bytes | None:
-        """The bytes of image i; None where they are not there, or not as they were written."""
+        """The bytes of image i; None where they are not there, not as they were written, or cannot be read."""
         if i >= len(self) or not self._sums[i]:
             return None
-        data = os.pread(self._file, int(self._sizes[i]), int(self._starts[i]))
+        try:
+            data = os.pread(self._file, int(self._sizes[i]), int(self._starts[i]))
+        except OSError as error:  # the image is in the store, and no worse for it
+            self._warn(error)
+            return None
         return data if _sum(data) == self._sums[i] else None
 
     def write(self, i: int, data: bytes) -> None:
-        """Keep image i, if it is one of those that are. On a full disk it is not kept."""
+        """Keep image i, if it is one of those that are. On a disk that is full, or fails, it is not kept."""
         if i >= len(self) or len(data) != self._sizes[i]:
             return
         try:
@@ -62,7 +67,12 @@ class Kept:
                 self._sums[i] = _sum(data)  # last: what was written in part does not fit it
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        """Once a process: what only costs time must not be silent."""
+        what = f"{self._folder}: {error.strerror or error}; images are read from their URL instead"
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
 
 
 def _make(folder: Path, ends: np.ndarray, most: float) -> None:

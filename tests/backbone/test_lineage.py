@@ -1,5 +1,6 @@
 """What is told of a storage, against runs that really were trained, stopped, killed and broken there."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,20 +11,23 @@ from pathlib import Path
 import fsspec
 import pytest
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 
 import backbone
 import detection
 from backbone.artifact import read_config
 from backbone.cli import validate
-from backbone.errors import UserError
+from backbone.errors import StorageLost, UserError
 from backbone.lease import lease
-from backbone.lineage import Held, how_it_ended, read_storage
-from backbone.pruning import Listing, choose, remove, table
+from backbone.lineage import Held, Origin, how_it_ended, linked, read_storage
+from backbone.pruning import Listing, Removal, choose, remove, table
 from backbone.training.recipe import Recipe
 from tests.conftest import TINY, StartedJob
 from tests.detection.conftest import SMALL
 
 DAY = 86_400
+PATIENCE = 300
+"""Seconds after which a job hangs: on a loaded machine one that ends takes more than a minute."""
 
 
 def recipe(runs: Path, name: str, **overrides: object) -> Recipe:
@@ -113,7 +117,7 @@ def test_running_stopped_and_killed(tmp_path: Path, start_job: Callable[..., Sta
     words += ["--run.log_every", 1, "--schedule.total", 10_000]
     for name, how, code in (("stopped", signal.SIGTERM, 143), ("killed", signal.SIGKILL, -9)):
         job = start_job("pretrain", *words, "--name", name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not list(tmp_path.glob(f"{name}/checkpoints/step-*/manifest.json")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -123,7 +127,7 @@ def test_running_stopped_and_killed(tmp_path: Path, start_job: Callable[..., Sta
         chosen, _ = choose([run], Listing(prune=("failed", "stopped", "checkpoints")))
         assert not chosen
         os.kill(job.pid, how)
-        assert job.wait(60).returncode == code
+        assert job.wait(PATIENCE).returncode == code
     found = named(tmp_path)
     assert {run.state for run in found.values()} == {"stopped"}
     assert found["stopped"].why.endswith("submit again to go on")
@@ -179,6 +183,73 @@ def test_what_has_changed_since_or_is_held_stays(runs: Path) -> None:
     assert any(line.startswith("first: stays (") and "is being trained by pid" in line for line in said)
     assert (runs / "broken" / "run.json").exists()
     assert (runs / "first" / "checkpoints").exists()
+
+
+def test_what_was_written_over_since_stays(runs: Path) -> None:
+    """The same names, other bytes: somebody went on with it meanwhile, and has ended."""
+    chosen, _ = choose(read_storage(str(runs)), Listing(prune=("failed",)))
+    recipe = runs / "broken" / "recipe.yaml"
+    size, time_before = recipe.stat().st_size, recipe.stat().st_mtime
+    said: list[str] = []
+    recipe.write_bytes(recipe.read_bytes() + b"\n")
+    remove(chosen, said.append)
+    recipe.write_bytes(b"#" * size)
+    os.utime(recipe, (time_before + 1, time_before + 1))
+    remove(chosen, said.append)
+    assert said == 2 * ["broken: stays, it has changed since it was looked at"]
+    os.utime(recipe, (time_before, time_before))
+    remove(chosen, said.append)
+    assert not (runs / "broken").exists()
+
+
+def test_a_run_that_was_removed_in_part_is_listed_and_goes_the_next_time(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs / "broken" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (runs / "broken" / "checkpoints" / "step-00000002" / "state.pt").write_bytes(b"1")
+    (run,) = (one for one in read_storage(str(runs)) if one.name == "broken")
+    remove_files = LocalFileSystem.rm
+    left = iter(range(1))
+
+    def once(self: LocalFileSystem, path: str, **how: bool) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.EIO, "the disk fails")
+        remove_files(self, path, **how)
+
+    said: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "rm", once)
+        remove([Removal(run, True)], said.append)
+    assert said == ["broken: stays ([Errno 5] the disk fails)"]
+    assert not (runs / "broken" / "checkpoints").exists()  # of another recipe's run of that name it would be the start
+    chosen, _ = choose(read_storage(str(runs)), Listing(prune=("failed", "stopped")))
+    assert "broken" in [one.run.name for one in chosen]
+    remove([one for one in chosen if one.run.name == "broken"], print)
+    assert not (runs / "broken").exists()
+
+
+def test_a_store_that_fails_ends_it(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the code that says so, and not as often as there are runs."""
+    chosen, _ = choose(read_storage(str(runs)), Listing(prune=("checkpoints",)))
+
+    def lost(*_: object, **__: object) -> None:
+        raise StorageLost("s3://bucket/runs: does not answer")
+
+    monkeypatch.setattr(LocalFileSystem, "rm", lost)
+    said: list[str] = []
+    with pytest.raises(StorageLost):
+        remove(chosen, said.append)
+    assert not said
+
+
+def test_what_a_url_says_behind_its_question_mark_is_no_part_of_the_place() -> None:
+    first = Held("first", "s3://b/runs/first", "backbone", "finished", sha256="12")
+    place = "s3://b/runs/first/artifact?region=eu-central-1"
+    second = Held("second", "s3://b/runs/second", "detector", "stopped", origins=(Origin(place),))
+    results = Origin("s3://b/runs/first/results?region=eu-central-1")
+    third = Held("third", "s3://b/runs/third", "comparison", "finished", origins=(results,))
+    assert [[one.run for one in run.origins] for run in linked([first, second, third])] == [[], ["first"], ["first"]]
+    assert linked([first, third])[1].origins[0].sha256 == "12"
 
 
 def test_trials_of_an_unfinished_sweep_keep_what_it_may_go_on_from(trained: Path) -> None:

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,84 @@ def test_large_objects_go_in_parts(s3: Bucket, monkeypatch: pytest.MonkeyPatch) 
     assert fs.cat_file(path) == data
 
 
+def test_an_upload_whose_last_answer_was_lost_has_ended(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is tried again, and stores unlike moto do not know the upload any more."""
+    monkeypatch.setattr("backbone.s3.PART", 5 << 20)
+    fs, path = filesystem(f"{s3.url}/large")
+    data = os.urandom(1 << 20) * 11
+    ends: list[str] = []
+
+    def lost_once(method: str, asked: str) -> str:
+        if method == "POST" and "uploadId=" in asked:
+            ends.append(asked)
+            return "lost" if len(ends) == 1 else "404 NoSuchUpload"
+        return ""
+
+    s3.proxy.rule = lost_once
+    fs.pipe_file(path, data)
+    assert len(ends) == 2
+    assert fs.cat_file(path) == data
+
+
+def test_an_upload_that_others_gave_up_has_not_ended(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older object of the same name must not speak for it."""
+    monkeypatch.setattr("backbone.s3.PART", 5 << 20)
+    fs, path = filesystem(f"{s3.url}/deep/large")
+    before = os.urandom(1 << 20) * 11
+    fs.pipe_file(path, before)
+
+    def give_up(method: str, asked: str) -> str:
+        if method == "POST" and "uploadId=" in asked:
+            return "404 NoSuchUpload"
+        return ""
+
+    s3.proxy.rule = give_up
+    with pytest.raises(StorageError, match="NoSuchUpload"):
+        fs.pipe_file(path, before[::-1])
+    assert fs.cat_file(path) == before
+
+
+def test_what_may_not_be_overwritten_is_not(s3: Bucket, tmp_path: Path) -> None:
+    fs, path = filesystem(f"{s3.url}/once")
+    (tmp_path / "file").write_bytes(b"3")
+    fs.pipe_file(path, b"1", mode="create")
+    with pytest.raises(OSError, match="PreconditionFailed"):
+        fs.pipe_file(path, b"2", mode="create")
+    with pytest.raises(OSError, match="PreconditionFailed"):
+        fs.put_file(str(tmp_path / "file"), path, mode="create")
+    assert fs.cat_file(path) == b"1"
+
+
+REFUSED = (
+    b"<?xml version='1.0'?><DeleteResult>"
+    b"<Error><Key>d/b</Key><Code>%s</Code><Message>no</Message></Error></DeleteResult>"
+)
+
+
+@pytest.mark.parametrize(("code", "kind", "tries"), [(b"AccessDenied", StorageError, 1), (b"InternalError", Lost, 3)])
+def test_what_is_not_removed_is_told(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, code: bytes, kind: type, tries: int
+) -> None:
+    """The answer to many is 200 and names those it refuses."""
+    fs, path = filesystem(f"{s3.url}/d")
+    for name in "abc":
+        fs.pipe_file(f"{path}/{name}", b"1")
+    pass_on = s3.proxy._ask
+    answered: list[str] = []
+
+    def refuse(to: Any, body: bytes) -> Any:
+        if to.command == "POST" and "delete" in to.path:
+            answered.append(to.path)
+            return 200, [("Content-Type", "application/xml")], REFUSED % code
+        return pass_on(to, body)
+
+    monkeypatch.setattr(s3.proxy, "_ask", refuse)
+    with pytest.raises(kind, match=rf"s3://{s3.name}/d/b: .*") as caught:
+        fs.rm(path, recursive=True)
+    assert isinstance(caught.value, StorageError)
+    assert len(answered) == tries
+
+
 def test_what_others_write_is_seen_at_once(s3: Bucket) -> None:
     fs, path = filesystem(f"{s3.url}/shared")
     fs.pipe_file(f"{path}/one", b"1")
@@ -58,12 +137,11 @@ def test_faults_that_pass_are_not_seen(s3: Bucket) -> None:
 def test_faults_that_last_are_named_after_limited_patience(s3: Bucket, fault: str) -> None:
     fs, path = filesystem(f"{s3.url}/x")
     fs.pipe_file(path, b"12345678")
-    before, began = len(s3.proxy.asked), time.monotonic()
+    before = len(s3.proxy.asked)
     s3.proxy.rule = lambda method, asked: fault
     with pytest.raises(StorageLost, match=f"^{s3.url}/x: the object store .* submit the same again") as caught:
         fs.cat_file(path)
-    assert time.monotonic() - began < 30
-    assert len(s3.proxy.asked) - before <= 8  # of ours or of s3fs
+    assert len(s3.proxy.asked) - before <= 8  # of ours or of s3fs: this many, with pauses, is what patience is
     assert isinstance(caught.value, OSError | Lost)  # a job exits with "submitted again it goes on"
     assert "\n" not in str(caught.value)
 

@@ -5,7 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +68,7 @@ def start() -> Start:
             preexec_fn=lambda: signal.signal(signal.SIGINT, before),  # not what the tests' own shell left
         )
         assert process.stdout
-        assert process.stdout.readline() == "at work\n"
+        assert process.stdout.readline().startswith("at work")
         return process
 
     return begin
@@ -174,6 +177,89 @@ def test_what_looks_for_it_may_end_by_itself(start: Start, deferral: dict, told:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60)[0] == told
     assert process.returncode == 143
+
+
+COLLECTIVE = """
+    import torch, torch.distributed as dist
+    stopping.MARGIN = 0.5
+    dist.init_process_group('gloo', init_method='file://{file}', rank={rank}, world_size=2)
+    with stopping.deferred({grace}) as look:
+        for _ in range({looks}): look(); time.sleep(0.01)
+        print('at work')
+        if {rank}: time.sleep(600)
+        dist.all_reduce(torch.ones(1))
+    print('never')
+"""
+
+
+@pytest.mark.parametrize(("grace", "looks"), [(0.3, 3), (0.3, 1), (0, 0)])
+def test_the_grace_ends_inside_a_collective(start: Start, tmp_path: Path, grace: float, looks: int) -> None:
+    """The other rank never comes, and Python's own handlers wait for the collective."""
+
+    def rank(number: int) -> subprocess.Popen:
+        return start(COLLECTIVE.format(file=tmp_path / "meeting", rank=number, grace=grace, looks=looks))
+
+    with ThreadPoolExecutor(2) as pool:  # each waits for the other before it is at work
+        waiting, absent = pool.map(rank, range(2))
+    try:
+        time.sleep(0.5)
+        waiting.send_signal(signal.SIGTERM)
+        told = f"stopped; a computation that did not end within {grace + 0.5:g} s was broken off\n"
+        assert waiting.communicate(timeout=60)[0] == told
+        assert waiting.returncode == 143
+    finally:
+        for process in (waiting, absent):
+            process.kill()
+            process.wait()
+
+
+def test_children_signals_are_not_the_parents(start: Start) -> None:
+    """A loader's process that is forked and ended."""
+    process = start("""
+    import os
+    stopping.MARGIN = 0.2
+    with stopping.deferred(0.1):
+        child = os.fork()
+        if not child:
+            try: time.sleep(600)
+            finally: os._exit(3)
+        time.sleep(0.3)
+        os.kill(child, 15)
+        print('at work', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        time.sleep(1)
+    print('done')
+""")
+    assert process.communicate(timeout=60)[0] == "done\n"
+    assert process.returncode == 0
+
+
+SIGNALLED_TWICE = """
+    import os
+    os.environ['TORCHELASTIC_RUN_ID'] = 'of torchrun'
+    stopping.TWICE = {within}
+    with stopping.deferred(60) as look:
+        for _ in range(3): look(); time.sleep(0.01)
+        print('at work')
+        while not look(): time.sleep(0.01)
+        print('saving')
+        time.sleep(1.5)
+        print('saved')
+"""
+
+
+@pytest.mark.parametrize(
+    ("within", "told", "code"), [(60, "saved\nstopped; submit again to go on\n", 143), (0.2, "", -signal.SIGTERM)]
+)
+def test_a_signal_that_torchrun_passes_on_is_the_one_it_got(start: Start, within: float, told: str, code: int) -> None:
+    """Slurm signals all processes of a job, torchrun and those it started, and torchrun signals these again."""
+    process = start(SIGNALLED_TWICE.format(within=within))
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout
+    assert process.stdout.readline() == "saving\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == told
+    assert process.returncode == code
 
 
 UNTIL = """

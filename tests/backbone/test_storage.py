@@ -1,11 +1,12 @@
 """Paths and URLs through one door."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from backbone.errors import UserError
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, is_local, join, replace_file
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +37,25 @@ def test_join() -> None:
     assert join("s3://b/k/", "x", "y") == "s3://b/k/x/y"
     assert join("s3://b/k?region=eu-west-1", "x") == "s3://b/k/x?region=eu-west-1"
     assert join("/what?/is", "x") == "/what?/is/x"
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_file_is_replaced_whole(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its writer gets no further than half."""
+    url = str(tmp_path / "file") if kind == "local" else "memory://replaced/file"
+    fs, path = filesystem(url)
+    for data in (b"first", b"2"):
+        replace_file(url, data)
+        assert fs.cat_file(path) == data
+    if kind == "local":
+        write = Path.write_bytes
+
+        def half(self: Path, data: bytes) -> int:
+            write(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="full"):
+            replace_file(url, b"third")
+        assert fs.cat_file(path) == b"2"
+        assert [one.name for one in tmp_path.iterdir()] == ["file"]

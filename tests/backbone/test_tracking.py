@@ -69,6 +69,18 @@ def test_a_resumed_run_is_one_run_in_mlflow(tiny: Make, tmp_path: Path) -> None:
     assert run.data.metrics["final/val_error"] == final
 
 
+def test_what_is_remembered_is_never_half_written(tmp_path: Path) -> None:
+    """The driver may be killed while it writes; a resumption that cannot read the file is not tracked at all."""
+    tracking.Memory(str(tmp_path), "wandb").begin("one")
+    file = tmp_path / "tracking.json"
+    before, inode = file.read_bytes(), file.stat().st_ino
+    with file.open("rb") as opened:  # as one who reads it meanwhile
+        tracking.Memory(str(tmp_path), "wandb").logged("train", 7)
+        assert opened.read() == before
+    assert file.stat().st_ino != inode
+    assert tracking.Memory(str(tmp_path), "wandb").steps == {"train": 7}
+
+
 def test_a_resumed_run_is_one_run_of_wandb(tiny: Make, tmp_path: Path) -> None:
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     history = stopped_and_resumed(tiny({"run.track": "wandb"}))

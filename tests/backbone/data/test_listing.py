@@ -2,7 +2,7 @@
 
 import pytest
 
-from backbone.data.listing import expand_braces, list_files
+from backbone.data.listing import expand_braces, list_files, pattern_of
 from backbone.data.sources import open_source
 from backbone.errors import UserError
 from tests.backbone.data.making import (
@@ -58,3 +58,9 @@ def test_braces_are_bounded(tmp_path):
         open_source("webdataset", f"{tmp_path}/{{0..99999999999}}.tar")
     with pytest.raises(UserError, match="stand for nothing; count upwards"):
         open_source("webdataset", f"{tmp_path}/{{5..3}}.tar")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+def test_what_stands_behind_a_question_mark_is_no_pattern(scheme: str) -> None:
+    assert pattern_of(f"{scheme}://bucket/shards?region=eu-central-1") == ""
+    assert pattern_of(f"{scheme}://bucket/*.tar?region=eu-central-1") == "*.tar"

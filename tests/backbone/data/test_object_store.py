@@ -1,5 +1,6 @@
 """Shards in an object store: the same images as on a disk, kept there within a bound, and read ahead."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -97,3 +98,24 @@ def test_a_store_that_fails_is_no_bad_image(s3: Bucket, shards: tuple[str, str],
     with pytest.raises(StorageLost) as caught:
         source.image(0)
     assert not isinstance(caught.value, BadImage)
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_is_no_fault_of_the_images(
+    shards: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """What is kept saves time and is nothing else; a bad image might be passed over."""
+    source = opened(shards[1], tmp_path, keep_gb=1.0)
+    first = batch(source)
+    (folder,) = (tmp_path / "cache").glob("*.kept")
+    if call == "pwrite":
+        np.save(folder / "sums.npy", np.zeros(COUNT, np.uint32))
+        source = opened(shards[1], tmp_path, keep_gb=1.0)
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"backbone.data.kept.os.{call}", fails)
+    with pytest.warns(RuntimeWarning, match=f"{os.strerror(number)}; images are read from their URL"):
+        np.testing.assert_array_equal(batch(source), first)

@@ -102,6 +102,8 @@ def test_ranks_leave_together() -> None:
         process.start()
     for process in ranks:
         process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]  # else the queue has less than is waited for
     assert sorted(out.get() for _ in ranks) == [
         (0, 4, "another worker was told to leave"),
         (1, 4, "node 7 will be taken away"),

@@ -1,10 +1,13 @@
 """Checkpoints in an object store: whole or not at all, whatever happens to the network, the listing or the writer."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import torch
@@ -60,6 +63,49 @@ def test_an_upload_that_is_killed_is_no_checkpoint_and_is_told(s3: Bucket) -> No
     assert newest["progress"]["step"] == 4
     assert said == ["checkpoint step-00000008 was not written to its end; going on from the one before"]
     assert not store.fs.call_s3("list_multipart_uploads", Bucket=s3.name).get("Uploads")
+
+
+def test_all_pages_of_uploads_are_given_up(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 lists 1,000 on a page; here one, which the server cannot: its answer is cut into pages."""
+    store = Store(f"{s3.url}/checkpoints")
+    store.save(4, state(4), {})
+    for step in (8, 12, 16):
+        store.fs.call_s3("create_multipart_upload", Bucket=s3.name, Key=f"checkpoints/step-{step:08d}/state.pt")
+    pass_on = s3.proxy._ask
+    pages = 0
+
+    def one_a_page(to: Any, body: bytes) -> Any:
+        nonlocal pages
+        status, headers, answer = pass_on(to, body)
+        if "?uploads" not in to.path or to.command != "GET":
+            return status, headers, answer
+        pages += 1
+        asked = dict(parse_qsl(to.path.partition("?")[2]))
+        after = (asked.get("key-marker", ""), asked.get("upload-id-marker", ""))
+        found = {_tags(one): one for one in re.findall(rb"<Upload>.*?</Upload>", answer, re.DOTALL)}
+        (mark, one), *more = sorted((mark, one) for mark, one in found.items() if mark > after)
+        page = b"<IsTruncated>%s</IsTruncated>" % (b"true" if more else b"false")
+        page += b"<NextKeyMarker>%s</NextKeyMarker><NextUploadIdMarker>%s</NextUploadIdMarker>" % (
+            mark[0].encode(),
+            mark[1].encode(),
+        )
+        page = b"<ListMultipartUploadsResult>" + page + one + b"</ListMultipartUploadsResult>"
+        return 200, [("Content-Type", "application/xml")], page
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3.proxy, "_ask", one_a_page)
+        said: list[str] = []
+        store.clear_unfinished(said.append)
+    assert [line.split()[1] for line in said] == [f"step-{step:08d}" for step in (8, 12, 16)]
+    assert pages == 3
+    assert not store.fs.call_s3("list_multipart_uploads", Bucket=s3.name).get("Uploads")
+
+
+def _tags(upload: bytes) -> tuple[str, str]:
+    key, number = (re.search(rb"<%s>(.*?)</" % name, upload) for name in (b"Key", b"UploadId"))
+    assert key
+    assert number
+    return key[1].decode(), number[1].decode()
 
 
 def test_a_state_without_its_manifest_is_no_checkpoint_and_is_told(s3: Bucket) -> None:

@@ -15,6 +15,7 @@ from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.protocols import Member, member_scores
 from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets.external import External
 from backbone.nets.vgg import VGG
@@ -28,6 +29,7 @@ from backbone.training.world import Report, World
 from detection.localisation import artifact as localisers
 from detection.localisation.judge import boxes_of
 from detection.localisation.measure import GUESSES
+from detection.localisation.net import Localiser
 from detection.submission.formats import (
     CLSLOC,
     DET,
@@ -44,11 +46,18 @@ from detection.submission.options import Submission
 PREDICTIONS = "predictions.txt"
 
 
+class Where(NamedTuple):
+    """What says boxes."""
+
+    net: Localiser
+    inputs: InputConvention
+
+
 class Nets(NamedTuple):
     """What says classes, and boxes where there is a localiser."""
 
     members: list[Member]
-    localiser: localisers.Loaded | None
+    localiser: Where | None
     classes: list[str]
     weights: dict[str, str]
     """Place -> SHA-256."""
@@ -85,9 +94,10 @@ def load(options: Submission) -> Nets:
         members.append(Member(net, inputs, url))
     localiser = None
     if options.localiser:
-        localiser = localisers.load(options.localiser)
-        weights[options.localiser] = localiser.block["weights_sha256"]
-        if list(localiser.classes) != classes:
+        net, loaded = localisers.load_localiser(options.localiser, "localiser")
+        localiser = Where(net, loaded.inputs)
+        weights[options.localiser] = loaded.block["weights_sha256"]
+        if list(loaded.classes) != classes:
             raise UserError(f"{options.localiser}: its classes are not those of {options.backbone[0]}")
     return Nets(members, localiser, classes, weights)
 
@@ -176,7 +186,7 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
         _place(member.net, options, world)
     where = None
     if nets.localiser:
-        _place(nets.localiser.localiser, options, world)
+        _place(nets.localiser.net, options, world)
         where = ViewSpec(options.protocol, nets.localiser.inputs.size, nets.localiser.inputs.crop_pct, scales)
         distinct = list(dict.fromkeys([*distinct, where]))
     loader = make_loader(
@@ -198,7 +208,7 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
                 lines += [classification_line(row) for row in of_class[labels.cpu().numpy()].tolist()]
                 continue
             boxes = boxes_of(
-                nets.localiser.localiser,
+                nets.localiser.net,
                 nets.localiser.inputs,
                 labels,
                 shown["sides"],

@@ -88,8 +88,9 @@ def load(options: Submission) -> Nets:
         classes, weights[url] = list(block["classes"]), block["weights_sha256"]
         whole = options.protocol == "multi-scale"
         if whole and (isinstance(net, External) or (isinstance(net, VGG) and inputs.size // 32 != 7)):
+            other = "1-crop" if options.localiser else "10-crop"
             raise UserError(
-                f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol 10-crop"
+                f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol {other}"
             )
         members.append(Member(net, inputs, url))
     localiser = None
@@ -106,14 +107,16 @@ def prepare(options: Submission, say: Callable[[str], None] = print) -> Submitti
     """Check everything that can be checked before workers start.
 
     Raises:
-        UserError: nets as `load`; images or synsets as `read_list`, `read_synsets`, `numbers_of`; or the output cannot
-            be written.
+        UserError: nets as `load`; images, synsets or detections as `read_list`, `read_synsets`, `numbers_of`,
+            `of_detections`; or the output cannot be written.
     """
     synsets = read_synsets(options.synsets)
     images = read_list(options.images, DET if options.detections else CLSLOC)
     numbers = []
     if options.backbone:
         numbers = numbers_of(load(options).classes, synsets, options.backbone[0], options.by_position)
+    else:
+        of_detections(options, images)  # what is wrong with them is said now
     say(f"images: {len(images):,}, from {images.name(0)} to {images.name(len(images) - 1)}")
     fs, path = filesystem(options.output)
     try:

@@ -229,7 +229,8 @@ def test_a_trained_step_is_better_than_chance_at_telling_proposals(second: Make)
     result, found = task.judge(net, DENSE)
     own = result["changed"]["own_class"]
     assert result["own_class"] < own["before"]
-    assert result["own_class"] == 100 * np.mean([wrong(one, task.train_source, task.train_targets)[0] for one in found])
+    wrongs = [wrong(one, task.train_source, task.train_targets)[0] for one in found]
+    assert result["own_class"] == pytest.approx(100 * np.mean(wrongs))
 
 
 def test_two_ranks_make_the_same_proposals_and_weights(where: Make, tmp_path: Path) -> None:

@@ -232,6 +232,10 @@ def check_semantic(recipe: DetectorEvaluation, members: Sequence[artifact.Loaded
                 f"{', '.join(recipe.steps)}: {url} is of kind semantic, and these steps are for detectors of boxes; "
                 "leave them out (another size is --data.shorter_side)"
             )
+        if not recipe.fast:
+            raise UserError(
+                f"fast: {url} is of kind semantic, whose pixels no scorer of boxes counts; leave --fast false out"
+            )
 
 
 def _data(recipe: DetectorEvaluation, loaded: artifact.Loaded) -> dict[str, Any]:

@@ -27,6 +27,9 @@ from detection.nets import Semantic
 from detection.pixels import Pixels, class_iou, mean_iou
 from detection.scoring import Scored
 
+AT_ONCE = 16
+"""Classes brought to the file's size at once: a photograph of 12 megapixels takes 48 MB for each."""
+
 SECTION = "semantic"
 """Of metrics.json."""
 
@@ -95,9 +98,16 @@ def label_map(logits: Tensor, sides: Sequence[int]) -> tuple[np.ndarray, np.ndar
     """Logits [C, h, w] of an image as the net sees it -> in the file's height and width `sides` the surest class,
     uint8 [H, W], and its probability, float32 [H, W]."""
     height, width = sides
-    whole = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
-    best, label = whole.max(0)
-    return label.to(torch.uint8).cpu().numpy(), (best - whole.logsumexp(0)).exp().cpu().numpy()
+    best = torch.full((height, width), -torch.inf, device=logits.device)
+    total, label = best.clone(), torch.zeros((height, width), dtype=torch.uint8, device=logits.device)
+    for first in range(0, len(logits), AT_ONCE):
+        some = logits[None, first : first + AT_ONCE].float()
+        whole = F.interpolate(some, (height, width), mode="bilinear", align_corners=False)[0]
+        value, at = whole.max(0)
+        total = torch.logaddexp(total, whole.logsumexp(0))
+        label = torch.where(value > best, (at + first).to(torch.uint8), label)
+        best = torch.maximum(best, value)
+    return label.cpu().numpy(), (best - total).exp().cpu().numpy()
 
 
 def segment(loaded: Loaded, images: Iterable[np.ndarray]) -> list[np.ndarray]:

@@ -1,6 +1,8 @@
 """Fine-tune a classifier into a localiser and judge it as ImageNet LOC is judged, on this machine or on a Ray cluster:
 
 python jobs/localise.py --config jobs/recipes/quickstart/localiser.yaml --backbone runs/quickstart-residual/artifact
+python jobs/localise.py --config jobs/recipes/quickstart/localiser-rcnn.yaml \\
+    --backbone runs/quickstart-residual/artifact --proposals runs/localiser/artifact
 python jobs/localise.py --config jobs/recipes/loc-paper/localiser.yaml --backbone runs/my-resnet101/artifact --dry-run
 ray job submit --working-dir . -- python jobs/localise.py --config ... --run.storage /shared/runs
 """

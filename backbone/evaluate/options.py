@@ -1,5 +1,6 @@
 """What `jobs/evaluate.py --backbone` is told. Imports nothing slow."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -48,14 +49,29 @@ class BackboneEvaluation(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> "BackboneEvaluation":
-        if len(set(self.backbone)) < len(self.backbone):
-            raise ValueError("backbone: one is named twice; an ensemble counts each net once")
-        if min(self.scales) < 224:
-            raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
-        if self.scales != type(self).model_fields["scales"].default and "multi-scale" not in self.protocols:
-            raise ValueError("scales are read by protocol multi-scale only")
-        if self.compute.compile != "none":
-            raise ValueError("compute.compile: shapes change with every image; leave it off")
-        if self.compute.precision == "fp16" and not self.scaling.use_gpu:
-            raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        check_shown(self.backbone, self.protocols, self.scales, self.compute, self.scaling)
         return self
+
+
+SCALES: tuple[int, ...] = BackboneEvaluation.model_fields["scales"].default
+
+
+def check_shown(
+    nets: Sequence[str],
+    protocols: Sequence[Protocol],
+    scales: Sequence[int],
+    compute: Compute,
+    scaling: Scaling,
+) -> None:
+    """ValueError where nets cannot be shown images so: one of them twice, by scales that are too small or are not read,
+    or computed as nothing can be that changes its shape."""
+    if len(set(nets)) < len(nets):
+        raise ValueError("backbone: one is named twice; an ensemble counts each net once")
+    if min(scales) < 224:
+        raise ValueError(f"scales {list(scales)}: below 224 an image is smaller than what the net reads")
+    if tuple(scales) != SCALES and "multi-scale" not in protocols:
+        raise ValueError("scales are read by protocol multi-scale only")
+    if compute.compile != "none":
+        raise ValueError("compute.compile: shapes change with every image; leave it off")
+    if compute.precision == "fp16" and not scaling.use_gpu:
+        raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")

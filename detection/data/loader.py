@@ -6,6 +6,7 @@ of and below `sizes`) to zero again, or a net sees a dark border where torchvisi
 Objects are flat: those of image 0, then those of image 1; `counts` says where to cut, `targets` cuts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -95,16 +96,10 @@ class TrainSet(Dataset):
         self._view: Any = None
 
     def __getitems__(self, positions: range) -> Batch:
-        if self._view is None:  # built where it is used: transforms do not travel to loader processes
-            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
         views: list[Scene] = []
         bad: list[str] = []
         dropped = 0
-        places = [self.stream[position] for position in positions]
-        read_ahead(self.source, (sample for _, sample in places))
-        for epoch, sample in places:
-            image, sample = self._read(sample, bad)
-            key = mix(self.seed, epoch, sample)
+        for image, sample, key in self._images(positions, bad):
             view, lost = self._seen(image, sample, key)
             if self.data.augment.paste:
                 view, lost = self._pasted(view, lost, key, bad)
@@ -123,6 +118,16 @@ class TrainSet(Dataset):
             bad=bad,
             dropped=dropped,
         )
+
+    def _images(self, positions: range, bad: list[str]) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Images in order, which each is, and the key by which it is varied."""
+        if self._view is None:  # built where it is used: transforms do not travel to loader processes
+            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
+        places = [self.stream[position] for position in positions]
+        read_ahead(self.source, (sample for _, sample in places))
+        for epoch, sample in places:
+            image, read = self._read(sample, bad)
+            yield image, read, mix(self.seed, epoch, read)
 
     def _seen(self, image: np.ndarray, sample: int, key: int) -> tuple[Scene, int]:
         """A training image as it is varied, and `View.dropped`; with masks where they are given or pasted by."""
@@ -160,16 +165,10 @@ class SemanticTrainSet(TrainSet):
     """`TrainSet` with label maps in place of objects."""
 
     def __getitems__(self, positions: range) -> SemanticBatch:  # ty: ignore[incompatible-method-override]
-        if self._view is None:
-            self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
         views: list[View] = []
         bad: list[str] = []
-        places = [self.stream[position] for position in positions]
-        read_ahead(self.source, (sample for _, sample in places))
-        for epoch, sample in places:
-            image, sample = self._read(sample, bad)
+        for image, sample, key in self._images(positions, bad):
             classes = self.source.label_map(sample)
-            key = mix(self.seed, epoch, sample)
             views.append(self._view(image, np.zeros((0, 4)), [], key, classes=classes))
         images, sizes = pad([view.image for view in views])
         classes = np.full((len(views), *images.shape[-2:]), IGNORED, np.uint8)

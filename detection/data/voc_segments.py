@@ -6,6 +6,7 @@ classes, 255 what is ignored (the borders of objects, and difficult ones).
 
 import hashlib
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as rle
 
+from backbone.data.ahead import Ahead
 from backbone.data.findings import Finding
 from backbone.data.index import digest, is_fresh, map_arrays, pack, store, unpack, unpack_all
 from backbone.data.listing import THREADS
@@ -83,6 +85,7 @@ class VocSegments:
         """
         self._arguments = (index, folders, fingerprint)
         self._arrays, self._folders = map_arrays(index), folders
+        self._ahead = Ahead()
         self.fingerprint = self._arrays["fingerprint"].tobytes().decode()
         if self.fingerprint != fingerprint:
             raise UserError(f"{', '.join(folders)}: changed while in use ({index} was rewritten); start again")
@@ -113,12 +116,20 @@ class VocSegments:
     def image(self, i: int) -> np.ndarray:
         """Image i, uint8 [H, W, 3], RGB, of the size of its map; BadImage where it is not, or cannot be read."""
         try:
-            data = read(self._place(i)[0], f"{IMAGES}/{unpack(self._arrays, 'files', i)}")
+            data = self._ahead.take(i, self._read)
         except StorageError:
             raise
         except OSError as error:
             raise BadImage(f"{self.name(i)}: {error.strerror or error}") from error
         return decode_as(data, self.name(i), *map(int, self.sizes[i]))
+
+    def ahead(self, ids: Iterable[int]) -> None:
+        """Begin to read these images, which are going to be asked for in this order, where they lie at URLs."""
+        if any("://" in folder for folder in self._folders):
+            self._ahead.begin(ids, self._read)
+
+    def _read(self, i: int) -> bytes:
+        return read(self._place(i)[0], f"{IMAGES}/{unpack(self._arrays, 'files', i)}")
 
     def label_map(self, i: int) -> np.ndarray:
         """The class of every pixel of image i, uint8 [H, W], as in its file."""
@@ -165,6 +176,11 @@ def _names(folder: str) -> tuple[str, ...]:
     except FileNotFoundError:
         return CLASSES
     names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    if "ignored" in names[:-1]:
+        raise UserError(
+            f"{shown(folder, NAMES)}: ignored stands before {names[names.index('ignored') + 1]}, whose number is its "
+            "place in the list and cannot be told; write ignored, which is 255, last, or leave it out"
+        )
     names = [name for name in names if name != "ignored"]
     if len(names) < 2 or names[0] != "background" or len(set(names)) < len(names):
         raise UserError(f"{shown(folder, NAMES)}: begin with background, and name each class once, a line each")
@@ -175,6 +191,8 @@ def _map_bytes(folder: str, name: str) -> bytes:
     file = f"{MAPS}/{name}.png"
     try:
         return read(folder, file)
+    except StorageError:
+        raise  # no property of the file
     except OSError as error:
         raise UserError(
             f"{shown(folder, file)}: {error.strerror or error}; detector.kind semantic needs a PNG of {MAPS} for every "

@@ -20,7 +20,8 @@ from backbone.options import net_options
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from detection.localisation.net import Localiser, build
-from detection.localisation.recipe import LocaliserOptions
+from detection.localisation.rcnn import RegionNet, build_regions
+from detection.localisation.recipe import LocaliserOptions, RegionOptions
 
 FORMAT = 1
 BLOCK = "raybone_localiser"
@@ -29,14 +30,18 @@ BLOCK = "raybone_localiser"
 class Loaded(NamedTuple):
     """What `load` gives."""
 
-    localiser: Localiser  # in eval mode, on CPU
+    localiser: Localiser | RegionNet  # in eval mode, on CPU
     inputs: InputConvention
     classes: tuple[str, ...]
     block: dict[str, Any]
 
 
 def save(
-    url: str | Path, localiser: Localiser, inputs: InputConvention, classes: tuple[str, ...], provenance: dict[str, Any]
+    url: str | Path,
+    localiser: Localiser | RegionNet,
+    inputs: InputConvention,
+    classes: tuple[str, ...],
+    provenance: dict[str, Any],
 ) -> None:
     """Write an artifact to a local folder or URL. The config, which holds the weights' hash, comes last.
 
@@ -81,10 +86,15 @@ def load(url: str | Path) -> Loaded:
     if hashlib.sha256(weights).hexdigest() != block["weights_sha256"]:
         raise UserError(f"{url}/model.safetensors: SHA-256 is not the one in config.json; the file is damaged")
     try:
-        options, classes = LocaliserOptions.model_validate(block["localiser"]), tuple(block["classes"])
+        classes, is_rcnn = tuple(block["classes"]), block["localiser"].get("kind") == "rcnn"
         said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block["inputs"].items()}
         inputs = InputConvention(**said, mean_image=load_tensors(mean)["mean_image"] if mean else None)
-        localiser = build(options, build_backbone(net_options(block["net"]), 1), len(classes))
+        net = build_backbone(net_options(block["net"]), 1)
+        if is_rcnn:
+            options = RegionOptions.model_validate(block["localiser"])
+            localiser: Localiser | RegionNet = build_regions(options, net, len(classes))
+        else:
+            localiser = build(LocaliserOptions.model_validate(block["localiser"]), net, len(classes))
         localiser.load_state_dict(load_tensors(weights))
     except (ValidationError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{url}: config.json or weights cannot be read: {' '.join(str(error).split())}") from error
@@ -95,8 +105,19 @@ def load(url: str | Path) -> Loaded:
     return Loaded(localiser, inputs, classes, block)
 
 
+def load_localiser(url: str | Path, field: str) -> tuple[Localiser, Loaded]:
+    """A localiser of kind rpn, which sees whole images; UserError as `load`, or it is of another kind."""
+    loaded = load(url)
+    if not isinstance(loaded.localiser, Localiser):
+        raise UserError(
+            f"{field} {url}: is an R-CNN (localiser.kind rcnn), which moves the boxes of a localiser; give that one's "
+            "artifact, which this one's recipe.yaml names as proposals"
+        )
+    return loaded.localiser, loaded
+
+
 @torch.no_grad()
-def probe(localiser: Localiser, inputs: InputConvention) -> dict[str, float]:
+def probe(localiser: Localiser | RegionNet, inputs: InputConvention) -> dict[str, float]:
     """Deviations of what the localiser says of two fixed images for its first and last class, and of its anchors.
 
     In eval mode, on CPU, in fp32; mode and device are put back.
@@ -104,7 +125,12 @@ def probe(localiser: Localiser, inputs: InputConvention) -> dict[str, float]:
     device, was_training = next(localiser.parameters()).device, localiser.training
     localiser.to("cpu").eval()
     images = inputs.normalize(probe_images())
-    logits, deltas = localiser(images, torch.tensor([[0, localiser.classes - 1]] * len(images)))
-    found = {"logits": logits, "deltas": deltas, "anchors": localiser.anchors(*(int(n) for n in images.shape[-2:]))}
+    ends = [0, localiser.classes - 1]
+    if isinstance(localiser, Localiser):
+        logits, deltas = localiser(images, torch.tensor([ends] * len(images)))
+        found = {"logits": logits, "deltas": deltas, "anchors": localiser.anchors(*(int(n) for n in images.shape[-2:]))}
+    else:
+        logits, deltas = localiser(images.repeat_interleave(2, 0), torch.tensor(ends * len(images)))
+        found = {"logits": logits, "deltas": deltas}
     localiser.to(device).train(was_training)
     return {name: values.double().std().item() for name, values in found.items()}

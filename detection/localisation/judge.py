@@ -1,7 +1,7 @@
 """Where a localiser puts its boxes in images seen by one crop or densely, and what that is worth (Table 13)."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from backbone.data.stream import share
 from backbone.evaluate.protocols import Member, probabilities
 from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.inputs import InputConvention
-from backbone.intervals import wilson
+from backbone.intervals import paired, wilson
 from backbone.training.world import World
 from detection.localisation.measure import GUESSES, is_found
 from detection.localisation.net import Localiser, decode
 from detection.localisation.sources import LocatedSource
 
 ONE_CROP, DENSE = "1-crop", "dense"
+ERRORS = ("own_class", "top1", "top5", "top5_classes")
 
 
 class Guess(NamedTuple):
@@ -39,6 +40,28 @@ class Guess(NamedTuple):
     """float64 [J, 4], pixels of the file."""
 
     probabilities: list[float]
+
+    before: np.ndarray | None = None
+    """float64 [1 + J, 4]: where a second step moved boxes, those of the first, of the image's own class and of the
+    guesses."""
+
+
+class Step(Protocol):
+    """What moves a localiser's boxes: the R-CNN step."""
+
+    def boxes_of(
+        self,
+        localiser: Localiser,
+        inputs: InputConvention,
+        asked: Tensor,
+        shown: dict[str, Any],
+        groups: Iterable[tuple[Tensor, Tensor]],
+        view: ViewSpec,
+        batch: int,
+        channels_last: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As the function of this name, of images that `ViewSet` has `shown`: the boxes, and those before."""
+        ...
 
 
 def protocols(scales: Sequence[int], member: Member) -> dict[str, ViewSpec]:
@@ -72,6 +95,7 @@ def guess(
     place: int,
     batch: int,
     channels_last: bool,
+    step: Step | None = None,
 ) -> tuple[list[Guess], list[str]]:
     """Boxes of each image's own class and of its five most probable ones, and the images that could not be read.
 
@@ -86,6 +110,7 @@ def guess(
         place: see `view`.
         batch: images that go through the nets at once, by pixels, as in `probabilities`.
         channels_last: memory format.
+        step: moves the boxes; None: they stay.
     """
     found: list[Guess] = []
     bad: list[str] = []
@@ -96,10 +121,14 @@ def guess(
         sure, labels = scores.topk(min(GUESSES, scores.shape[1]), dim=1)
         own = torch.from_numpy(targets[samples]).to(labels.device)
         asked = torch.cat([own[:, None], labels], 1)
-        boxes = boxes_of(localiser, classifier.inputs, asked, shown["sides"], groups, view, batch, channels_last)
+        how = (view, batch, channels_last)
+        if step:
+            boxes, before = step.boxes_of(localiser, classifier.inputs, asked, shown, groups, *how)
+        else:
+            boxes, before = boxes_of(localiser, classifier.inputs, asked, shown["sides"], groups, *how), None
         for row in (shown["labels"] >= 0).nonzero()[:, 0].tolist():  # others were not read and have no view
-            mine = boxes[row]
-            found.append(Guess(samples[row], mine[0], labels[row].tolist(), mine[1:], sure[row].tolist()))
+            mine, old = boxes[row], None if before is None else before[row]
+            found.append(Guess(samples[row], mine[0], labels[row].tolist(), mine[1:], sure[row].tolist(), old))
     return found, bad
 
 
@@ -130,21 +159,33 @@ def boxes_of(
     device = asked.device
     best = torch.full(asked.shape, -torch.inf, device=device)
     boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
+    for some, normal in normal_parts(inputs, groups, view, batch, channels_last, device):
+        height, width = (int(side) for side in normal.shape[-2:])
+        rows_there = some.to(device)
+        value, box = locate(localiser, normal, asked[rows_there])
+        moved = into_files(box.double().cpu().numpy(), (height, width), sides[some.numpy()], view)
+        moved = torch.from_numpy(moved).to(device)
+        better = value > best[rows_there]
+        best[rows_there] = torch.where(better, value, best[rows_there])
+        boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
+    return boxes.cpu().numpy()
+
+
+def normal_parts(
+    inputs: InputConvention,
+    groups: Iterable[tuple[Tensor, Tensor]],
+    view: ViewSpec,
+    batch: int,
+    channels_last: bool,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The views of `boxes_of`, as many at once as go through the net: rows int64 [M] on the host, and normalised images
+    [M, 3, H, W] on the device."""
     for rows, pixels in groups:
         at_once = max(1, batch * view.size**2 // (pixels.shape[2] * pixels.shape[3]))
         for some, part in zip(rows.split(at_once), pixels.split(at_once), strict=True):
             normal = inputs.normalize(part.to(device))
-            if channels_last:
-                normal = normal.contiguous(memory_format=torch.channels_last)
-            height, width = (int(side) for side in part.shape[-2:])
-            rows_there = some.to(device)
-            value, box = locate(localiser, normal, asked[rows_there])
-            moved = into_files(box.double().cpu().numpy(), (height, width), sides[some.numpy()], view)
-            moved = torch.from_numpy(moved).to(device)
-            better = value > best[rows_there]
-            best[rows_there] = torch.where(better, value, best[rows_there])
-            boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
-    return boxes.cpu().numpy()
+            yield some, normal.contiguous(memory_format=torch.channels_last) if channels_last else normal
 
 
 def locate(localiser: Localiser, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,15 +220,7 @@ def errors(
         RuntimeError: an image was judged twice or not at all.
         UserError: no image could be read.
     """
-    counts = np.zeros(4, np.int64)
-    for one in guesses:
-        truth, label = source.boxes(one.image), int(targets[one.image])
-        counts += (
-            not is_found(label, truth, [label], one.true_box[None]),
-            not is_found(label, truth, one.labels, one.boxes, 1),
-            not is_found(label, truth, one.labels, one.boxes),
-            label not in one.labels,
-        )
+    counts = sum((wrong(one, source, targets) for one in guesses), np.zeros(len(ERRORS), np.int64))
     unread = [name for names in world.gather(list(bad)) for name in names]
     numbers = [number for part in world.gather([one.image for one in guesses]) for number in part]
     if len({*numbers}) != len(numbers) or len(numbers) + len(unread) != len(source):
@@ -195,8 +228,34 @@ def errors(
     if not numbers:
         raise none_readable(unread)
     total = world.sum(torch.from_numpy(counts).double().to(world.device)).long().tolist()
-    names = ("own_class", "top1", "top5", "top5_classes")
-    result: dict[str, Any] = {name: 100 * wrong / len(numbers) for name, wrong in zip(names, total, strict=True)}
     n = len(numbers)
-    result |= {f"{name}_interval": wilson(100 * wrong / n, n) for name, wrong in zip(names, total, strict=True)}
-    return result | {"images": len(numbers), "unreadable": unread}
+    result: dict[str, Any] = {name: 100 * count / n for name, count in zip(ERRORS, total, strict=True)}
+    result |= {f"{name}_interval": wilson(100 * count / n, n) for name, count in zip(ERRORS, total, strict=True)}
+    return result | {"images": n, "unreadable": unread}
+
+
+def wrong(one: Guess, source: LocatedSource, targets: np.ndarray) -> np.ndarray:
+    """Whether an image counts as an error, int64 [4], 1 or 0, by `ERRORS`."""
+    truth, label = source.boxes(one.image), int(targets[one.image])
+    found = (
+        is_found(label, truth, [label], one.true_box[None]),
+        is_found(label, truth, one.labels, one.boxes, 1),
+        is_found(label, truth, one.labels, one.boxes),
+        label in one.labels,
+    )
+    return 1 - np.array(found, np.int64)
+
+
+def changes(guesses: Sequence[Guess], source: LocatedSource, targets: np.ndarray, world: World) -> dict[str, Any]:
+    """What a second step changed, over all ranks' images: by name of the error its value `before`, percent, and the
+    `change`, points, with its 95 % interval over images, each image being compared with itself."""
+    before = [one._replace(true_box=one.before[0], boxes=one.before[1:]) for one in guesses if one.before is not None]
+    first = np.array([wrong(one, source, targets) for one in before]).reshape(-1, len(ERRORS))
+    second = np.array([wrong(one, source, targets) for one in guesses]).reshape(-1, len(ERRORS))
+    rows = np.stack([first.sum(0), (second > first).sum(0), (first > second).sum(0), np.full(len(ERRORS), len(first))])
+    total = world.sum(torch.from_numpy(rows).double().to(world.device)).long().tolist()
+    found: dict[str, Any] = {}
+    for name, old, worse, better, n in zip(ERRORS, *total, strict=True):
+        value, low, high = paired(worse, better, n)
+        found[name] = {"before": 100 * old / n, "change": value, "change_interval": (low, high)}
+    return found

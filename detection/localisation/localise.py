@@ -1,30 +1,15 @@
 """Localisation: what the job prepares on the driver, what every worker runs, what comes out. The loop is
-`backbone.training.engine`'s; here is its task.
+`backbone.training.engine`'s; its tasks are `task` and `refinement`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from backbone import artifact as backbones
-from backbone.cli import validate
-from backbone.data.batches import TrainSet
-from backbone.data.loader import train_loader
-from backbone.data.options import Loading, StoredData
-from backbone.data.resident import Resident
 from backbone.data.sources import remarks
-from backbone.data.stream import MicroBatches, mix
-from backbone.errors import UserError
-from backbone.evaluate.protocols import Member
-from backbone.inputs import InputConvention
 from backbone.job import Job
-from backbone.nets import Backbone
 from backbone.nets.count import parameters
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join, write_folder
@@ -38,15 +23,16 @@ from backbone.training.run import open_run, results_of, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection.localisation import artifact
-from detection.localisation.judge import DENSE, ONE_CROP, Guess, errors, guess, images_of, protocols
-from detection.localisation.net import Localiser, build, losses
+from detection.localisation.judge import DENSE, ONE_CROP, Guess
+from detection.localisation.net import Localiser
 from detection.localisation.paper import beside
 from detection.localisation.picture import draw_guesses
-from detection.localisation.recipe import Localise
-from detection.localisation.sources import LocatedSource, open_located
+from detection.localisation.rcnn import RegionNet
+from detection.localisation.recipe import Localise, LocaliserOptions
+from detection.localisation.refinement import Refinement, load_proposer
+from detection.localisation.sources import open_located
+from detection.localisation.task import Localisation, build_model, classes_of, loading
 from detection.nets.policy import count_norms
-
-KEPT = 0.25  # part of an object that a crop must leave for it to be one; the paper does not say
 
 CURVES = (
     Measure("val_error", "own class", "#08519c"),
@@ -75,19 +61,26 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
     for split, source in (("train", train), ("val", val)):
         for line in remarks(source):
             say(f"data.{split}: {line}")
-    localiser = build_localiser(recipe, net)
+    model = build_model(recipe, net)
+    proposer = load_proposer(recipe, inputs, block["classes"]) if isinstance(model, RegionNet) else None
     fingerprints = {
         "backbone": block["weights_sha256"],
         "train data": train.fingerprint,
         "val data": val.fingerprint,
+        **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
-    recipe = open_run(recipe, fingerprints, 4 * parameters(localiser) * recipe.optim.copies)
-    frozen, trained = count_norms(localiser)
-    say(
-        f"localiser on {recipe.localiser.stage} of {net.options.name}, {net.num_classes:,} classes x {localiser.each} "
-        f"anchors: {parameters(localiser):,} parameters, {frozen} norms frozen, {trained} trained"
-    )
+    recipe = open_run(recipe, fingerprints, 4 * parameters(model) * recipe.optim.copies)
+    frozen, trained = count_norms(model)
+    say(f"{titled(model)}: {parameters(model):,} parameters, {frozen} norms frozen, {trained} trained")
     return Localising(run_url(recipe), recipe)
+
+
+def titled(model: Localiser | RegionNet) -> str:
+    """What a net is, for people."""
+    of = f"{model.body.options.name}, {model.classes:,} classes"
+    if isinstance(model, RegionNet):
+        return f"R-CNN of {of}, up to {model.options.proposals} proposals of a class"
+    return f"localiser on {model.options.stage} of {of} x {model.each} anchors"
 
 
 def finished(url: str) -> dict[str, Any] | None:
@@ -100,9 +93,12 @@ def localise(payload: Localising, world: World, report: Report) -> dict[str, Any
     """What every worker runs: train, judge, and on the first rank write artifact and results, which come back."""
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
-    task = Localisation(recipe, world)
+    if isinstance(recipe.localiser, LocaliserOptions):
+        task = Localisation(recipe, world)
+    else:
+        task = Refinement(recipe, world, payload.url, report)
     model, progress = engine.train(task, recipe, world, Store(join(payload.url, "checkpoints")), report)
-    assert isinstance(model, Localiser)
+    assert isinstance(model, Localiser | RegionNet)
     judged = [(name, *task.judge(model.eval(), name)) for name in (ONE_CROP, DENSE)]
     results: list[dict[str, Any]] = [{"protocol": name, **found} for name, found, _ in judged]
     for row in results:
@@ -120,8 +116,8 @@ LOCALISE = Job(prepare, localise, finished, run_url)
 def write_results(
     url: str,
     recipe: Localise,
-    task: "Localisation",
-    model: Localiser,
+    task: Localisation,
+    model: Localiser | RegionNet,
     progress: Progress,
     results: list[dict[str, Any]],
     guesses: Sequence[Guess],
@@ -135,6 +131,7 @@ def write_results(
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": recipe_hash(recipe),
         "backbone": {"weights_sha256": task.about["weights_sha256"], "provenance": task.about["provenance"]},
+        **task.origin,
         "data": {"train": task.train_source.fingerprint, "val": task.val_source.fingerprint},
         "train_images": task.num_samples,
         "steps": exported,
@@ -168,149 +165,3 @@ def write_results(
     fs.pipe_file(join(path, "curves.png"), curves)
     artifact.save(join(url, "artifact"), model, task.inputs, tuple(classes), {**provenance, "metrics": results})
     return record["provenance"]
-
-
-@dataclass
-class Localisation:
-    """The engine's task: images and their classes to boxes."""
-
-    recipe: Localise
-    world: World
-
-    def __post_init__(self) -> None:
-        recipe = self.recipe
-        net, self.inputs, self.about = backbones.load(recipe.backbone)
-        self.train_source, self.val_source = open_located(recipe.data, self.inputs.size)
-        self.train_targets, self.val_targets = classes_of(
-            (self.train_source, self.val_source), self.about["classes"], recipe
-        )
-        self.model = build_localiser(recipe, net)
-        net = net.to(self.world.device).eval()
-        if recipe.compute.channels_last:
-            net.to(memory_format=torch.channels_last)
-        self.classifier = Member(net, self.inputs, recipe.backbone)
-        red, green, blue = (round(255 * channel) for channel in self.inputs.mean)
-        self.train = TrainSet(self.train_source, loading(recipe, self.inputs), recipe.seed, (red, green, blue))
-        self.num_samples, self.max_bad = len(self.train_source), recipe.data.max_bad
-        self.views = protocols(recipe.scales, self.classifier)
-        self.inputs.prepare(self.world.device)
-        self._one_crop = images_of(
-            self.val_source,
-            [self.views[ONE_CROP]],
-            self.world,
-            recipe.eval_batch,
-            recipe.data.workers,
-            recipe.data.on_bad,
-        )
-
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of each image, and the sums of its two parts."""
-        images = self.inputs.normalize(batch["images"])
-        if self.recipe.compute.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits, deltas = self.model(images, batch["classes"][:, None])
-        anchors = self.model.anchors(*(int(side) for side in images.shape[-2:]))
-        score, box = losses(logits[:, 0], deltas[:, 0], anchors, batch["boxes"], batch["counts"], self.recipe.localiser)
-        return score + box, {"loss_score": score.sum(), "loss_box": box.sum()}
-
-    def batches(self, micro_batches: MicroBatches) -> Iterator[Any]:
-        """This rank's training batches, with the boxes as they lie in the crops."""
-        for batch in train_loader(self.train, micro_batches, self.world.device, self._resident):
-            yield {**batch, **self.located(batch["samples"], batch["position"])}
-
-    @cached_property
-    def _resident(self) -> Resident | None:
-        if not self.recipe.data.resident:
-            return None
-        return Resident(self.train, self.world.device, 0, self.world.is_first)
-
-    def located(self, images: Sequence[int], position: int) -> dict[str, Tensor]:
-        """`classes` int64 [N], `boxes` float32 [N, G, 4] in pixels of the crops, those of image n first, and `counts`
-        int64 [N] of training images of these numbers, the first of which is at `position` of the stream.
-
-        What a crop leaves less than a quarter of is no object of it.
-        """
-        rows = []
-        for after, image in enumerate(images):
-            epoch = (position + after) // self.num_samples
-            height, width = self.train_source.sides[image].tolist()
-            key = mix(self.recipe.seed, epoch, image)
-            place = self.train.view.place(height, width, key)
-            whole = place.into_view(self.train_source.boxes(image))
-            seen = place.seen(whole)
-            shares = (seen[:, 2:] - seen[:, :2]).prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
-            rows.append(seen[shares >= KEPT])
-        boxes = np.zeros((len(rows), max(1, *map(len, rows)), 4), np.float32)
-        for box, row in zip(boxes, rows, strict=True):
-            box[: len(row)] = row
-        return {
-            "classes": torch.from_numpy(self.train_targets[np.asarray(images)]),
-            "boxes": torch.from_numpy(boxes),
-            "counts": torch.tensor([len(row) for row in rows]),
-        }
-
-    def blame(self, position: int) -> str:
-        """File name of the sample at this position."""
-        return f"sample {self.train_source.name(self.train.stream[position][1])}"
-
-    def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """By one crop, percent: `error` with the image's own class, `top1` and `top5` with predicted ones."""
-        found, _ = self.judge(model, ONE_CROP)
-        kept = {name: found[name] for name in ("top1", "top5", "images")}
-        return {"error": found["own_class"], **kept}
-
-    def judge(self, model: nn.Module, protocol: str) -> tuple[dict[str, Any], list[Guess]]:
-        """See `judge.errors`, and this rank's guesses. All ranks call it."""
-        assert isinstance(model, Localiser)
-        recipe, view = self.recipe, self.views[protocol]
-        batches: Iterable[Any] = self._one_crop
-        if protocol != ONE_CROP:
-            data = recipe.data
-            batches = images_of(self.val_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
-        with engine.autocast(recipe.compute, self.world.device):
-            found, bad = guess(
-                model,
-                self.classifier,
-                self.val_targets,
-                batches,
-                view,
-                0,
-                recipe.eval_batch,
-                recipe.compute.channels_last,
-            )
-        return errors(found, self.val_source, self.val_targets, self.world, bad), found
-
-
-def build_localiser(recipe: Localise, net: Backbone) -> Localiser:
-    """The recipe's localiser, the same first weights of its layers on every rank; UserError as `build`."""
-    torch.manual_seed(mix(recipe.seed, 3) >> 1)
-    return build(recipe.localiser, net, net.num_classes)
-
-
-def loading(recipe: Localise, inputs: InputConvention) -> StoredData:
-    """How training images are loaded: as the classifier's, at its size.
-
-    Raises:
-        UserError: the augmentation does not fit that size.
-    """
-    tree = {field: getattr(recipe.data, field) for field in Loading.model_fields if field != "source"}
-    tree |= {"source": "imagefolder", "train": "-", "val": "-", "size": inputs.size, "crop_pct": inputs.crop_pct}
-    return validate(StoredData, tree, "data, at the size of the classifier")
-
-
-def classes_of(sources: Sequence[LocatedSource], names: Sequence[str], recipe: Localise) -> list[np.ndarray]:
-    """The net's class of each image of the sources, the first of which is the training data: int64 [N] each.
-
-    Raises:
-        UserError: the data hold classes that the net lacks.
-    """
-    known = sources[0].classes if recipe.by_position else tuple(names)
-    place = {name: k for k, name in enumerate(known)}
-    unknown = [name for name in sources[0].classes if name not in place]
-    if unknown or len(known) > len(names):
-        raise UserError(
-            f"data.train has {len(sources[0].classes)} classes, of which {recipe.backbone} lacks "
-            f"{len(unknown) or len(known) - len(names)} ({', '.join(unknown[:5])}); --by_position true takes label k "
-            "for class k"
-        )
-    return [np.array([place[name] for name in source.classes])[source.labels] for source in sources]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.localisation.judge import Guess
+from detection.localisation.judge import ERRORS, Guess
 from detection.localisation.measure import is_found
 from detection.localisation.sources import LocatedSource
 
@@ -53,10 +53,19 @@ def table(record: dict[str, Any]) -> str:
     lines[-1] += "".join(f"{name:>24}" for name in head)
     for row in record["results"]:
         cells = []
-        for name in ("own_class", "top1", "top5", "top5_classes"):
+        for name in ERRORS:
             low, high = row[f"{name}_interval"]
             cells.append(f"{row[name]:.1f} ({low:.1f} to {high:.1f})")
         lines.append(f"{row['protocol']:<9}" + "".join(f"{cell:>24}" for cell in cells))
+        if "changed" in row:
+            changed = [row["changed"][name] for name in ERRORS]
+            before = [f"{one['before']:.1f}" for one in changed]
+            lines.append(f"{'  before':<9}" + "".join(f"{cell:>24}" for cell in before))
+            cells = [
+                f"{one['change']:+.1f} ({low:+.1f} to {high:+.1f})"
+                for one, (low, high) in zip(changed, (one["change_interval"] for one in changed), strict=True)
+            ]
+            lines.append(f"{'  change':<9}" + "".join(f"{cell:>24}" for cell in cells))
     row = record["results"][-1]
     lines.append(f"{row['images']:,} images, {len(row['unreadable'])} unreadable left out")
     for row in record["results"]:

@@ -13,6 +13,9 @@ from backbone.training.recipe import Optim, TrainingRecipe
 class LocaliserOptions(Strict):
     """A per-class region proposal network on a classifier's maps: for each anchor a score and a box for each class."""
 
+    kind: Literal["rpn"] = "rpn"
+    """rpn: a per-class region proposal network (Table 13's RPN)."""
+
     norm: Literal["frozen", "trainable", "sync", "group"]
     """What becomes of the classifier's norms, as in detectors (the paper does not say). frozen: fixed statistics and
     affine. trainable: batch norm goes on as in pretraining. sync: over all workers. group: the classifier has that."""
@@ -51,6 +54,52 @@ class LocaliserOptions(Strict):
         if self.bg_iou > self.fg_iou:
             raise ValueError("bg_iou must not be above fg_iou")
         return self
+
+
+class RegionOptions(Strict):
+    """The R-CNN step: a classifier fed with one proposal at a time, warped to its size, which says for the proposal's
+    class how sure it is of it and where its box should be."""
+
+    kind: Literal["rcnn"]
+    """rcnn: the R-CNN on the proposals of such a network (Table 13's RPN+RCNN)."""
+
+    norm: Literal["frozen", "trainable", "sync", "group"]
+    """As of kind rpn."""
+
+    freeze_at: int = Field(0, ge=0, le=5)
+    """As of kind rpn."""
+
+    proposals: int = Field(200, ge=1)
+    """The highest scored ones of a class that are read of an image, in training and in tests."""
+
+    nms: float = Field(0.7, gt=0, le=1)
+    """Before that, of two proposals with a larger IoU the lower scored one is dropped. 1: none is. The paper does not
+    say."""
+
+    scales: tuple[int, ...] = Field((256,), min_length=1)
+    """Training: shorter sides at which the proposal network sees the whole images, for a net of 224 px. The paper does
+    not say."""
+
+    padding: int = Field(16, ge=0, lt=112)
+    """Pixels of what is around a proposal on each side of the warped image, for a net of 224 px (R-CNN's 16)."""
+
+    positive: float = Field(0.25, gt=0, lt=1)
+    """Share of training images of which a positive proposal is drawn, where there is one (R-CNN's 0.25)."""
+
+    fg_iou: float = Field(0.5, gt=0, le=1)
+    """A proposal is positive from this IoU with an object on, else negative."""
+
+    beta: float = Field(1.0, ge=0)
+    """Where the smooth L1 loss of boxes turns from square to line."""
+
+    @model_validator(mode="after")
+    def _large(self) -> "RegionOptions":
+        if min(self.scales) < 224:
+            raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
+        return self
+
+
+AnyLocaliser = Annotated[LocaliserOptions | RegionOptions, OneOf()]
 
 
 class _Data(Loading):
@@ -120,6 +169,7 @@ class Localise(TrainingRecipe):
 
     PLACES: ClassVar[tuple[str, ...]] = (
         "backbone",
+        "proposals",
         "eval_batch",
         "pictures",
         *(f"data.{field}" for field in ("train", "val", "blacklist", "cache", "workers", "resident")),
@@ -128,17 +178,21 @@ class Localise(TrainingRecipe):
     backbone: str = Field(min_length=1)
     """Backbone artifact: a folder or URL. It is verified. It gives the net to fine-tune and, as it is, the classes."""
 
+    proposals: str = ""
+    """kind rcnn: artifact of a localiser of kind rpn, whose proposals are read: a folder or URL. It is verified."""
+
     by_position: bool = False
     """Take label k of the data for class k of the net, whatever their names: the usual order of ImageNet's 1000."""
 
     LATER: ClassVar[dict[str, Any]] = {
         **TrainingRecipe.LATER,
+        "localiser.kind": "rpn",
         "data.augment.magnitude": 9.0,
         "data.augment.magnitude_std": 0.0,
         "data.augment.repeats": 1,
     }
 
-    localiser: LocaliserOptions
+    localiser: AnyLocaliser
     data: LocData = OneObjectData()
     optim: Optim = Optim(batch=256, lr=0.01, lr_batch=256)
 
@@ -154,7 +208,7 @@ class Localise(TrainingRecipe):
     @property
     def title(self) -> str:
         """See `TrainingRecipe.title`."""
-        return "localiser"
+        return "localiser" if self.localiser.kind == "rpn" else "rcnn"
 
     @property
     def equal_shares(self) -> bool:
@@ -173,4 +227,24 @@ class Localise(TrainingRecipe):
             raise ValueError("schedule.hold_lr waits for a classification error; use schedule.warmup")
         if min(self.scales) < 224:
             raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
+        return self
+
+    @model_validator(mode="after")
+    def _proposed(self) -> "Localise":
+        if self.localiser.kind == "rpn":
+            if self.proposals:
+                raise ValueError("proposals are read by localiser.kind rcnn; leave them out")
+            return self
+        if not self.proposals:
+            raise ValueError(
+                "proposals: localiser.kind rcnn reads those of a localiser; train one by a recipe of kind rpn, then "
+                "give its artifact: --proposals runs/localiser/artifact"
+            )
+        if self.data.augment.kind != "none":
+            raise ValueError(
+                f"data.augment.kind {self.data.augment.kind}: localiser.kind rcnn sees proposals, half of them "
+                "mirrored, and no crops; give none"
+            )
+        if self.data.resident:
+            raise ValueError("data.resident keeps what is cropped; localiser.kind rcnn warps proposals: leave it off")
         return self

@@ -70,8 +70,10 @@ def read_synsets(url: str) -> Synsets:
     return Synsets(dict(zip(wnids, numbers, strict=True)), names)
 
 
-def numbers_of(classes: Sequence[str], synsets: Synsets, whose: str, by_position: bool = False) -> list[int]:
+def numbers_of(classes: Sequence[str], synsets: Synsets, whose: str, by_position: bool | None = False) -> list[int]:
     """The challenge's number of each class: by WordNet id, or by the name in the file of synsets.
+
+    `by_position` None: it is nothing that could be asked for.
 
     Raises:
         UserError: the challenge has no such class; or with `by_position`, another number of classes.
@@ -83,9 +85,10 @@ def numbers_of(classes: Sequence[str], synsets: Synsets, whose: str, by_position
     found = [name if name in synsets.numbers else synsets.names.get(name.replace(" ", "_"), "") for name in classes]
     unknown = [name for name, wnid in zip(classes, found, strict=True) if not wnid]
     if unknown:
+        way = "" if by_position is None else "; --by_position true takes class k for the k-th sorted WordNet id"
         raise UserError(
             f"synsets: lacks {len(unknown)} of the {len(classes)} classes of {whose}: {some(unknown)}. Classes are "
-            "matched by WordNet id or the file's name; --by_position true takes class k for the k-th sorted WordNet id"
+            f"matched by WordNet id or the file's name{way}"
         )
     return [synsets.numbers[wnid] for wnid in found]
 
@@ -188,12 +191,18 @@ def detection_lines(
     """
     known = {_stem(one["file_name"]): one["id"] for one in found["images"]}
     listed = {_stem(place): number for place, number in zip(images.places, images.numbers, strict=True)}
+    for whose, stems in (("they hold", [one["file_name"] for one in found["images"]]), ("the list has", images.places)):
+        if twice := [name for name, times in Counter(map(_stem, stems)).items() if times > 1]:
+            raise UserError(
+                f"detections: {whose} several images called {some(twice)}, and images are matched by their names "
+                "without folder and suffix; detect in the folder of the list alone: jobs/detect.py --images FOLDER"
+            )
     if lacking := sorted(listed.keys() - known.keys()):
         raise UserError(f"detections: {len(lacking)} images of the list were not detected in: {some(lacking)}")
     if others := sorted(known.keys() - listed.keys()):
         raise UserError(f"detections: hold {len(others)} images that are not in the list: {some(others)}")
     categories = found["categories"]
-    numbers = numbers_of([one["name"] for one in categories], synsets, "the detector")
+    numbers = numbers_of([one["name"] for one in categories], synsets, "the detector", None)
     of_category = {one["id"]: number for one, number in zip(categories, numbers, strict=True)}
     of_image = {known[stem]: number for stem, number in listed.items()}
     rows = sorted(rows, key=lambda row: of_image[row["image_id"]])

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
-from backbone.evaluate.options import Protocol
+from backbone.evaluate.options import Protocol, check_shown
 from backbone.options import Strict
 
 
@@ -63,14 +63,14 @@ class Submission(Strict):
             )
         if self.localiser and not self.backbone:
             raise ValueError("localiser: says where, not what; give --backbone FOLDER ... too")
-        if len(set(self.backbone)) < len(self.backbone):
-            raise ValueError("backbone: one is named twice; an ensemble counts each net once")
+        unread = ("by_position", "protocol", "scales", "batch", "loaders", "compute", "scaling")
+        given = [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]
+        if self.detections and given:
+            raise ValueError(
+                f"{', '.join(given)}: read with backbone only; what jobs/detect.py found is written as it is, leave "
+                "them out"
+            )
         if self.localiser and self.protocol == "10-crop":
             raise ValueError("protocol 10-crop: a localiser sees 1-crop or multi-scale")
-        if min(self.scales) < 224:
-            raise ValueError(f"scales {list(self.scales)}: below 224 an image is smaller than what the net reads")
-        if self.compute.compile != "none":
-            raise ValueError("compute.compile: shapes change with every image; leave it off")
-        if self.compute.precision == "fp16" and not self.scaling.use_gpu:
-            raise ValueError("compute.precision fp16 needs scaling.use_gpu; use bf16 or fp32 on CPU")
+        check_shown(self.backbone, (self.protocol,), self.scales, self.compute, self.scaling)
         return self

@@ -15,6 +15,7 @@ from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.protocols import Member, member_scores
 from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets.external import External
 from backbone.nets.vgg import VGG
@@ -28,6 +29,7 @@ from backbone.training.world import Report, World
 from detection.localisation import artifact as localisers
 from detection.localisation.judge import boxes_of
 from detection.localisation.measure import GUESSES
+from detection.localisation.net import Localiser
 from detection.submission.formats import (
     CLSLOC,
     DET,
@@ -44,11 +46,18 @@ from detection.submission.options import Submission
 PREDICTIONS = "predictions.txt"
 
 
+class Where(NamedTuple):
+    """What says boxes."""
+
+    net: Localiser
+    inputs: InputConvention
+
+
 class Nets(NamedTuple):
     """What says classes, and boxes where there is a localiser."""
 
     members: list[Member]
-    localiser: localisers.Loaded | None
+    localiser: Where | None
     classes: list[str]
     weights: dict[str, str]
     """Place -> SHA-256."""
@@ -79,15 +88,17 @@ def load(options: Submission) -> Nets:
         classes, weights[url] = list(block["classes"]), block["weights_sha256"]
         whole = options.protocol == "multi-scale"
         if whole and (isinstance(net, External) or (isinstance(net, VGG) and inputs.size // 32 != 7)):
+            other = "1-crop" if options.localiser else "10-crop"
             raise UserError(
-                f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol 10-crop"
+                f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol {other}"
             )
         members.append(Member(net, inputs, url))
     localiser = None
     if options.localiser:
-        localiser = localisers.load(options.localiser)
-        weights[options.localiser] = localiser.block["weights_sha256"]
-        if list(localiser.classes) != classes:
+        net, loaded = localisers.load_localiser(options.localiser, "localiser")
+        localiser = Where(net, loaded.inputs)
+        weights[options.localiser] = loaded.block["weights_sha256"]
+        if list(loaded.classes) != classes:
             raise UserError(f"{options.localiser}: its classes are not those of {options.backbone[0]}")
     return Nets(members, localiser, classes, weights)
 
@@ -96,14 +107,16 @@ def prepare(options: Submission, say: Callable[[str], None] = print) -> Submitti
     """Check everything that can be checked before workers start.
 
     Raises:
-        UserError: nets as `load`; images or synsets as `read_list`, `read_synsets`, `numbers_of`; or the output cannot
-            be written.
+        UserError: nets as `load`; images, synsets or detections as `read_list`, `read_synsets`, `numbers_of`,
+            `of_detections`; or the output cannot be written.
     """
     synsets = read_synsets(options.synsets)
     images = read_list(options.images, DET if options.detections else CLSLOC)
     numbers = []
     if options.backbone:
         numbers = numbers_of(load(options).classes, synsets, options.backbone[0], options.by_position)
+    else:
+        of_detections(options, images)  # what is wrong with them is said now
     say(f"images: {len(images):,}, from {images.name(0)} to {images.name(len(images) - 1)}")
     fs, path = filesystem(options.output)
     try:
@@ -176,7 +189,7 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
         _place(member.net, options, world)
     where = None
     if nets.localiser:
-        _place(nets.localiser.localiser, options, world)
+        _place(nets.localiser.net, options, world)
         where = ViewSpec(options.protocol, nets.localiser.inputs.size, nets.localiser.inputs.crop_pct, scales)
         distinct = list(dict.fromkeys([*distinct, where]))
     loader = make_loader(
@@ -198,7 +211,7 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
                 lines += [classification_line(row) for row in of_class[labels.cpu().numpy()].tolist()]
                 continue
             boxes = boxes_of(
-                nets.localiser.localiser,
+                nets.localiser.net,
                 nets.localiser.inputs,
                 labels,
                 shown["sides"],

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as rle
+from torch.nn import functional as F
 
 import detection
 from backbone.cli import validate
@@ -36,7 +37,7 @@ from detection.recipe import DetectorEvaluation, Finetune
 from detection.report.bootstrap import paired_draws
 from detection.report.collect import write_report
 from detection.report.stored import load_pixels
-from detection.semantic import channels_of, confusion, gather_and_score, segment_batches
+from detection.semantic import channels_of, confusion, gather_and_score, label_map, segment_batches
 from tests.detection.conftest import ALONE, SMALL, Make, coco, write_scenes
 from tests.detection.data.test_label_map import voc, write_voc
 from tests.detection.test_finetune import SEMANTIC, folder
@@ -159,6 +160,28 @@ def test_draws_are_those_of_images_that_are_there_so_often() -> None:
         paired_draws({"a": [rows[0][0]], "b": [other]}, 50, of=mean_iou)
 
 
+@pytest.mark.parametrize("classes", [5, 16, 150])
+def test_a_label_map_is_that_of_all_classes_at_once_in_a_part_of_the_memory(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, largest = torch.randn(classes, 12, 16, generator=torch.Generator().manual_seed(0)) * 3, 0
+    whole = F.interpolate(logits[None], (90, 121), mode="bilinear", align_corners=False)[0]
+
+    def seen(*args: Any, **more: Any) -> torch.Tensor:
+        nonlocal largest
+        found = interpolate(*args, **more)
+        largest = max(largest, found.numel())
+        return found
+
+    interpolate = F.interpolate
+    monkeypatch.setattr(F, "interpolate", seen)
+    labels, sure = label_map(logits, (90, 121))
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, whole.argmax(0).numpy())
+    np.testing.assert_allclose(sure, whole.softmax(0).amax(0), rtol=1e-4)
+    assert 0 < largest <= 16 * 90 * 121
+
+
 def test_classes_of_the_data_are_found_by_name() -> None:
     mine, theirs = Categories(("a", "b", "c"), (1, 2, 3)), Categories(("c", "a"), (7, 9))
     assert channels_of(mine, theirs) == [0, 3, 1]
@@ -211,6 +234,8 @@ def test_rows_beside_a_detector_of_boxes_and_what_follows(tmp_path: Path, backbo
     for steps, word in (({"flip": True}, "flip"), ({"vote": True}, "vote"), ({"scales": [48, 64]}, "48, 64")):
         with pytest.raises(UserError, match=rf"{word}: .* is of kind semantic, and these steps are for detectors of"):
             judge(made / "artifact", tmp_path / "never", **steps)
+    with pytest.raises(UserError, match=r"fast: .* is of kind semantic, whose pixels no scorer of boxes counts"):
+        judge(made / "artifact", tmp_path / "never", fast=False)
     boxes = tmp_path / "runs" / "compare-given-boxes-seed0" / "artifact"
     with pytest.raises(UserError, match="is of kind semantic, which no other can be fused with; name it alone"):
         evaluate(

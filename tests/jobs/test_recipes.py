@@ -17,7 +17,7 @@ from detection.gains import Gains
 from detection.gains import plan as plan_gains
 from detection.improvements.entry import Entry
 from detection.improvements.entry import plan as plan_entry
-from detection.localisation.recipe import Localise
+from detection.localisation.recipe import Localise, LocaliserOptions, RegionOptions
 from detection.recipe import Finetune
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -206,6 +206,7 @@ def test_every_file_is_of_a_kind_and_its_kind_is_found():
         "quickstart/detector.yaml": "detector",
         "quickstart/entry.yaml": "steps",
         "quickstart/gains.yaml": "rows",
+        "quickstart/localiser-rcnn.yaml": "localiser",
         "quickstart/localiser.yaml": "localiser",
         "quickstart/plain.yaml": "model",
         "quickstart/residual.yaml": "model",
@@ -361,7 +362,15 @@ def test_sweeps_have_nothing_but_recipes_in_their_space(path: str, monkeypatch: 
 @pytest.mark.parametrize("path", LOCALISATION)
 def test_localisers_are_trained_as_in_appendix_c(path: str):
     """ "8 anchors are randomly sampled for each image", "224x224 crops", "a mini-batch size of 256 images"."""
-    found = validate(Localise, read_yaml(RECIPES / path), path, {"backbone": "runs/some/artifact"})
+    tree, given = read_yaml(RECIPES / path), {"backbone": "runs/some/artifact"}
+    if tree["localiser"].get("kind") == "rcnn":
+        found = validate(Localise, tree, path, {**given, "proposals": "runs/other/artifact"})
+        wanted = ("clsloc", 200, 256) if path.startswith("loc-paper/") else ("synthetic", 20, 64)
+        assert isinstance(found.localiser, RegionOptions)
+        assert (found.data.source, found.localiser.proposals, found.optim.batch) == wanted
+        return
+    found = validate(Localise, tree, path, given)
+    assert isinstance(found.localiser, LocaliserOptions)
     assert found.localiser.anchors == 8
     if path == "loc-paper/localiser.yaml":
         assert (found.optim.batch, found.localiser.fg_iou, found.localiser.bg_iou) == (256, 0.7, 0.3)

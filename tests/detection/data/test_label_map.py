@@ -5,12 +5,14 @@ import pickle
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from backbone.cli import validate
-from backbone.errors import UserError
+from backbone.data.ahead import read_ahead
+from backbone.errors import StorageError, UserError
 from detection.data.coco import open_coco
 from detection.data.label_map import painted
 from detection.data.loader import SemanticTrainSet
@@ -187,6 +189,12 @@ def test_what_is_wrong_with_pascal_vocs_maps_is_named(tmp_path: Path) -> None:
     )
     open_segments(f"{root}:train", cache)
     assert open_segments(f"{root}:train", cache).categories.names[20] == "c20"
+    named = (root / "labelmap.txt").read_text()
+    (root / "labelmap.txt").write_text(f"{named}\nignored:224,224,192::\n")
+    assert open_segments(f"{root}:train", cache).categories.names[20] == "c20"
+    (root / "labelmap.txt").write_text(named.replace("c4\n", "ignored:224,224,192::\nc4\n"))
+    says(r"labelmap\.txt: ignored stands before c4, whose number is its place in the list")
+    (root / "labelmap.txt").write_text(named)
     Image.open(png).convert("RGB").save(png)
     says(r"train1\.png: holds colours \(mode RGB\), not numbers of classes")
     png.write_bytes(b"no image")
@@ -200,6 +208,33 @@ def test_what_is_wrong_with_pascal_vocs_maps_is_named(tmp_path: Path) -> None:
     (root / "ImageSets/Segmentation/train.txt").unlink()
     (root / "ImageSets/Segmentation").rmdir()
     says("a folder of Pascal VOC holds ImageSets/Segmentation, SegmentationClass and JPEGImages")
+
+
+def test_a_store_that_fails_is_no_missing_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_voc(tmp_path / "VOC", "train", 2)
+    source = open_segments(f"{root}:train", str(tmp_path / "cache"))
+
+    def refused(folder: str, file: str) -> bytes:
+        raise StorageError(f"{folder}/{file}: access denied")
+
+    monkeypatch.setattr("detection.data.voc_segments.read", refused)
+    with pytest.raises(StorageError, match="access denied"):
+        source.label_map(0)
+
+
+def test_images_at_urls_are_read_ahead(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC", "train", 3)
+    fs = fsspec.filesystem("memory")
+    for file in root.rglob("*"):
+        if file.is_file():
+            fs.pipe_file(f"/voc-ahead/{file.relative_to(root).as_posix()}", file.read_bytes())
+    here, there = (open_segments(f"{place}:train", str(tmp_path / "cache")) for place in (root, "memory://voc-ahead"))
+    read_ahead(there, [2, 0])
+    assert len(there._ahead._begun) == 2
+    assert all(future.result() for future in there._ahead._begun.values())
+    fs.rm("/voc-ahead/JPEGImages/train2.jpg")  # so that it can only have been read before
+    assert np.array_equal(there.image(2), here.image(2))
+    assert np.array_equal(there.image(1), here.image(1))
 
 
 def test_objects_without_masks_have_no_map(tmp_path: Path) -> None:

@@ -116,6 +116,9 @@ def test_detections_have_the_lists_numbers(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="1 images of the list were not detected in: a"):
         detection_lines(images, {**found, "images": found["images"][:1]}, [], kit)
+    twice = [*found["images"], {"id": 3, "file_name": "other/a.JPEG"}]
+    with pytest.raises(UserError, match="they hold several images called a, and"):
+        detection_lines(images, {**found, "images": twice}, [{**rows[0], "image_id": 3}], kit)
     more = [*found["images"], {"id": 3, "file_name": "c.JPEG"}]
     with pytest.raises(UserError, match="hold 1 images that are not in the list: c"):
         detection_lines(images, {**found, "images": more}, [], kit)

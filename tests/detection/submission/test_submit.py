@@ -28,6 +28,9 @@ from tests.detection.localisation.test_clsloc import write_image
 WNIDS = ("n01", "n02", "n03", "n04", "n05", "n06")
 NUMBERS = {"n01": 4, "n02": 2, "n03": 6, "n04": 1, "n05": 3, "n06": 5}
 ALONE = World(0, 1, torch.device("cpu"))
+SCALES = Submission.model_fields["scales"].default
+DETECTION: dict[str, Any] = {"backbone": [], "scales": SCALES, "batch": 32, "loaders": 4}
+"""What a detection submission leaves as it is."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_an_ensembles_five_classes_an_image_in_order(planted: Path, tmp_path: Pa
 
 
 def test_ranks_write_one_files_parts(planted: Path, tmp_path: Path) -> None:
-    chosen = options(planted, tmp_path, protocol="1-crop", batch=1)
+    chosen = options(planted, tmp_path, protocol="1-crop", scales=SCALES, batch=1)
     payload = prepare(chosen, lambda text: None)
     nets = load(chosen)
     parts = [
@@ -160,9 +163,10 @@ def test_what_jobs_detect_left_becomes_a_file(planted: Path, tmp_path: Path) -> 
     (tmp_path / "ILSVRC/Data/DET/test/x.JPEG").write_bytes(b"")
     (tmp_path / "ILSVRC/ImageSets/DET").mkdir(parents=True)
     (tmp_path / "ILSVRC/ImageSets/DET/test.txt").write_text("x 7\n")
-    chosen = options(planted, tmp_path, backbone=[], detections=str(found), images=f"{tmp_path}/ILSVRC:test")
+    chosen = options(planted, tmp_path, **DETECTION, detections=str(found), images=f"{tmp_path}/ILSVRC:test")
     with pytest.raises(UserError, match=r"no complete results of jobs/detect\.py"):
-        submit(prepare(chosen, lambda text: None), ALONE, lambda record: None)
+        prepare(chosen, lambda text: None)
+    assert not (tmp_path / "entry").exists()
     entries = {"images": [{"id": 1, "file_name": "x.JPEG"}], "categories": [{"id": 3, "name": "n02"}]}
     rows = [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]
     mark = {"plan": {"detector": "abc"}, "provenance": {"detector": "runs/d/artifact"}}
@@ -170,6 +174,20 @@ def test_what_jobs_detect_left_becomes_a_file(planted: Path, tmp_path: Path) -> 
         (found / f"{name}.json").write_text(json.dumps(tree))
     assert submit(prepare(chosen, lambda text: None), ALONE, lambda record: None) == {"images": 1, "lines": 1}
     assert np.loadtxt(tmp_path / "entry/predictions.txt").tolist() == [7, 2, 0.5, 2, 3, 4, 6]
+    (found / "images.json").write_text(json.dumps({**entries, "categories": [{"id": 3, "name": "tench"}]}))
+    with pytest.raises(UserError, match=r"lacks 1 of the 1 classes of the detector: tench") as told:
+        prepare(chosen, lambda text: None)
+    assert "by_position" not in str(told.value)  # which detections do not read
+
+
+def test_a_net_that_multi_scale_is_not_for_is_told_a_protocol_that_it_may_have(planted: Path, tmp_path: Path) -> None:
+    net = build_backbone(NetOptions(net="vgg", depth=16, width=0.125), 6)
+    backbones.save(tmp_path / "vgg", net, InputConvention(size=48), WNIDS, {"train_images": 0})
+    own = {"backbone": [str(tmp_path / "vgg")]}
+    with pytest.raises(UserError, match="--protocol 10-crop"):
+        prepare(options(planted, tmp_path, **own), lambda text: None)
+    with pytest.raises(UserError, match="--protocol 1-crop"):
+        prepare(options(planted, tmp_path, **own, localiser=str(planted / "localiser")), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +198,10 @@ def test_what_jobs_detect_left_becomes_a_file(planted: Path, tmp_path: Path) -> 
         ({"backbone": ["a", "a"]}, "one is named twice"),
         ({"localiser": "l", "protocol": "10-crop"}, "a localiser sees 1-crop or multi-scale"),
         ({"backbone": [], "detections": "found", "localiser": "l"}, "says where, not what"),
+        ({**DETECTION, "detections": "found", "by_position": True}, "by_position: read with backbone only"),
+        ({**DETECTION, "detections": "found", "protocol": "1-crop"}, "protocol: read with backbone only"),
+        ({"backbone": [], "detections": "found"}, "scales, batch, loaders: read with backbone only"),
+        ({"protocol": "1-crop"}, "scales are read by protocol multi-scale only"),
     ],
 )
 def test_options_that_cannot_be_meant(planted: Path, tmp_path: Path, fields: dict[str, Any], message: str) -> None:

@@ -1,0 +1,188 @@
+"""The task of the R-CNN step: a localiser's proposals are learned one at a time, and its boxes moved."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbone.data.index import cache_directory, is_fresh, store
+from backbone.data.loader import train_loader
+from backbone.data.stream import MicroBatches
+from backbone.errors import UserError
+from backbone.evaluate.views import ViewSpec
+from backbone.inputs import InputConvention
+from backbone.storage import filesystem, is_local, join, write_folder
+from backbone.training import engine
+from backbone.training.world import Report
+from detection.localisation.artifact import Loaded, load_localiser
+from detection.localisation.judge import Guess, changes, images_of
+from detection.localisation.net import Localiser
+from detection.localisation.rcnn import RegionNet, losses, refine
+from detection.localisation.recipe import ClsLocData, Localise, RegionOptions
+from detection.localisation.regions import Boxes, RegionSet, propose
+from detection.localisation.sources import LocatedSource
+from detection.localisation.task import Localisation, loading, mean_colour
+
+FOLDER, MARK = "proposals", "proposals.json"
+
+
+def load_proposer(recipe: Localise, inputs: InputConvention, classes: list[str]) -> Loaded:
+    """The localiser that `proposals` names, verified.
+
+    Raises:
+        UserError: it is of another kind, of other classes, or wants images otherwise than the backbone.
+    """
+    _, loaded = load_localiser(recipe.proposals, "proposals")
+    theirs, ours = ({**asdict(one), "mean_image": None} for one in (loaded.inputs, inputs))
+    if theirs != ours or (loaded.inputs.mean_image is None) != (inputs.mean_image is None):
+        raise UserError(f"proposals {recipe.proposals}: reads images as {theirs}, the backbone as {ours}")
+    if list(loaded.classes) != list(classes):
+        raise UserError(f"proposals {recipe.proposals}: its classes are not those of {recipe.backbone}")
+    return loaded
+
+
+@dataclass
+class Refiner:
+    """A `judge.Step`: of a localiser's proposals the one that the R-CNN is surest of, moved."""
+
+    net: RegionNet  # in eval mode, on its device
+    source: LocatedSource
+
+    def boxes_of(
+        self,
+        localiser: Localiser,
+        inputs: InputConvention,
+        asked: Tensor,
+        shown: dict[str, Any],
+        groups: Iterable[tuple[Tensor, Tensor]],
+        view: ViewSpec,
+        batch: int,
+        channels_last: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `judge.Step`."""
+        args = (inputs, asked, shown["sides"], groups, view, batch, channels_last)
+        proposals = propose(localiser, *args, self.net.options)
+        pairs = zip(shown["samples"], shown["labels"].tolist(), strict=True)
+        images = [self.source.image(sample) if label >= 0 else None for sample, label in pairs]
+        found = refine(self.net, inputs, images, asked.cpu().numpy(), proposals, batch, channels_last)
+        none = np.zeros(4)
+        return found, np.array([[boxes[0] if len(boxes) else none for boxes in row] for row in proposals])
+
+
+@dataclass
+class Refinement(Localisation):
+    """The engine's task: proposals and their classes to scores and boxes."""
+
+    url: str
+    report: Report
+
+    @property
+    def regions(self) -> RegionOptions:
+        """The recipe's."""
+        assert isinstance(self.recipe.localiser, RegionOptions)
+        return self.recipe.localiser
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """See `Localisation.origin`."""
+        return {"proposals": {"weights_sha256": self._proposer.block["weights_sha256"]}}
+
+    def train_set(self) -> RegionSet:
+        """What is trained on: the localiser's proposals, which are made now unless they were."""
+        localiser, self._proposer = load_localiser(self.recipe.proposals, "proposals")
+        self.localiser = localiser.to(self.world.device)
+        if self.recipe.compute.channels_last:
+            localiser.to(memory_format=torch.channels_last)
+        self._make()
+        return RegionSet(
+            source=self.train_source,
+            options=loading(self.recipe, self.inputs),
+            seed=self.recipe.seed,
+            fill=mean_colour(self.inputs),
+            boxes=self._open(),
+            regions=self.regions,
+        )
+
+    def batches(self, micro_batches: MicroBatches) -> Iterator[Any]:
+        """This rank's training batches."""
+        assert isinstance(self.train, RegionSet)
+        for batch in train_loader(self.train, micro_batches, self.world.device):
+            classes = torch.from_numpy(self.train_targets[np.asarray(batch["samples"])])
+            located = self.train.located(batch["samples"], batch["position"])
+            yield {**batch, **located, "classes": classes}
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of each region, and the sums of its two parts."""
+        images = self.inputs.normalize(batch["images"])
+        if self.recipe.compute.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits, deltas = self.model(images, batch["classes"])
+        score, box = losses(logits, deltas, batch["positive"], batch["deltas"], self.regions)
+        return score + box, {"loss_score": score.sum(), "loss_box": box.sum()}
+
+    def steps(self, model: nn.Module) -> tuple[Localiser, Refiner]:
+        """See `Localisation.steps`."""
+        assert isinstance(model, RegionNet)
+        return self.localiser, Refiner(model, self.val_source)
+
+    def judge(self, model: nn.Module, protocol: str) -> tuple[dict[str, Any], list[Guess]]:
+        """See `Localisation.judge`; `changed` is by `judge.changes`."""
+        result, found = super().judge(model, protocol)
+        return result | {"changed": changes(found, self.val_source, self.val_targets, self.world)}, found
+
+    def _make(self) -> None:
+        """Proposals of all training images, for their own classes, into the run's folder. All ranks call it."""
+        fs, path = filesystem(join(self.url, FOLDER))
+        if self.world.gather(fs.exists(join(path, MARK)))[0]:
+            return
+        recipe, inputs, count = self.recipe, self.inputs, len(self.train_source)
+        if self.world.is_first:
+            self.report({"kind": "say", "text": f"proposals of {count:,} training images"})
+        view = ViewSpec("multi-scale", inputs.size, inputs.crop_pct, self.regions.scales)
+        data = recipe.data
+        shown_batches = images_of(self.train_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
+        mine: list[np.ndarray] = []
+        how = (view, recipe.eval_batch, recipe.compute.channels_last, self.regions)
+        with engine.autocast(recipe.compute, self.world.device):
+            for shown in shown_batches:
+                asked = torch.from_numpy(self.train_targets[shown["samples"]])[:, None].to(self.world.device)
+                found = propose(self.localiser, inputs, asked, shown["sides"], shown["groups"][0], *how)
+                mine += [boxes.astype(np.float32) for (boxes,) in found]
+        every = [boxes for part in self.world.gather(mine) for boxes in part]
+        if len(every) != count:
+            raise RuntimeError(f"proposals of {len(every)} images, of {count}")
+        if self.world.is_first:
+            starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
+            files = {"boxes.npy": _bytes(np.concatenate(every)), "starts.npy": _bytes(starts)}
+            told = {"sha256": hashlib.sha256(b"".join(files.values())).hexdigest(), "images": count, **self.origin}
+            files[MARK] = (json.dumps(told, indent=2) + "\n").encode()
+            write_folder(join(self.url, FOLDER), files, "proposals")
+            self.report({"kind": "say", "text": f"{starts[-1] / count:.1f} proposals an image"})
+        self.world.gather(None)  # nobody reads them before they are there
+
+    def _open(self) -> Boxes:
+        """The run's proposals, of a remote one by a copy in the cache."""
+        fs, path = filesystem(join(self.url, FOLDER))
+        if is_local(self.url):
+            return Boxes(Path(path))
+        cache = self.recipe.data.cache if isinstance(self.recipe.data, ClsLocData) else None
+        state = json.loads(fs.cat_file(join(path, MARK)))["sha256"]
+        copy = cache_directory(cache) / f"proposals-{state[:16]}.index"
+        if not is_fresh(copy, state):
+            names = ("boxes", "starts")
+            arrays = {name: np.load(BytesIO(fs.cat_file(join(path, f"{name}.npy")))) for name in names}
+            store([copy], state, arrays)
+        return Boxes(copy)
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    data = BytesIO()
+    np.save(data, array, allow_pickle=False)
+    return data.getvalue()

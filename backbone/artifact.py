@@ -149,7 +149,7 @@ def read_config(url: str | Path) -> dict[str, Any]:
     fs, path = filesystem(url)
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{url}: no backbone artifact here: config.json is missing; {_where_from(url)}") from error
     except StorageError:
         raise

@@ -127,7 +127,7 @@ def read_config(url: str | Path) -> dict[str, Any]:
     fs, path = filesystem(url)
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         below = fs.exists(join(path, "artifact", "config.json"))
         made = f"jobs/finetune.py writes it, runs/NAME/artifact{beside(url, 'raybone_detector')}"
         hint = f"perhaps you meant {url}/artifact" if below else made

@@ -4,11 +4,8 @@ The ground that the other ways to make batches stand on; `backbone.data.loader` 
 """
 
 import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from types import FrameType
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import cv2
@@ -217,43 +214,18 @@ def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: An
         # forkserver: forking a process that runs Ray's or torch's threads can deadlock. Its server imports once.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, type(data).__module__])
-        _start_forkserver()
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
         one_thread()
     pin_memory = pin_memory and pinned.is_granted()
     return DataLoader(
-        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=_in_a_loader, **how
+        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=one_thread, **how
     )
 
 
-def one_thread() -> None:
+def one_thread(worker: int = 0) -> None:
     """For a process that loads."""
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
-
-
-def _start_forkserver() -> None:
-    """With SIGTERM blocked, which it and the loaders inherit: see `_in_a_loader`. It ends when this process does."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _in_a_loader(worker: int) -> None:
-    """Ctrl-C, `timeout` and systemd signal a whole group of processes; the one that trains needs batches to save first.
-
-    It then ends its loaders. A second SIGTERM is to end one that is stuck.
-    """
-    one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _heed_the_next)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _heed_the_next(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_DFL)
 
 
 def _as_is(batch: Any) -> Any:

@@ -149,7 +149,7 @@ def read_config(url: str | Path) -> dict[str, Any]:
     fs, path = filesystem(url)
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{url}: no backbone artifact here: config.json is missing; {_where_from(url)}") from error
     except StorageError:
         raise
@@ -165,16 +165,29 @@ def read_config(url: str | Path) -> dict[str, Any]:
     return config
 
 
+def beside(url: str | Path, block: str) -> str:
+    """What to add to the message that `runs/NAME/artifact` is none: those of other names; `block` tells their kind."""
+    place = Path(url)
+    if "://" in str(url) or place.name != "artifact":
+        return ""
+    found = [one for one in place.parent.parent.glob("*/artifact/config.json") if f'"{block}"' in one.read_text()]
+    newest = sorted(found, key=lambda one: one.stat().st_mtime, reverse=True)[:3]
+    return f"; newest there: {', '.join(str(one.parent) for one in newest)}" if newest else ""
+
+
 def _where_from(url: str | Path) -> str:
     """How to come by an artifact."""
     fs, path = filesystem(url)
     if fs.exists(join(path, "artifact", "config.json")):
         return f"perhaps you meant {url}/artifact"
+    if fs.isfile(path):
+        made = typed(f"python jobs/import.py --source torchvision --weights {url} --output runs/imported/artifact")
+        return f"this is a file, and an artifact a folder; of a file of weights: {made} (or another --source)"
     name = str(url).strip("/")
     if re.fullmatch(r"[a-z]+[a-z0-9_]*\d[a-z0-9_]*", name):  # resnet50: what other libraries call a net
         made = typed(f"python jobs/import.py --source torchvision --weights {name}.pth --output runs/{name}/artifact")
         return f"a backbone is what jobs/pretrain.py or jobs/import.py writes; one of torchvision's weights: {made}"
-    return "it is what jobs/pretrain.py and jobs/import.py write, runs/NAME/artifact"
+    return f"it is what jobs/pretrain.py and jobs/import.py write, runs/NAME/artifact{beside(url, 'raybone')}"
 
 
 @torch.no_grad()

@@ -217,6 +217,8 @@ def _line(model: type[BaseModel], fault: Any, where: str, overrides: dict[str, A
         message += f"; give --{option}" + (f": {', '.join(some)} or {last}" if last else "")
     elif not isinstance(fault["input"], dict | BaseModel):
         message += f" (got {fault['input']!r})"
+        if fault["type"] == "tuple_type":
+            message += f"; a list of one is written [{fault['input']}]"
     return ": ".join(part for part in (" and ".join(filter(None, origins)), name, message) if part)
 
 
@@ -308,6 +310,8 @@ def _read(model: type[BaseModel], argv: list[str], flags: dict[str, str]) -> _To
             found = next(iter(meant(name, every)), None)
             if found and found.field == "config":
                 told.file = told.file or "".join(values[:1])
+            elif found and "_with." in found.field:
+                continue  # which of the recipes was meant is not known, so nothing more is said of its value
             elif found and found.field not in flags and not found.value and found.field not in told.overrides:
                 _take(told, known, found.field, values)
     return told

@@ -30,7 +30,10 @@ ALIASES: tuple[tuple[str, tuple[Meant, ...]], ...] = (
             Meant("num_workers"),
         ),
     ),
-    ("device gpu cuda", (Meant("scaling.use_gpu", "true"), Meant("use_gpu", "true"))),
+    (
+        "device gpu cuda",
+        (Meant("scaling.use_gpu", "true", "false for CPUs"), Meant("use_gpu", "true", "false for CPUs")),
+    ),
     (
         "gpus num_gpus devices nproc_per_node",
         (Meant("scaling.num_workers", more="one GPU each with scaling.use_gpu true"), Meant("num_workers")),
@@ -56,6 +59,9 @@ TOLD = {
     "resume": "no option is needed, the same command goes on from where it stopped",
 }
 """What is said of options that have no field."""
+
+ROW = ("backbone", "backbones", "weights", "pretrained", "checkpoint", "artifact")
+"""What somebody calls the backbone who gives it to a comparison."""
 
 JOBS = {
     "Gains": ("gains", "rows"),
@@ -92,7 +98,8 @@ def meant(name: str, known: list[str]) -> list[Meant]:
 
 
 def _inside(name: str, last: str) -> tuple[Meant, ...]:
-    return BY_NAME[last][:1] if last in BY_NAME else (Meant(name),)
+    aliases = BY_NAME.get(last, (Meant(name),))
+    return tuple(one for one in aliases if one.field == name) or aliases[:1]
 
 
 def suggestion(name: str, known: list[str], prefix: str = "") -> str:
@@ -100,6 +107,8 @@ def suggestion(name: str, known: list[str], prefix: str = "") -> str:
     last = name.rpartition(".")[2]
     if last in TOLD:
         return f"; {TOLD[last]}"
+    if last in ROW and "rows" in known:
+        return f"; a backbone is a row: {prefix}rows.NAME.artifact{' ' if prefix else ': '}FOLDER"
     said = []
     for field, value, more in meant(name, known):
         where = prefix + "".join(re.findall(r"^\w+_with\.", field))

@@ -27,7 +27,7 @@ def after_doctor(source: str, images: str, val: str, count: int, annotations: st
     """Images without errors: make shards of many, train on few; `count` is how many there are."""
     if source in ("coco", "voc"):
         words = ["--config", f"{STARTER}/detect.yaml", "--backbone", "runs/my-backbone/artifact"]
-        val = "VAL" if source == "coco" else f"{images.partition(',')[0].rpartition(':')[0]}:VAL"
+        val = val or ("VAL" if source == "coco" else f"{images.partition(',')[0].rpartition(':')[0]}:VAL")
         words += ["--data.source", source, "--data.train", images, "--data.val", val]
         return line("finetune", *words, *(["--data.train_annotations", annotations] if annotations else []))
     if source == "ilsvrc" or count >= 20_000:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from backbone.artifact import beside
 from backbone.data.stream import order
 from backbone.errors import StorageError, UserError
 from backbone.inputs import InputConvention
@@ -126,9 +127,10 @@ def read_config(url: str | Path) -> dict[str, Any]:
     fs, path = filesystem(url)
     try:
         config = json.loads(fs.cat_file(join(path, "config.json")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         below = fs.exists(join(path, "artifact", "config.json"))
-        hint = f"perhaps you meant {url}/artifact" if below else "jobs/finetune.py writes it, runs/NAME/artifact"
+        made = f"jobs/finetune.py writes it, runs/NAME/artifact{beside(url, 'raybone_detector')}"
+        hint = f"perhaps you meant {url}/artifact" if below else made
         raise UserError(f"{url}: no detector artifact here: config.json is missing; {hint}") from error
     except StorageError:
         raise

@@ -38,7 +38,8 @@ def main() -> None:
         report.write(asked.json_file)
     print(report.as_text())
     if not report.errors:
-        print(after_doctor(asked.source, asked.images, asked.val, report.num_images, asked.annotations))
+        val = doctor.held_out(asked.images) if asked.source == "voc" else asked.val
+        print(after_doctor(asked.source, asked.images, val, report.num_images, asked.annotations))
     raise SystemExit(1 if report.errors else 0)
 
 

@@ -38,5 +38,6 @@ class Doctor(Strict):
     def _possible(self) -> "Doctor":
         for field in ("val", "cache") if self.source in ("coco", "voc") else ("annotations", "share"):
             if getattr(self, field):
-                raise ValueError(f"{field} is not read by source {self.source}; leave it out")
+                alone = f"; look at it by itself, --images {self.val}" if field == "val" else ""
+                raise ValueError(f"{field} is not read by source {self.source}; leave it out{alone}")
         return self

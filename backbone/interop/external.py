@@ -10,10 +10,13 @@ from torch import Tensor
 from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.interop import timm, weights
+from backbone.interop.advice import Advice, Way
 from backbone.interop.common import Facts, Files
 from backbone.interop.convert import Imported
 from backbone.interop.facts import sound
 from backbone.interop.files import weights_files
+from backbone.interop.foreign import Foreign
+from backbone.interop.keys import some
 from backbone.interop.layouts import Layout, cut
 from backbone.interop.options import Import
 from backbone.interop.probe import images, ours
@@ -63,6 +66,8 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
     where = told.weights
     names = weights_files(files, where)
     trees = [weights.tree(name, files[name]) for name in names]
+    if not told.entry:
+        _check_place(options, trees, told)
     values: dict[str, Any] = {}
     for name, tree in zip(names, trees, strict=True):
         values |= weights.part(name, tree, told.entry)
@@ -89,6 +94,49 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
     check_finite(tensors, where)
     net.load_state_dict({net.prefix + name: t.to(own[name].dtype) for name, t in tensors.items()})
     return net, notes, has_head
+
+
+def _check_place(options: ExternalNet, trees: list[Any], told: Import) -> None:
+    """UserError where the file holds more than the net, and the net in a part of it: with the command that names it."""
+    here = {key: value for tree in trees for key, value in (weights.named(tree) or {}).items()}
+    more = [key for key, value in here.items() if not weights.is_tensor(value)]
+    ways = places(options, trees) if more else []
+    if ways:
+        raise Advice(f"{told.weights}: holds more than tensors: {some(more)}", ways).commands(told)
+
+
+def places(options: ExternalNet, trees: list[Any]) -> list[Way]:
+    """Where in checkpoints all of a net's tensors lie, but for its classifier: as the options that name the place."""
+    with torch.device("meta"):
+        net = External(options, 1)
+    head = f"{net.model.pretrained_cfg['classifier']}."
+    own = [name.removeprefix(net.prefix) for name in net.state_dict()]
+    needed = [name for name in own if not name.startswith(head) and not name.endswith("num_batches_tracked")]
+    ways = []
+    for entry, values in ((entry, values) for tree in trees for entry, values in weights.branches(tree).items()):
+        starts = sorted({name.removesuffix(needed[0]) for name in values if name.endswith(needed[0])}, key=len)
+        start = next((s for s in starts if all(s + name in values for name in needed)), None)
+        if start is not None:
+            words = {"entry": (entry,)} | ({"prefix": (start,)} if start else {})
+            ways.append(Way(words, "another copy in the same file" if ways else ""))
+    return ways
+
+
+def by_its_name(odd: Foreign, files: Files, told: Import) -> UserError:
+    """The fault of a net that raybone has not, with the command that has timm build it, if the file says its name."""
+    trees = [weights.tree(name, files[name]) for name in weights_files(files, told.weights)]
+    said = [(weights.named(tree) or {}).get("arch") for tree in trees]
+    try:
+        model = next(name for name in said if isinstance(name, str) and library().is_model(name))
+        ways = places(describe(model, {}), trees)
+    except (StopIteration, UserError):  # it says none, or timm is not here, or cannot be asked for it
+        return odd
+    words = {"source": ("timm",), "model": (model,)}
+    return (
+        Advice(f"{odd}: the file says {model}", [Way(words | way.words, way.comment) for way in ways]).commands(told)
+        if ways
+        else odd
+    )
 
 
 def _check_keys(

@@ -13,9 +13,11 @@ from backbone.interop.common import Facts, Files, Source
 from backbone.interop.convert import Imported, convert
 from backbone.interop.export import BLOCK, TARGETS, verify
 from backbone.interop.files import read, weights_files
+from backbone.interop.foreign import Foreign
 from backbone.interop.layouts import Layout
 from backbone.interop.options import Import
 from backbone.interop.probe import Agreement
+from backbone.nets import Backbone
 from backbone.storage import filesystem
 
 
@@ -44,6 +46,9 @@ def run(options: Import) -> Brought:
             found = convert(layout, files, where, _given(options))
         except Advice as advice:
             raise advice.commands(options) from advice
+        except Foreign as odd:
+            raise external.by_its_name(odd, files, options) from odd
+    _check_output(options.output, found.net)
     made = _answers_its_probe(found, files, where)
     # Caffe's own nets have a home in detectron2.
     to = "detectron2" if options.source == "caffe" else options.source
@@ -92,6 +97,18 @@ def _given(options: Import) -> Facts:
         crop_pct=options.crop_pct or None,
         classes=classes,
     )
+
+
+def _check_output(url: str, net: Backbone) -> None:
+    """UserError where the artifact of another net lies, which detectors and comparisons may name."""
+    fs, path = filesystem(url)
+    if not fs.exists(f"{path}/config.json"):
+        return
+    config = artifact.read_config(url)
+    if config["raybone"]["net"] != json.loads(json.dumps(net.options.recorded)):
+        raise UserError(
+            f"output {url}: holds another net, {config['architecture']}; give another --output, or remove that"
+        )
 
 
 def _read(files: Files, where: str) -> list[str]:

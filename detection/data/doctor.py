@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePath
 
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from detection.data.files import MISSING, RESTORE
 from detection.data.findings import statistics
 from detection.data.share import Share
 from detection.data.sources import open_source
+from detection.data.voc_lists import LISTS, to_train_on
 
 File = tuple[str, str, tuple[int, int], bool]  # as in Survey
 Fault = tuple[Severity, str, str, str]  # as Findings.add takes them
@@ -81,10 +81,7 @@ def looks_like(location: str) -> str:
         return ""
     inside = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)]
     if {"Annotations", "JPEGImages"} <= {*inside}:
-        lists = f"{root}/ImageSets/Main"
-        names = sorted(PurePath(path).stem for path in fs.ls(lists, detail=False)) if fs.isdir(lists) else []
-        split = next((name for name in ("trainval", "train", *names) if name in names), "trainval")
-        return f"--source voc --images {place}:{split}"
+        return f"--source voc --images {place}:{to_train_on(place) or 'trainval'}"
     if "annotations" in inside:
         beside = [name for name in inside if fs.exists(f"{root}/annotations/instances_{name}.json")]
         return f"--source coco --images {place}/{beside[0]}" if beside else ""
@@ -95,6 +92,14 @@ def looks_like(location: str) -> str:
     if folders and any(map(is_image, fs.ls(f"{root}/{folders[0]}", detail=False))):
         return f"--source imagefolder --images {place}"
     return ""
+
+
+def held_out(location: str) -> str:
+    """Pascal VOC's list to judge on, `folder:split`, beside the one to train on at `location`; empty: there is none."""
+    folder, _, split = location.partition(",")[0].strip().rpartition(":")
+    fs, root = filesystem(folder)
+    beside = {"train": ("val", "test"), "trainval": ("test",)}.get(split, ())  # VOC's own trainval holds its val
+    return next((f"{folder}:{name}" for name in beside if fs.exists(f"{root}/{LISTS}/{name}.txt")), "")
 
 
 def _check(findings: Findings, files: Sequence[File]) -> None:

@@ -29,13 +29,24 @@ def list_images(location: str, lists: str = LISTS) -> tuple[tuple[str, ...], lis
     for part in location.split(","):
         folder, _, split = part.strip().rpartition(":")
         if not folder or not split or "/" in split:
-            raise UserError(f"{part}: Pascal VOC is given as folder:split, such as VOC2007:trainval")
+            whole = part.strip().rstrip("/:")
+            split = to_train_on(whole, lists) if whole and "://" not in whole else ""
+            like = f"{whole}:{split}" if split else "VOC2007:trainval"
+            raise UserError(f"{part}: Pascal VOC is given as folder:split, such as {like}")
         listed = _list(folder, split, lists)
         if folder not in folders:
             folders.append(folder)
         parts += [folders.index(folder)] * len(listed)
         entries += listed
     return tuple(folders), parts, entries
+
+
+def to_train_on(folder: str, lists: str = LISTS) -> str:
+    """The list of a folder that one trains on, by its name; empty where there are no lists."""
+    fs, root = filesystem(folder)
+    found = fs.ls(f"{root}/{lists}", detail=False) if fs.isdir(f"{root}/{lists}") else []
+    names = sorted(PurePath(path).stem for path in found)
+    return next((name for name in ("trainval", "train", *names) if name in names), "")
 
 
 def _list(folder: str, split: str, lists: str) -> list[str]:

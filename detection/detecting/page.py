@@ -66,6 +66,7 @@ def write_page(options: Detecting, images: ImageList, loaded: Loaded, unreadable
         "numbers": f"{DETECTIONS} and {IMAGES} beside this page",
     }
     score = f"scored {options.min_score:g} or more"
+    among = "the images that have some" if having else "all images, for none has one: a lower --min_score shows more"
     head = ["Class", f"Detections {score}", "In images", "All detections"]
     text = Template(files("detection.detecting").joinpath("page.html").read_text("utf-8")).substitute(
         style=style(),
@@ -73,7 +74,7 @@ def write_page(options: Detecting, images: ImageList, loaded: Loaded, unreadable
         lead=f"{sure.total():,} detections {score} in {len(having):,} of {len(entries):,} images",
         notes=_notes(unreadable),
         classes=table("What was found of each class.", head, body) if body else "<p>Nothing was found.</p>",
-        chosen=f"Detections {score}. Spread evenly over the images that have some; nobody chose them.",
+        chosen=f"Detections {score}. Spread evenly over {among}; nobody chose them.",
         pictures="".join(figures(picture, f"p{k}") for k, picture in enumerate(pictures)),
         facts="".join(f"<dt>{escape(key)}</dt><dd>{escape(printable(value))}</dd>" for key, value in facts.items()),
     )

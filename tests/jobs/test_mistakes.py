@@ -12,6 +12,7 @@ from tests.detection.data.making import make_voc
 Run = Callable[..., subprocess.CompletedProcess]
 RESIDUAL = "jobs/recipes/quickstart/residual.yaml"
 DETECTOR = "jobs/recipes/quickstart/detector.yaml"
+STARTER = "jobs/recipes/starter/gains.yaml"
 
 
 def said(run_job: Run, job: str, *words: object, **env: str) -> list[str]:
@@ -84,9 +85,9 @@ def test_a_recipe_without_config(run_job: Run) -> None:
             "--workers",
             "--data.workers (loader processes) or --scaling.num_workers (training processes)",
         ),
-        ("pretrain", RESIDUAL, "--device", "--scaling.use_gpu true"),
+        ("pretrain", RESIDUAL, "--device", "--scaling.use_gpu true (false for CPUs)"),
         ("finetune", DETECTOR, "--weights", "--backbone"),
-        ("detect", "", "--device", "--use_gpu true"),
+        ("detect", "", "--device", "--use_gpu true (false for CPUs)"),
         (
             "gains",
             "jobs/recipes/quickstart/gains.yaml",
@@ -95,11 +96,31 @@ def test_a_recipe_without_config(run_job: Run) -> None:
             "--finetune_with.schedule.total (with --finetune_with.schedule.unit epochs) or "
             "--scratch_with.schedule.total (with --scratch_with.schedule.unit epochs)",
         ),
+        (
+            "gains",
+            STARTER,
+            "--scaling.num_workers",
+            "--pretrain_with.scaling.num_workers (training processes) or "
+            "--finetune_with.scaling.num_workers (training processes) or "
+            "--scratch_with.scaling.num_workers (training processes)",
+        ),
     ],
 )
 def test_options_as_other_tools_call_them(run_job: Run, job: str, config: str, option: str, meant: str) -> None:
     first = said(run_job, job, *(["--config", config] if config else []), option, "64")[0]
     assert first == f"error: command line: {option}: unknown option; perhaps you meant {meant}"
+
+
+def test_a_comparison_is_told_of_what_was_typed_alone(run_job: Run) -> None:
+    (line,) = said(run_job, "gains", "--config", STARTER, "--data.train", "boxes:train")  # pretrains nothing
+    assert line.startswith("error: command line: --data.train: unknown option; perhaps you meant --pretrain_with.data")
+    (line,) = said(run_job, "gains", "--config", STARTER, "--backbone", "runs/mine/artifact")
+    assert line.endswith("unknown option; a backbone is a row: --rows.NAME.artifact FOLDER")
+
+
+def test_one_value_in_place_of_a_list(run_job: Run) -> None:
+    (line,) = said(run_job, "gains", "--config", STARTER, "--finetune_with.data.shorter_side", "96", "--dry-run")
+    assert line.endswith("data.shorter_side: Input should be a valid tuple (got 96); a list of one is written [96]")
 
 
 def test_an_unknown_option_hides_nothing(run_job: Run) -> None:
@@ -146,6 +167,24 @@ def test_a_run_in_place_of_its_artifact(run_job: Run, tmp_path: Path) -> None:
         assert line.endswith(f"perhaps you meant {tmp_path}/artifact")
 
 
+def test_an_artifact_of_another_name(run_job: Run, tmp_path: Path) -> None:
+    for name, block in (("try", "raybone"), ("try-detector", "raybone_detector")):
+        (tmp_path / name / "artifact").mkdir(parents=True)
+        (tmp_path / name / "artifact" / "config.json").write_text(f'{{"{block}": {{}}}}')
+    for name, words in (
+        ("try", ("finetune", "--config", DETECTOR, "--backbone")),
+        ("try-detector", ("evaluate", "--detector")),
+    ):
+        (line,) = said(run_job, *words, tmp_path / "mine" / "artifact")
+        assert line.endswith(f"runs/NAME/artifact; newest there: {tmp_path}/{name}/artifact")
+
+
+def test_a_file_of_weights_in_place_of_an_artifact(run_job: Run, tmp_path: Path) -> None:
+    (tmp_path / "model_best.pth.tar").write_bytes(b"weights")
+    (line,) = said(run_job, "finetune", "--config", DETECTOR, "--backbone", tmp_path / "model_best.pth.tar")
+    assert f"python jobs/import.py --source torchvision --weights {tmp_path}/model_best.pth.tar --output runs/" in line
+
+
 def test_a_gpu_that_is_not_there(run_job: Run, tmp_path: Path) -> None:
     words = ["--config", RESIDUAL, "--scaling.num_workers", "0", "--scaling.use_gpu", "true"]
     words += ["--data.train_images", "64", "--data.val_images", "64", "--run.storage", str(tmp_path)]
@@ -161,6 +200,22 @@ def test_the_doctor_with_the_wrong_source(run_job: Run, tmp_path: Path) -> None:
     (tmp_path / "classes" / "cat" / "1.jpg").write_bytes(b"")
     (line,) = said(run_job, "doctor", "--images", tmp_path / "classes")
     assert line.endswith(f"perhaps you meant --source imagefolder --images {tmp_path}/classes")
+
+
+def test_the_doctor_of_voc_names_the_list_to_judge_on(run_job: Run, tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "voc", split="train")
+    lists = root / "ImageSets" / "Main"
+
+    def next_step(split: str) -> str:
+        return run_job("doctor", "--source", "voc", "--images", f"{root}:{split}").stdout.splitlines()[-1]
+
+    assert next_step("train").endswith(f"--data.val {root}:VAL")
+    for name in ("val", "trainval"):
+        (lists / f"{name}.txt").write_text((lists / "train.txt").read_text())
+    assert next_step("train").endswith(f"--data.val {root}:val")
+    assert next_step("trainval").endswith(f"--data.val {root}:VAL")  # VOC's trainval holds its val
+    (line,) = said(run_job, "doctor", "--source", "voc", "--images", f"{root}:train", "--val", f"{root}:val")
+    assert line.endswith(f"leave it out; look at it by itself, --images {root}:val")
 
 
 def test_plans_say_what_is_hardly_meant(run_job: Run) -> None:

@@ -96,7 +96,7 @@ def test_keys_are_accounted_for(tmp_path: Path) -> None:
     torch.testing.assert_close(done.found.net.model.state_dict(), state)
     with pytest.raises(UserError, match=r"keys missing: .* It lies behind a prefix: --prefix module\., and"):
         bring(file, output=str(tmp_path / "out"), entry="state_dict")
-    with pytest.raises(UserError, match=r"holds more than tensors: .*epoch"):
+    with pytest.raises(UserError, match=r"holds more than tensors: .*epoch.*\n.* --prefix module\. --entry state_dict"):
         bring(file, output=str(tmp_path / "out"))
     headless = {k: v for k, v in state.items() if not k.startswith("fc.")}
     torch.save(headless, file)
@@ -110,6 +110,36 @@ def test_keys_are_accounted_for(tmp_path: Path) -> None:
     weights(place, mean=[0.5] * 3)
     with pytest.raises(UserError, match=r"config\.json is of test_resnet; give --model test_resnet"):
         bring(place, "test_byobnet")
+
+
+def test_a_checkpoint_of_timms_script_is_told_what_to_type(tmp_path: Path) -> None:
+    net = shaken(timm.create_model("resnet18d", num_classes=3))
+    file = tmp_path / "model_best.pth.tar"
+    copy = {key: value + 1 for key, value in net.state_dict().items()}
+    saved = {"epoch": 3, "arch": "resnet18d", "state_dict": net.state_dict(), "state_dict_ema": copy, "metric": 70.0}
+    torch.save(saved, file)
+    for model in ("", "resnet18d"):
+        with pytest.raises(UserError) as error:
+            bring(file, model, output=str(tmp_path / "out"))
+        asked = (
+            f"python jobs/import.py --source timm --weights {file} --output {tmp_path}/out --model resnet18d --entry"
+        )
+        told = [" ".join(line.split()) for line in str(error.value).splitlines()[1:]]
+        words = [sorted(line.split(" --")) for line in told if line.startswith("python")]
+        assert words == [sorted(f"{asked} {entry}".split(" --")) for entry in ("state_dict", "state_dict_ema")]
+    torch.save(saved | {"arch": "nobodys_net"}, file)
+    with pytest.raises(UserError, match=r"timm's nets come in by --source timm --model NAME$"):
+        bring(file, "", output=str(tmp_path / "out"))
+
+
+def test_another_net_is_not_written_over_one_that_is_there(tmp_path: Path) -> None:
+    place = weights(tmp_path / "in")
+    bring(place)
+    before = (place / "artifact" / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"artifact: holds another net, test_resnet; give another --output"):
+        bring(weights(tmp_path / "other", "test_convnext"), "test_convnext", output=str(place / "artifact"))
+    assert (place / "artifact" / "config.json").read_bytes() == before
+    bring(place)  # the same once more
 
 
 def test_swin_reads_any_size_and_refuses_to_be_kept_at_one(tmp_path: Path) -> None:

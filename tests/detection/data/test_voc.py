@@ -156,6 +156,13 @@ def test_locations_that_are_none(location: str) -> None:
         open_source("voc", location)
 
 
+def test_a_folder_without_its_list_is_told_which_to_train_on(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "VOC", split="train")
+    (root / "ImageSets" / "Main" / "a_val.txt").write_text("")
+    with pytest.raises(UserError, match=rf"as folder:split, such as {root}:train$"):
+        open_source("voc", str(root))
+
+
 def test_lists_that_are_none(tmp_path: Path) -> None:
     root = make_voc(tmp_path / "VOC")
     lists = root / "ImageSets/Main"

@@ -157,6 +157,9 @@ def test_submitted_again_it_is_complete(undisturbed: tuple[Path, Path], detector
     after = results(out)
     assert {name for name in before if before[name] != after[name]} == {"report.html"}
     assert after["report.html"].count(b"<svg") == 2
+    assert b"Spread evenly over the images that have some; nobody" in after["report.html"]
+    detect_all(again(undisturbed, detector, out, min_score=1.0), lambda text: None)
+    assert b"over all images, for none has one: a lower --min_score shows more" in (out / "report.html").read_bytes()
     detect_all(again(undisturbed, detector, out), told.append)
     assert results(out) == before
 

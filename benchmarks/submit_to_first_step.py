@@ -3,8 +3,8 @@
 On a Ray cluster that the job starts itself, and on one that is already running; in turns. Read from the moments at
 which the job's lines appear. The net and the images are tiny: what is measured is everything but the training.
 
-With `--processes` one job on a cluster of its own, and what each of its processes had worked until the first step: on few
-cores that is what the seconds are made of, and a busy machine changes it less than it changes the clock.
+With `--processes` one job on a cluster of its own, and what each of its processes had worked until the first step: on
+few cores that is what the seconds are made of, and a busy machine changes it less than it changes the clock.
 """
 
 import os

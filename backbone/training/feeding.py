@@ -72,15 +72,14 @@ def measured(source: Source, data: Data, seed: int, seconds: float = 1.5) -> Fee
     try:
         train.fill_in(range(FEW), images)  # makes the order, tables, connections
         began, began_clock = time.process_time(), time.monotonic()
-        while time.process_time() - began < seconds and time.monotonic() - began_clock < 4 * seconds:
+        while (spent := time.process_time() - began) < seconds and time.monotonic() - began_clock < 4 * seconds:
             done += FEW
             train.fill_in(range(done, done + FEW), images)
     except BadImage as error:
         return Feed(0.0, f"not measured: {error}")
     finally:
         torch.set_num_threads(threads)
-        rate = done / max(time.process_time() - began, 1e-9)
-    return Feed(rate, f"measured here: {what}")
+    return Feed(done / max(spent, 1e-9), f"measured here: {what}")
 
 
 def recorded(data: Data) -> list[Feed]:
@@ -169,7 +168,7 @@ def gpu_images(recipe: Recipe, multiply_adds: int, gpu_rate: float = 0.0) -> tup
 def _called(data: Data) -> str:
     """Augmentation and decoding in a few words."""
     augment = data.augment
-    words = [augment.kind]
+    words: list[str] = [augment.kind]
     if isinstance(augment, ModernAugment):
         words += [augment.policy] if augment.policy != "none" else []
         words += [name for name in ("jitter", "erasing") if getattr(augment, name)]

@@ -8,6 +8,7 @@ that the faults of both come together, in one form, and a pair of fields that de
 
 import copy
 import difflib
+import math
 import os
 import sys
 import traceback
@@ -124,14 +125,31 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
 
 def rates_of(words: list[str]) -> tuple[list[str], str]:
     """The command line without `--rates FILE`, which is no part of a recipe, and the file."""
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--rates=") else [word])]
-    if "--rates" not in words:
+    return _taken_out(words, "--rates", "name the file of measured rates")
+
+
+def gpu_rate_of(words: list[str]) -> tuple[list[str], float]:
+    """The command line without `--gpu-rate N`, which is no part of a recipe, and N, images/s of one GPU; 0: none."""
+    words, given = _taken_out(words, "--gpu-rate", "give the images/s that one GPU trains, such as 3000")
+    try:
+        rate = float(given or 0)
+    except ValueError:
+        rate = 0.0
+    if given and not 0 < rate < math.inf:
+        fail(f"--gpu-rate {given}: give the images/s that one GPU trains, such as 3000")
+    return words, rate
+
+
+def _taken_out(words: list[str], option: str, meant: str) -> tuple[list[str], str]:
+    """The words without an option of `--dry-run`'s and its value, and the value; `meant` says what that should be."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    if option not in words:
         return words, ""
-    at = words.index("--rates")
+    at = words.index(option)
     if at + 1 == len(words) or words[at + 1].startswith("--"):
-        fail("--rates: name the file of measured rates")
+        fail(f"{option}: {meant}")
     if "--dry-run" not in words:
-        fail("--rates is read with --dry-run only")
+        fail(f"{option} is read with --dry-run only")
     return words[:at] + words[at + 2 :], words[at + 1]
 
 

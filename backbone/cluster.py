@@ -23,7 +23,6 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # how soon it is known that a node will be taken away; 5 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # of Ray Train's own barriers, which else wait for ever
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's API shows the run
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",  # it is said in a line of ours
 }
@@ -50,7 +49,10 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     address = _address(say)
-    if address in (None, "local"):
+    joining = address not in (None, "local")
+    # The dashboard's API shows the run. It takes a process that lasts as long as the cluster, and seconds of a core.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1" if joining else "0")
+    if not joining:
         say("starting Ray on this machine")
     context = init(ray, address, say)
     if context.dashboard_url:

@@ -9,7 +9,6 @@ from backbone.data.findings import Finding, Findings
 from backbone.data.folder import open_imagefolder
 from backbone.data.index import IndexedSource
 from backbone.data.labels import class_findings
-from backbone.data.parquet import open_parquet
 from backbone.data.tar import open_webdataset
 from backbone.errors import BadImage, UserError
 
@@ -60,7 +59,13 @@ class Source(Protocol):
         ...
 
 
-KINDS = {"imagefolder": open_imagefolder, "webdataset": open_webdataset, "parquet": open_parquet}
+def _open_parquet(location: str, cache: str | None = None) -> IndexedSource:
+    from backbone.data.parquet import open_parquet  # pyarrow's compute and parquet, which nothing else needs
+
+    return open_parquet(location, cache)
+
+
+KINDS = {"imagefolder": open_imagefolder, "webdataset": open_webdataset, "parquet": _open_parquet}
 
 
 def open_source(kind: str, location: str, cache: str | None = None, keep_gb: float = 0.0) -> IndexedSource:

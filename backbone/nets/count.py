@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbone.nets.contract import Backbone
 
@@ -21,6 +20,8 @@ def macs(net: Backbone, size: int) -> int:
     The paper calls these FLOPs (Table 1). Its 15.3e9 for VGG-16 leaves the fully connected layers out, its 19.6e9 for
     VGG-19 does not; here they always count.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     net = _on_meta(net).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.classify(_images(net, size, 1))

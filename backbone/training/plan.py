@@ -7,7 +7,7 @@ import torch
 from backbone.data.options import Data, StoredData
 from backbone.nets import build
 from backbone.nets.count import activation_bytes, macs, parameters
-from backbone.training import cost, schedule
+from backbone.training import cost, feeding, schedule
 from backbone.training.precision import foretold
 from backbone.training.recipe import PiecesSchedule, PlateauSchedule, Recipe, StepsSchedule, TrainingRecipe
 from backbone.training.run import check_split, first_micro_batch, run_url
@@ -21,8 +21,19 @@ MANY_EPOCHS = 1000
 HOW_TO_MEASURE = "not known without rates: python benchmarks/cost_model.py measures them, --rates FILE reads them"
 
 
-def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rates: cost.Rates | None = None) -> str:
-    """The plan of a run as text; with `rates` also how long it will take, see `backbone.training.cost`.
+def describe(
+    recipe: Recipe,
+    num_train: int,
+    num_val: int,
+    num_classes: int,
+    rates: cost.Rates | None = None,
+    feed: feeding.Feed | None = None,
+    gpu_rate: float = 0.0,
+) -> str:
+    """The plan of a run as text.
+
+    With `rates` also how long it will take, see `backbone.training.cost`; with `feed` how many cores feed a node's
+    GPUs, see `backbone.training.feeding`, each of `gpu_rate` images/s where that is known.
 
     Raises:
         UserError: the batch does not split over the workers, or the net cannot be built.
@@ -85,6 +96,8 @@ def describe(recipe: Recipe, num_train: int, num_val: int, num_classes: int, rat
         lines += cost.lines(cost.predict(shape, rates), shape, rates)
     else:
         lines.append(("time", HOW_TO_MEASURE))
+    if feed:
+        lines += feeding.lines(recipe, feed, multiply_adds, gpu_rate)
     lines += [("warning", text) for text in doubts(recipe, num_train, *places(recipe.data))]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 

@@ -27,6 +27,8 @@ from backbone.data.stream import Stream, mix
 from backbone.errors import BadImage
 
 CPU = torch.device("cpu")
+APART = "backbone.data.apart"
+"""What a server of loader processes is to import first."""
 
 
 class Batch(TypedDict):
@@ -213,7 +215,7 @@ def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: An
     if workers:
         # forkserver: forking a process that runs Ray's or torch's threads can deadlock. Its server imports once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, type(data).__module__])
+        context.set_forkserver_preload([APART, __name__, type(data).__module__])
         how |= {"multiprocessing_context": context, "persistent_workers": True}
     else:
         one_thread()

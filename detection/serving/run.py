@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -101,8 +102,10 @@ class Replica:
 class Front:
     """Reads and checks requests, and asks replicas."""
 
-    def __init__(self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str):
-        self.replicas, self.models, self.token = replicas, models, token
+    def __init__(
+        self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str, job: str
+    ):
+        self.replicas, self.models, self.token, self.job = replicas, models, token, job
         options = Serving.model_validate(tree)
         self.limits, self.chooses = options.limits, bool(options.resident)
         tags = ("route", "model", "status")
@@ -111,6 +114,10 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self.models, self.limits, self.token, self._ask, self._observe)
+
+    async def whose(self) -> str:
+        """Which job put it on the cluster last."""
+        return self.job
 
     async def _ask(self, question: Question) -> Answer | Refused:
         """Asked again where the replica died, which answering twice does not hurt."""
@@ -172,8 +179,8 @@ def under_way(options: Serving) -> int:
     return 2 * options.batch
 
 
-def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.Application:
-    """The application of verified models; `token` is the hash of the one that requests must bring."""
+def bound(options: Serving, token: str, models: list[dict[str, Any]], job: str = "") -> serve.Application:
+    """The application of verified models; `token` is the hash of what requests must bring, `job` who ends it."""
     tree, hashes = options.model_dump(), {model["name"]: model["sha256"] for model in models}
     resources = {"num_cpus": options.cpus_per_replica, "num_gpus": int(options.use_gpu)}
     replica = serve.deployment(
@@ -203,7 +210,7 @@ def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.A
         max_surge_percent=SURGE,
         graceful_shutdown_timeout_s=options.limits.seconds + 5,
     )(Front)
-    return front.bind(replica.bind(tree, hashes), tree, models, token)
+    return front.bind(replica.bind(tree, hashes), tree, models, token, job)
 
 
 def start(options: Serving, say: Say = print) -> Callable[[], None]:
@@ -223,20 +230,19 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     check_room(options)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     listens = _listen(options)
-    before = _deployed(options.name)
-    mine = None
+    others = options.name in serve.status().applications
+    job, served = uuid.uuid4().hex, False
 
     def end() -> None:
-        if mine is not None and mine == _deployed(options.name):  # else another job has taken its place, and ends it
+        if (not others and not served) or _whose(options.name) == job:  # else another job's is in its place
             serve.delete(options.name)
         if joined and listens and not serve.status().applications:
             serve.shutdown()
         if started:
             ray.shutdown()
 
-    served = False
     try:
-        serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
+        serve.run(bound(options, token, models, job), name=options.name, route_prefix=options.route)
         served = True
     except (RuntimeError, RayServeException) as error:
         raise UserError(
@@ -244,8 +250,7 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
         ) from error
     finally:
         heed_again()
-        mine = _deployed(options.name)
-        if not served and before is None:  # stopped meanwhile, or refused: nothing is left half served
+        if not served and not others:  # stopped meanwhile, or refused: nothing is left half served
             end()
     host = f"[{options.host}]" if ":" in options.host else options.host
     where = f"http://{host}:{options.port}{options.route.rstrip('/')}/"
@@ -254,10 +259,12 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     return end
 
 
-def _deployed(name: str) -> float | None:
-    """When an application was last put on the cluster, seconds since 1970; None: it is not there."""
-    found = serve.status().applications.get(name)
-    return None if found is None else found.last_deployed_time_s
+def _whose(name: str) -> str:
+    """Which job put an application on the cluster last; empty: it is not there, or does not say."""
+    try:
+        return serve.get_app_handle(name).whose.remote().result(timeout_s=30)
+    except (RayServeException, RayActorError, TimeoutError):
+        return ""
 
 
 def check_room(options: Serving) -> None:

@@ -130,10 +130,12 @@ def test_ranks_of_torchrun_all_end_well(tmp_path: Path) -> None:
     assert all(f"artifact  {tmp_path}/ranks/artifact" in text for text in said)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])])
-def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "loaders"), [(0, 1), pytest.param(2, 0, marks=[pytest.mark.ray, pytest.mark.slow])]
+)
+def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers: int, loaders: int) -> None:
     """Whatever its workers still send, and whatever Ray has to say of them. No checkpoint was due for long: it is the
-    one of the stop."""
+    one of the stop. Without Ray the signal is for the whole group of processes, as Ctrl-C at a terminal is."""
     words = [
         *SYNTHETIC,
         "--run.eval_every",
@@ -148,16 +150,28 @@ def test_the_last_word_of_a_stopped_run_is_how_to_go_on(tmp_path: Path, workers:
         "100000",
     ]
     process = subprocess.Popen(
-        [sys.executable, "jobs/pretrain.py", *words, "--scaling.num_workers", str(workers)],
+        [
+            sys.executable,
+            "jobs/pretrain.py",
+            *words,
+            "--scaling.num_workers",
+            str(workers),
+            "--data.workers",
+            str(loaders),
+        ],
         cwd=ROOT,
         env={**os.environ, "RAY_ADDRESS": "local"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout
     assert any("step 10/" in line for line in process.stdout)
-    process.send_signal(signal.SIGTERM)
+    if workers:
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
     *before, last = process.stdout.read().splitlines()
     assert process.wait() == 143
     assert re.fullmatch(r"stopped at step \d+; submit again to go on", last), last

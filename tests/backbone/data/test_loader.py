@@ -1,8 +1,12 @@
 """The same pixels in the same order, however many loader processes and ranks there are and wherever a run resumes."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage
 
+ROOT = Path(__file__).parents[3]
 FILL = (120, 110, 100)
 SOURCE = SyntheticSource(0, 22, 36)
 STEPS = 5  # of 16 images: the fourth epoch has begun
@@ -244,3 +249,30 @@ def test_bad_validation_image_keeps_its_place(workers: int):
 def test_bad_validation_image_stops():
     with pytest.raises(BadImage, match=r"^picture 2: torn; mend or remove it"):
         list(val_loader(ValSet(Stub(10, frozenset({2})), data()), range(10), 4))
+
+
+GROUP = """
+import os, signal
+from torch.utils.data import Dataset
+from backbone.data.batches import make_loader
+
+class Numbers(Dataset):
+    def __getitems__(self, ids):
+        return ids
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: print("told"))
+    batches = iter(make_loader(Numbers(), 2, batch_sampler=[[i] for i in range(60)], prefetch_factor=2))
+    print(next(batches))
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    print(sum(i for [i] in batches))
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_loaders_at_work(tmp_path: Path) -> None:
+    """As Ctrl-C and `timeout` send it: the job still wants the batches until it has saved."""
+    (tmp_path / "loads.py").write_text(GROUP)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, str(tmp_path / "loads.py")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200, start_new_session=True)
+    assert (done.returncode, done.stdout) == (0, f"[0]\ntold\n{sum(range(60))}\n"), done.stderr

@@ -46,7 +46,7 @@ def main() -> None:
         for way, last in zip(WAYS, (joint, steps[-1]), strict=True):
             ends[way].append(last)
     matches = {way: [load(join(run_url(one), "results"))["bbox"] for one in runs] for way, runs in ends.items()}
-    draws = paired_draws(matches, RESAMPLES)  # ty: ignore[invalid-argument-type]
+    draws = paired_draws(matches, RESAMPLES)
     images = len(matches[WAYS[0]][0].image_ids)
     rows = []
     for way, found in draws.items():
@@ -55,7 +55,7 @@ def main() -> None:
             each = 100 * np.asarray(found[i, :, 0])
             row |= {metric: f"{each.mean():.1f}", f"{metric} of each": ", ".join(f"{one:.1f}" for one in each)}
             gain = gains(found[i], draws[WAYS[0]][i], False, images) if way != WAYS[0] else None
-            held = gain and gain.joint
+            held = gain.joint if gain else None
             said = f"{100 * gain.value:+.1f}" if gain else ""
             row[f"gain in {metric}"] = said + (f" ({100 * held.low:+.1f} to {100 * held.high:+.1f})" if held else "")
         rows.append(row)

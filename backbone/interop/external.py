@@ -117,7 +117,7 @@ def places(options: ExternalNet, trees: list[Any]) -> list[Way]:
         starts = sorted({name.removesuffix(needed[0]) for name in values if name.endswith(needed[0])}, key=len)
         start = next((s for s in starts if all(s + name in values for name in needed)), None)
         if start is not None:
-            words = {"entry": (entry,)} | ({"prefix": (start,)} if start else {})
+            words: dict[str, tuple[str, ...]] = {"entry": (entry,)} | ({"prefix": (start,)} if start else {})
             ways.append(Way(words, "another copy in the same file" if ways else ""))
     return ways
 

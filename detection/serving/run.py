@@ -193,7 +193,7 @@ def bound(options: Serving, token: str, models: list[dict[str, Any]], job: str =
         },
         max_ongoing_requests=DEEP * under_way(options),
         max_queued_requests=options.limits.waiting,
-        request_router_config=RequestRouterConfig(max_backoff_s=BACKOFF),
+        request_router_config=RequestRouterConfig.model_validate({"max_backoff_s": BACKOFF}),
         max_surge_percent=SURGE,
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=options.limits.seconds + 5,

@@ -18,6 +18,7 @@ from backbone.interop.layouts import Layout
 from backbone.interop.options import Import
 from backbone.interop.probe import Agreement
 from backbone.nets import Backbone
+from backbone.options import net_options
 from backbone.storage import filesystem
 
 
@@ -104,11 +105,9 @@ def _check_output(url: str, net: Backbone) -> None:
     fs, path = filesystem(url)
     if not fs.exists(f"{path}/config.json"):
         return
-    config = artifact.read_config(url)
-    if config["raybone"]["net"] != json.loads(json.dumps(net.options.recorded)):
-        raise UserError(
-            f"output {url}: holds another net, {config['architecture']}; give another --output, or remove that"
-        )
+    held = net_options(artifact.read_config(url)["raybone"]["net"]).name
+    if held != net.options.name:  # the same net may be brought anew, with other strides or pixels
+        raise UserError(f"output {url}: holds another net, {held}; give another --output, or remove that")
 
 
 def _read(files: Files, where: str) -> list[str]:

@@ -136,7 +136,7 @@ def test_another_net_is_not_written_over_one_that_is_there(tmp_path: Path) -> No
     place = weights(tmp_path / "in")
     bring(place)
     before = (place / "artifact" / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"artifact: holds another net, test_resnet; give another --output"):
+    with pytest.raises(UserError, match=r"artifact: holds another net, .*; give another --output"):
         bring(weights(tmp_path / "other", "test_convnext"), "test_convnext", output=str(place / "artifact"))
     assert (place / "artifact" / "config.json").read_bytes() == before
     bring(place)  # the same once more

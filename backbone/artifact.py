@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,12 @@ def beside(url: str | Path, block: str) -> str:
     place = Path(url)
     if "://" in str(url) or place.name != "artifact":
         return ""
-    found = [one for one in place.parent.parent.glob("*/artifact/config.json") if f'"{block}"' in one.read_text()]
-    newest = sorted(found, key=lambda one: one.stat().st_mtime, reverse=True)[:3]
+    found = []
+    for one in place.parent.parent.glob("*/artifact/config.json"):
+        with suppress(OSError, ValueError):
+            if f'"{block}"' in one.read_text():
+                found.append((one.stat().st_mtime, one))
+    newest = [one for _, one in sorted(found, reverse=True)[:3]]
     return f"; newest there: {', '.join(str(one.parent) for one in newest)}" if newest else ""
 
 
@@ -181,6 +186,9 @@ def _where_from(url: str | Path) -> str:
     if fs.exists(join(path, "artifact", "config.json")):
         return f"perhaps you meant {url}/artifact"
     if fs.isfile(path):
+        folder = str(url).rpartition("/")[0]
+        if folder and fs.exists(join(path.rpartition("/")[0], "config.json")):
+            return f"this is a file of an artifact; give its folder, {folder}"
         made = typed(f"python jobs/import.py --source torchvision --weights {url} --output runs/imported/artifact")
         return f"this is a file, and an artifact a folder; of a file of weights: {made} (or another --source)"
     name = str(url).strip("/")

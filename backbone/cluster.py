@@ -14,6 +14,7 @@ from backbone.errors import Lost, UserError, last_line
 from backbone.stopping import heed_again
 
 T = TypeVar("T")
+TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 # Before ray is imported. Values a user has set win.
 DEFAULTS = {
@@ -47,11 +48,12 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
     import ray
 
     if ray.is_initialized():
+        os.environ.setdefault(TRACKING, "1")
         return ray, False
     address = _address(say)
     joining = address not in (None, "local")
     # The dashboard's API shows the run. It takes a process that lasts as long as the cluster, and seconds of a core.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1" if joining else "0")
+    os.environ.setdefault(TRACKING, "1" if joining else "0")
     if not joining:
         say("starting Ray on this machine")
     context = init(ray, address, say)

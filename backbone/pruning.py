@@ -143,18 +143,17 @@ def _unchanged(run: Held) -> bool:
 def _remove(one: Removal) -> None:
     """The folder, or those of train state.
 
-    Of a whole run that goes first what may lie without the rest, and last what makes it a run: one that was removed in
-    part is still listed and can be removed again, and submitted again it begins anew. The other way about its
-    checkpoints would stay, seen by nobody but the next run of that name.
+    Of a whole run that goes first what may lie without the rest, and last the log, by which it is known for failed, and
+    what makes it a run: one that was removed in part is still listed and can be removed again, and submitted again it
+    begins anew. The other way about its checkpoints would stay, seen by nobody but the next run of that name.
     """
     fs, path = filesystem(one.run.url)
     states = {file.partition("/")[0] for file in one.run.files if is_train_state(file)}
     tops = {file.partition("/")[0] for file in one.run.files} - states if one.whole else set()
-    for name in [*sorted(states), *sorted(tops - {"run.json", "recipe.yaml", LEASE})]:
+    last = ("log.txt", "recipe.yaml", "run.json")
+    for name in [*sorted(states), *sorted(tops - {*last, LEASE}), *(name for name in last if name in tops)]:
         fs.rm(join(path, name), recursive=True)
-    if one.whole:
-        if "run.json" in one.run.files:
-            fs.rm_file(join(path, "run.json"))
+    if one.whole and fs.exists(path):  # in a bucket there is no folder
         fs.rm(path, recursive=True)
 
 

@@ -159,9 +159,10 @@ class S3(S3FileSystem):
         while True:
             listed = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after)
             yield from listed.get("Uploads") or []
-            if not listed.get("IsTruncated"):
+            marks = listed.get("NextKeyMarker") or "", listed.get("NextUploadIdMarker") or ""
+            before, after = after, {"KeyMarker": marks[0], "UploadIdMarker": marks[1]}
+            if not listed.get("IsTruncated") or not marks[0] or after == before:  # or a store that knows no markers
                 return
-            after = {"KeyMarker": listed["NextKeyMarker"], "UploadIdMarker": listed["NextUploadIdMarker"]}
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """There are no folders; and whoever mistypes a bucket's name wants no new one."""

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM (`ray job stop`, Slurm, Kubernetes) as one exception, in every thread that waits.
 
 The first signal raises `Stopped` in the main thread, and wherever `check` is called; the second ends the process at
-once. What can end by itself in good order is given time to: `deferred`, `until`.
+once (under torchrun, see `TWICE`). What can end by itself in good order is given time to: `deferred`, `until`.
 
 Python's handlers run in the main thread and there between two of its own instructions: while that is in C, in a
 collective whose partner is gone or in a long kernel, a signal is not heard, nor is an alarm. For the time of `deferred`
@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ TWICE = 5.0
 signals these, too."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+END = b"\0"
 
 
 class Stopped(KeyboardInterrupt):
@@ -123,10 +124,12 @@ def deferred(grace: float) -> Generator[Callable[[], str]]:
     try:
         yield deferral.look
     finally:
+        deferral.heard.set()  # first: a signal from here on is raised, and nothing is broken off
         _deferrals.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        deferral.heard.set()
         signal.set_wakeup_fd(wakes)
+        with suppress(BlockingIOError):  # full of signals, of which the watcher has taken the first
+            os.write(theirs, END)
         os.close(theirs)
         watcher.join()
         os.close(ours)
@@ -197,8 +200,9 @@ def _late(signum: int, frame: FrameType | None) -> None:
 
 
 def _watch(deferral: _Deferral, fd: int) -> None:
-    """The thread of `deferred`; `fd` gives a byte for each signal, and ends with the block."""
-    while byte := os.read(fd, 1):
+    """The thread of `deferred`; `fd` gives a byte for each signal, and `END` with the block: not its end alone, since
+    forked children have the other end, too."""
+    while (byte := os.read(fd, 1)) not in (b"", END):
         if byte[0] in _heeded:
             deferral.signalled = time.monotonic()
             break
@@ -206,8 +210,15 @@ def _watch(deferral: _Deferral, fd: int) -> None:
         return
     if not deferral.heard.wait(deferral.grace + MARGIN):
         told = f"stopped; a computation that did not end within {deferral.grace + MARGIN:g} s was broken off\n"
-        os.write(1, told.encode())
+        teller = threading.Thread(target=_tell, args=(told.encode(),), daemon=True)  # nobody may be reading
+        teller.start()
+        teller.join(1)
         os._exit(128 + byte[0])
+
+
+def _tell(line: bytes) -> None:
+    with suppress(OSError):
+        os.write(1, line)
 
 
 def _forked() -> None:

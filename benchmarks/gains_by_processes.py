@@ -1,8 +1,9 @@
 """A comparison of jobs/gains.py without Ray: each run a process of its own, `--parallel` of them at a time.
 
 The runs and the report are those that jobs/gains.py makes. After `--minutes` what runs is stopped, and the report is of
-what is finished; the same command goes on. All fine-tunings of one seed come before those of the next, and rows from
-scratch, the longest, before the others of their recipe, so that a broken off call leaves a comparison of all rows.
+what is finished; the same command goes on. Fine-tunings of the first seed, and all those of rows that
+are not pretrained here, come before those of the next, and rows from scratch, the longest, before the others of their
+recipe, so that a broken off call leaves a comparison of all rows.
 """
 
 import argparse

@@ -7,6 +7,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config ... --run.sto
 """
 
 import sys
+from contextlib import suppress
 
 import backbone.begin  # noqa: F401
 from backbone.cli import gpu_rate_of, parse, rates_of, run_main
@@ -39,7 +40,8 @@ def main() -> None:
         try:
             train, val = open_data(recipe.data, recipe.seed)
         except UserError:
-            print(feeding.without_images(recipe, gpu_rate), end="")
+            with suppress(UserError):
+                print(feeding.without_images(recipe, gpu_rate), end="")
             raise
         feed = feeding.measured(train, recipe.data, recipe.seed)
         print(describe(recipe, len(train), len(val), len(train.classes), rates, feed, gpu_rate))

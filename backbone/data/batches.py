@@ -4,6 +4,8 @@ The ground that the other ways to make batches stand on; `backbone.data.loader` 
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -220,12 +222,26 @@ def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: An
     else:
         one_thread()
     pin_memory = pin_memory and pinned.is_granted()
-    return DataLoader(
-        data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=one_thread, **how
-    )
+    return DataLoader(data, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is, worker_init_fn=begin, **how)
 
 
-def one_thread(worker: int = 0) -> None:
+def begin(worker: int) -> None:
+    """A loader process, which ends when the job does, however that ends.
+
+    torch's own loaders look for their parent, which here is the server that forked them, and that one waits for them.
+    """
+    one_thread()
+    threading.Thread(target=_end_with_the_job, daemon=True, name="end with the job").start()
+
+
+def _end_with_the_job() -> None:
+    job = multiprocessing.parent_process()
+    if job is not None:
+        job.join()
+        os._exit(1)
+
+
+def one_thread() -> None:
     """For a process that loads."""
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
 

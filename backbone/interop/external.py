@@ -129,7 +129,7 @@ def by_its_name(odd: Foreign, files: Files, told: Import) -> UserError:
     try:
         model = next(name for name in said if isinstance(name, str) and library().is_model(name))
         ways = places(describe(model, {}), trees)
-    except (StopIteration, UserError):  # it says none, or timm is not here, or cannot be asked for it
+    except Exception:  # it says none; timm is not here, or builds no such net: whatever that raises, the fault was told
         return odd
     words = {"source": ("timm",), "model": (model,)}
     return (

@@ -109,7 +109,8 @@ def lines(recipe: Recipe, feed: Feed, multiply_adds: int, gpu_rate: float = 0.0)
     )
     found = [("cores", text)]
     gpus, here = (torch.cuda.device_count() if scaling.use_gpu else 0), len(os.sched_getaffinity(0))
-    found += [("warning", line) for line in short(recipe, each, gpus, here)]
+    if not bound:  # nobody is told to type a number that only bounds what is wanted
+        found += [("warning", line) for line in short(recipe, each, gpus, here)]
     return found
 
 
@@ -118,7 +119,9 @@ def short(recipe: Recipe, each: int, gpus: int, cores: int) -> list[str]:
     data, scaling = recipe.data, recipe.scaling
     if not scaling.use_gpu or data.resident:
         return []
-    cheaper = "" if data.decode == "nvjpeg" else "; cheaper images: jobs/prepare.py, or --data.decode nvjpeg"
+    ways = ["jobs/prepare.py"] if data.source in ("imagefolder", "parquet") else []
+    ways += ["--data.decode nvjpeg"] if data.source != "synthetic" and data.decode != "nvjpeg" else []
+    cheaper = f"; cheaper images: {', or '.join(ways)}" if ways else ""
     if data.remote_cpus:
         few = data.remote_cpus < each
         told = f"data.remote_cpus {data.remote_cpus} feed a GPU that wants {each} cores: --data.remote_cpus {each}"

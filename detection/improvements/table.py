@@ -127,16 +127,19 @@ def run(entry: Entry, say: Callable[[str], None] = tqdm.write) -> tuple[str, str
         UserError: a mistake in a recipe, data or an artifact, or another process at it.
     """
     from backbone.job import submit_all
-    from detection.data.sources import open_val
+    from detection.data.sources import open_sources, open_val
     from detection.evaluate import prepare
-    from detection.finetune import FINETUNE
+    from detection.finetune import FINETUNE, build_detector, check_ground_truth, load_backbone
 
     todo = plan(entry)
     url = place(entry)
     for training in todo.trainings:  # a mistake in any of them is told before Ray starts and the first one trains
         left = [recipe for recipe in training.values() if FINETUNE.finished(run_url(recipe)) is None]
         for recipe in left[:1]:
-            FINETUNE.prepare(recipe, lambda text: None)
+            net, _, _ = load_backbone(recipe)
+            train, val = open_sources(recipe.data)
+            check_ground_truth(val)
+            build_detector(recipe, net, train)
     with lease(url, "made", say=say):
         submit_all(FINETUNE, [recipe for training in todo.trainings for recipe in training.values()], say)
         data = {row.label: prepare(row.evaluations[0], lambda text: None).options.data for row in todo.rows}

@@ -112,7 +112,7 @@ def refine(
         boxes = torch.from_numpy(np.stack([box for _, _, box in some]))
         moved = CODER.decode_single(deltas.double().cpu(), boxes).numpy()
         for (row, label, _), score, box in zip(some, logits.tolist(), moved, strict=True):
-            if score > surest.get((row, label), -np.inf):
+            if (row, label) not in places or score > surest[row, label]:
                 surest[row, label], places[row, label] = score, box
     for row, image in enumerate(images):
         if image is None:

@@ -80,7 +80,7 @@ class RegionOptions(Strict):
     """Training: shorter sides at which the proposal network sees the whole images, for a net of 224 px. The paper does
     not say."""
 
-    padding: int = Field(16, ge=0, lt=112)
+    padding: int = Field(16, ge=0, le=64)
     """Pixels of what is around a proposal on each side of the warped image, for a net of 224 px (R-CNN's 16)."""
 
     positive: float = Field(0.25, gt=0, lt=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbone.data.index import cache_directory, is_fresh, store
 from backbone.data.loader import train_loader
-from backbone.data.stream import MicroBatches
+from backbone.data.stream import MicroBatches, share
 from backbone.errors import UserError
 from backbone.evaluate.views import ViewSpec
 from backbone.inputs import InputConvention
@@ -31,6 +31,9 @@ from detection.localisation.sources import LocatedSource
 from detection.localisation.task import Localisation, loading, mean_colour
 
 FOLDER, MARK = "proposals", "proposals.json"
+TOGETHER = 64
+"""Batches after which ranks hand over what they have proposed: none may be 600 s behind another, and the first alone
+keeps them."""
 
 
 def load_proposer(recipe: Localise, inputs: InputConvention, classes: list[str]) -> Loaded:
@@ -149,23 +152,41 @@ class Refinement(Localisation):
         data = recipe.data
         shown_batches = images_of(self.train_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
         mine: list[np.ndarray] = []
+        kept: list[list[np.ndarray]] = [[] for _ in range(self.world.size)]
+        batches, mark = iter(shown_batches), 0
+        most = max(-(-len(share(count, rank, self.world.size)) // recipe.eval_batch) for rank in range(self.world.size))
         how = (view, recipe.eval_batch, recipe.compute.channels_last, self.regions)
         with engine.autocast(recipe.compute, self.world.device):
-            for shown in shown_batches:
-                asked = torch.from_numpy(self.train_targets[shown["samples"]])[:, None].to(self.world.device)
-                found = propose(self.localiser, inputs, asked, shown["sides"], shown["groups"][0], *how)
-                mine += [boxes.astype(np.float32) for (boxes,) in found]
-        every = [boxes for part in self.world.gather(mine) for boxes in part]
+            for turn in range(1, most + 1):
+                shown = next(batches, None)
+                if shown is not None:
+                    asked = torch.from_numpy(self.train_targets[shown["samples"]])[:, None].to(self.world.device)
+                    found = propose(self.localiser, inputs, asked, shown["sides"], shown["groups"][0], *how)
+                    mine += [boxes.astype(np.float32) for (boxes,) in found]
+                if turn % TOGETHER == 0 or turn == most:
+                    for own, part in zip(kept, self.world.gather(mine), strict=True):
+                        own += part if self.world.is_first else []
+                    mine = []
+                    if self.world.is_first and 10 * turn // most > mark:
+                        mark = 10 * turn // most
+                        self.report(
+                            {"kind": "say", "text": f"proposals of {sum(map(len, kept)):,} of {count:,} images"}
+                        )
+        if not self.world.is_first:
+            self.world.gather(None)  # nobody reads them before they are there
+            return
+        every = [boxes for own in kept for boxes in own]
         if len(every) != count:
             raise RuntimeError(f"proposals of {len(every)} images, of {count}")
-        if self.world.is_first:
-            starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
-            files = {"boxes.npy": _bytes(np.concatenate(every)), "starts.npy": _bytes(starts)}
-            told = {"sha256": hashlib.sha256(b"".join(files.values())).hexdigest(), "images": count, **self.origin}
-            files[MARK] = (json.dumps(told, indent=2) + "\n").encode()
-            write_folder(join(self.url, FOLDER), files, "proposals")
-            self.report({"kind": "say", "text": f"{starts[-1] / count:.1f} proposals an image"})
-        self.world.gather(None)  # nobody reads them before they are there
+        starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
+        files = {"boxes.npy": _bytes(np.concatenate(every)), "starts.npy": _bytes(starts)}
+        told = {"sha256": hashlib.sha256(b"".join(files.values())).hexdigest(), "images": count, **self.origin}
+        files[MARK] = (json.dumps(told, indent=2) + "\n").encode()
+        write_folder(join(self.url, FOLDER), files, "proposals")
+        none = int((starts[1:] == starts[:-1]).sum())
+        lacking = f"; {none:,} images have none" if none else ""
+        self.report({"kind": "say", "text": f"{starts[-1] / count:.1f} proposals an image{lacking}"})
+        self.world.gather(None)
 
     def _open(self) -> Boxes:
         """The run's proposals, of a remote one by a copy in the cache."""

@@ -12,6 +12,7 @@ from backbone.options import net_options
 from backbone.storage import filesystem, join
 from backbone.training.recipe import flat, identity
 from backbone.training.run import run_url
+from backbone.training.schedule import in_steps
 from backbone.training.state import training_seconds
 from detection.data.options import DetectionData, ScenesData, VocData
 from detection.data.sources import open_val
@@ -230,10 +231,16 @@ def _regime(made_by: dict[str, Any], recipe: Finetune, base: Finetune) -> summar
     return summary.Regime(
         norms="none" if norm == "none" else NORMS.get(detector.norm, detector.norm),
         fixed_parts=detector.freeze_at,
-        steps=made_by["steps"],
+        steps=_scheduled(made_by, recipe),
         micro_batch=made_by["recipe"]["optim"]["micro_batch"],
         otherwise={field: own[field] for field in own if own[field] != other.get(field) and field not in IN_COLUMNS},
     )
+
+
+def _scheduled(made_by: dict[str, Any], recipe: Finetune) -> int:
+    """Steps that a detector was trained for, which may be more than those of the best one that was kept."""
+    images = made_by.get("train_images")
+    return in_steps(recipe.schedule, recipe.optim.batch, images).total if images else made_by["steps"]
 
 
 def _precision(rows: list[summary.Row]) -> str:

@@ -189,9 +189,14 @@ ERRORS = (
 def _length(row: dict[str, Any], base: dict[str, Any]) -> str:
     """A gain that took longer is not the backbone's alone."""
     times = row["regime"]["steps"] / base["regime"]["steps"]
-    if times == 1:
+    if abs(times - 1) < 0.005:
         return ""
-    return f", with {f'{times:.3g} times' if times > 1 else f'1/{1 / times:.3g} of'} its steps of fine-tuning"
+    said = f"{_ratio(times)} times" if times > 1 else f"1/{_ratio(1 / times)} of"
+    return f", with {said} its steps of fine-tuning"
+
+
+def _ratio(times: float) -> str:
+    return f"{times:.3g}" if times < 100 else f"{times:,.0f}"
 
 
 def _verdict(gain: dict[str, Any], row: dict[str, Any], base: dict[str, Any]) -> str:

@@ -234,7 +234,9 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     job, served = uuid.uuid4().hex, False
 
     def end() -> None:
-        if (not others and not served) or _whose(options.name) == job:  # else another job's is in its place
+        there = options.name in serve.status().applications
+        # One that does not answer is of no use to anybody; one of another job's, in this one's place, is.
+        if there and ((not others and not served) or _whose(options.name) in (job, "")):
             serve.delete(options.name)
         if joined and listens and not serve.status().applications:
             serve.shutdown()

@@ -191,11 +191,15 @@ def detection_lines(
     """
     known = {_stem(one["file_name"]): one["id"] for one in found["images"]}
     listed = {_stem(place): number for place, number in zip(images.places, images.numbers, strict=True)}
-    for whose, stems in (("they hold", [one["file_name"] for one in found["images"]]), ("the list has", images.places)):
+    again = "detect in the folder of the list alone: jobs/detect.py --images FOLDER"
+    for whose, stems, fix in (
+        ("they hold", [one["file_name"] for one in found["images"]], again),
+        ("the list has", images.places, "take one of each from the list"),
+    ):
         if twice := [name for name, times in Counter(map(_stem, stems)).items() if times > 1]:
             raise UserError(
                 f"detections: {whose} several images called {some(twice)}, and images are matched by their names "
-                "without folder and suffix; detect in the folder of the list alone: jobs/detect.py --images FOLDER"
+                f"without folder and suffix; {fix}"
             )
     if lacking := sorted(listed.keys() - known.keys()):
         raise UserError(f"detections: {len(lacking)} images of the list were not detected in: {some(lacking)}")

@@ -9,7 +9,7 @@ UNUSED = {"albumentations", "matplotlib", "pandas", "pyarrow", "tensorboard", "t
 def test_pretraining_imports_nothing_that_only_some_runs_use() -> None:
     """Parquet, pictures, counting multiply-adds; Ray, which a run without it does not need."""
     code = "import sys, backbone.job, backbone.training.pretrain; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=300)
     imported = set(done.stdout.split())
     assert "torch" in imported
     assert not imported & (UNUSED | {"ray"})

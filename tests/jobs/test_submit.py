@@ -70,7 +70,8 @@ def test_submit_with_a_token(head: tuple[str, dict[str, str]], tmp_path: Path) -
     packages = list(Path(env["RAY_TMPDIR"], "ray").glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
     uploaded = max(packages, key=lambda path: path.stat().st_mtime)
     assert uploaded.is_dir()
-    files = [file for file in uploaded.rglob("*") if file.is_file()]
+    # what the job compiled there is not what was sent
+    files = [file for file in uploaded.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     assert sum(file.stat().st_size for file in files) < 3 * 2**20  # no data, no .git, no .venv
     assert not {".git", ".venv", "tests"} & {entry.name for entry in uploaded.iterdir()}
 

@@ -1,8 +1,10 @@
 """The same pixels in the same order, however many loader processes and ranks there are and wherever a run resumes."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -276,3 +278,44 @@ def test_a_signal_to_the_whole_group_leaves_loaders_at_work(tmp_path: Path) -> N
     words = [sys.executable, str(tmp_path / "loads.py")]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200, start_new_session=True)
     assert (done.returncode, done.stdout) == (0, f"[0]\ntold\n{sum(range(60))}\n"), done.stderr
+
+
+ORPHANS = """
+import time
+from torch.utils.data import Dataset
+from backbone.data.batches import make_loader
+
+class Numbers(Dataset):
+    def __getitems__(self, ids):
+        return ids
+
+if __name__ == "__main__":
+    batches = iter(make_loader(Numbers(), 2, batch_sampler=[[i] for i in range(60)], prefetch_factor=2))
+    next(batches)
+    print(*(worker.pid for worker in batches._workers), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_loaders_end_with_the_job_however_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, str(tmp_path / "orphans.py")]
+    job = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert job.stdout
+    loaders = [int(one) for one in job.stdout.readline().split()]
+    assert len(loaders) == 2
+    servers = {int(Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()[1]) for one in loaders}
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    deadline = time.monotonic() + 120
+    while any(map(runs, {*loaders, *servers})):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

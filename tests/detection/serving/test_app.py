@@ -253,8 +253,9 @@ def test_more_at_a_time_than_may_wait_are_refused_and_none_later(models: dict[st
             yield image
 
         first = [asyncio.create_task(client.post("/detect", content=body(number))) for number in range(2)]
-        while len(read) < 2:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while len(read) < 2:
+                await asyncio.sleep(0.01)
         refused = await client.post("/detect", content=body(2))
         go.set()
         return [refused, *await asyncio.gather(*first), await client.post("/detect", content=image)]

@@ -46,19 +46,33 @@ class Guess(NamedTuple):
     guesses."""
 
 
+class Views(NamedTuple):
+    """Views of N images, and how they go through a net."""
+
+    inputs: InputConvention
+    """How the net wants images."""
+
+    sides: np.ndarray
+    """int64 [N, 2], heights and widths of the files."""
+
+    groups: Iterable[tuple[Tensor, Tensor]]
+    """As `ViewSet` gives them."""
+
+    view: ViewSpec
+    """Which they are."""
+
+    batch: int
+    """Images that go through the net at once, by pixels, as in `probabilities`."""
+
+    channels_last: bool
+    """Memory format."""
+
+
 class Step(Protocol):
     """What moves a localiser's boxes: the R-CNN step."""
 
     def boxes_of(
-        self,
-        localiser: Localiser,
-        inputs: InputConvention,
-        asked: Tensor,
-        shown: dict[str, Any],
-        groups: Iterable[tuple[Tensor, Tensor]],
-        view: ViewSpec,
-        batch: int,
-        channels_last: bool,
+        self, localiser: Localiser, asked: Tensor, views: Views, shown: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """As the function of this name, of images that `ViewSet` has `shown`: the boxes, and those before."""
         ...
@@ -121,11 +135,11 @@ def guess(
         sure, labels = scores.topk(min(GUESSES, scores.shape[1]), dim=1)
         own = torch.from_numpy(targets[samples]).to(labels.device)
         asked = torch.cat([own[:, None], labels], 1)
-        how = (view, batch, channels_last)
+        views = Views(classifier.inputs, shown["sides"], groups, view, batch, channels_last)
         if step:
-            boxes, before = step.boxes_of(localiser, classifier.inputs, asked, shown, groups, *how)
+            boxes, before = step.boxes_of(localiser, asked, views, shown)
         else:
-            boxes, before = boxes_of(localiser, classifier.inputs, asked, shown["sides"], groups, *how), None
+            boxes, before = boxes_of(localiser, asked, views), None
         for row in (shown["labels"] >= 0).nonzero()[:, 0].tolist():  # others were not read and have no view
             mine, old = boxes[row], None if before is None else before[row]
             found.append(Guess(samples[row], mine[0], labels[row].tolist(), mine[1:], sure[row].tolist(), old))
@@ -133,37 +147,18 @@ def guess(
 
 
 @torch.no_grad()
-def boxes_of(
-    localiser: Localiser,
-    inputs: InputConvention,
-    asked: Tensor,
-    sides: np.ndarray,
-    groups: Iterable[tuple[Tensor, Tensor]],
-    view: ViewSpec,
-    batch: int,
-    channels_last: bool,
-) -> np.ndarray:
+def boxes_of(localiser: Localiser, asked: Tensor, views: Views) -> np.ndarray:
     """Boxes of the classes `asked` of each image, int64 [N, J], in pixels of its file, float64 [N, J, 4]; 0 for images
-    without any view.
-
-    Args:
-        localiser: in eval mode, on its device.
-        inputs: how it wants images.
-        asked: on that device.
-        sides: int64 [N, 2], heights and widths of the files.
-        groups: views of the images, as `ViewSet` gives them.
-        view: which they are.
-        batch: images that go through the net at once, by pixels, as in `probabilities`.
-        channels_last: memory format.
+    without any view. The localiser is in eval mode, and `asked` on its device.
     """
     device = asked.device
     best = torch.full(asked.shape, -torch.inf, device=device)
     boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
-    for some, normal in normal_parts(inputs, groups, view, batch, channels_last, device):
+    for some, normal in normal_parts(views, device):
         height, width = (int(side) for side in normal.shape[-2:])
         rows_there = some.to(device)
         value, box = locate(localiser, normal, asked[rows_there])
-        moved = into_files(box.double().cpu().numpy(), (height, width), sides[some.numpy()], view)
+        moved = into_files(box.double().cpu().numpy(), (height, width), views.sides[some.numpy()], views.view)
         moved = torch.from_numpy(moved).to(device)
         better = value > best[rows_there]
         best[rows_there] = torch.where(better, value, best[rows_there])
@@ -171,21 +166,14 @@ def boxes_of(
     return boxes.cpu().numpy()
 
 
-def normal_parts(
-    inputs: InputConvention,
-    groups: Iterable[tuple[Tensor, Tensor]],
-    view: ViewSpec,
-    batch: int,
-    channels_last: bool,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The views of `boxes_of`, as many at once as go through the net: rows int64 [M] on the host, and normalised images
-    [M, 3, H, W] on the device."""
-    for rows, pixels in groups:
-        at_once = max(1, batch * view.size**2 // (pixels.shape[2] * pixels.shape[3]))
+def normal_parts(views: Views, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """As many views at once as go through the net: rows int64 [M] on the host, and normalised images [M, 3, H, W] on
+    the device."""
+    for rows, pixels in views.groups:
+        at_once = max(1, views.batch * views.view.size**2 // (pixels.shape[2] * pixels.shape[3]))
         for some, part in zip(rows.split(at_once), pixels.split(at_once), strict=True):
-            normal = inputs.normalize(part.to(device))
-            yield some, normal.contiguous(memory_format=torch.channels_last) if channels_last else normal
+            normal = views.inputs.normalize(part.to(device))
+            yield some, normal.contiguous(memory_format=torch.channels_last) if views.channels_last else normal
 
 
 def locate(localiser: Localiser, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from backbone.storage import filesystem, is_local, join, write_folder
 from backbone.training import engine
 from backbone.training.world import Report
 from detection.localisation.artifact import Loaded, load_localiser
-from detection.localisation.judge import Guess, changes, images_of
+from detection.localisation.judge import Guess, Views, changes, images_of
 from detection.localisation.net import Localiser
 from detection.localisation.rcnn import RegionNet, losses, refine
 from detection.localisation.recipe import ClsLocData, Localise, RegionOptions
@@ -59,22 +59,14 @@ class Refiner:
     source: LocatedSource
 
     def boxes_of(
-        self,
-        localiser: Localiser,
-        inputs: InputConvention,
-        asked: Tensor,
-        shown: dict[str, Any],
-        groups: Iterable[tuple[Tensor, Tensor]],
-        view: ViewSpec,
-        batch: int,
-        channels_last: bool,
+        self, localiser: Localiser, asked: Tensor, views: Views, shown: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `judge.Step`."""
-        args = (inputs, asked, shown["sides"], groups, view, batch, channels_last)
-        proposals = propose(localiser, *args, self.net.options)
+        proposals = propose(localiser, asked, views, self.net.options)
         pairs = zip(shown["samples"], shown["labels"].tolist(), strict=True)
         images = [self.source.image(sample) if label >= 0 else None for sample, label in pairs]
-        found = refine(self.net, inputs, images, asked.cpu().numpy(), proposals, batch, channels_last)
+        classes, how = asked.cpu().numpy(), (views.batch, views.channels_last)
+        found = refine(self.net, views.inputs, images, classes, proposals, *how)
         none = np.zeros(4)
         return found, np.array([[boxes[0] if len(boxes) else none for boxes in row] for row in proposals])
 
@@ -155,13 +147,14 @@ class Refinement(Localisation):
         kept: list[list[np.ndarray]] = [[] for _ in range(self.world.size)]
         batches, mark = iter(shown_batches), 0
         most = max(-(-len(share(count, rank, self.world.size)) // recipe.eval_batch) for rank in range(self.world.size))
-        how = (view, recipe.eval_batch, recipe.compute.channels_last, self.regions)
+        how = (view, recipe.eval_batch, recipe.compute.channels_last)
         with engine.autocast(recipe.compute, self.world.device):
             for turn in range(1, most + 1):
                 shown = next(batches, None)
                 if shown is not None:
                     asked = torch.from_numpy(self.train_targets[shown["samples"]])[:, None].to(self.world.device)
-                    found = propose(self.localiser, inputs, asked, shown["sides"], shown["groups"][0], *how)
+                    views = Views(inputs, shown["sides"], shown["groups"][0], *how)
+                    found = propose(self.localiser, asked, views, self.regions)
                     mine += [boxes.astype(np.float32) for (boxes,) in found]
                 if turn % TOGETHER == 0 or turn == most:
                     for own, part in zip(kept, self.world.gather(mine), strict=True):

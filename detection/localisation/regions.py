@@ -1,6 +1,6 @@
 """Proposals of a per-class proposal network, and what the R-CNN step sees of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,7 @@ from torchvision.ops import box_iou, nms
 from backbone.data.augment import to_planes
 from backbone.data.batches import TrainSet
 from backbone.data.stream import mix
-from backbone.evaluate.views import ViewSpec
-from backbone.inputs import InputConvention
-from detection.localisation.judge import into_files, normal_parts
+from detection.localisation.judge import Views, into_files, normal_parts
 from detection.localisation.net import Localiser, decode
 from detection.localisation.recipe import RegionOptions
 from detection.localisation.sources import LocatedSource
@@ -33,17 +31,7 @@ Colour = tuple[int, int, int]
 
 
 @torch.no_grad()
-def propose(
-    localiser: Localiser,
-    inputs: InputConvention,
-    asked: Tensor,
-    sides: np.ndarray,
-    groups: Iterable[tuple[Tensor, Tensor]],
-    view: ViewSpec,
-    batch: int,
-    channels_last: bool,
-    options: RegionOptions,
-) -> list[list[np.ndarray]]:
+def propose(localiser: Localiser, asked: Tensor, views: Views, options: RegionOptions) -> list[list[np.ndarray]]:
     """The highest scored proposals of the classes `asked` of each image, over all of its views.
 
     Arguments as of `judge.boxes_of`, and `options`: how many, and their `nms`.
@@ -51,9 +39,9 @@ def propose(
     Returns:
         [N][J] float64 [P, 4], pixels of the file, the best first; P is 1 or more for images with a view, else 0.
     """
-    scores: list[list[Tensor]] = [[] for _ in sides]
-    boxes: list[list[Tensor]] = [[] for _ in sides]
-    for rows, normal in normal_parts(inputs, groups, view, batch, channels_last, asked.device):
+    scores: list[list[Tensor]] = [[] for _ in views.sides]
+    boxes: list[list[Tensor]] = [[] for _ in views.sides]
+    for rows, normal in normal_parts(views, asked.device):
         logits, deltas = localiser(normal, asked[rows.to(asked.device)])
         height, width = (int(side) for side in normal.shape[-2:])
         found = decode(deltas, localiser.anchors(height, width))
@@ -61,7 +49,7 @@ def propose(
         wide = (found[..., 2:] - found[..., :2] >= SMALLEST).all(-1)
         value, at = logits.masked_fill(~wide, -torch.inf).topk(min(PRE_NMS * options.proposals, logits.shape[2]))
         found = found.gather(2, at[..., None].expand(-1, -1, -1, 4)).double().cpu()
-        moved = into_files(found.flatten(1, 2).numpy(), (height, width), sides[rows.numpy()], view)
+        moved = into_files(found.flatten(1, 2).numpy(), (height, width), views.sides[rows.numpy()], views.view)
         for row, some, mine in zip(rows.tolist(), value.cpu(), torch.from_numpy(moved), strict=True):
             scores[row].append(some)
             boxes[row].append(mine.view(found.shape[1:]))

@@ -27,7 +27,7 @@ from backbone.training.precision import agreed_precision, say_if_emulated
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
 from detection.localisation import artifact as localisers
-from detection.localisation.judge import boxes_of
+from detection.localisation.judge import Views, boxes_of
 from detection.localisation.measure import GUESSES
 from detection.localisation.net import Localiser
 from detection.submission.formats import (
@@ -210,16 +210,9 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
             if nets.localiser is None or where is None:
                 lines += [classification_line(row) for row in of_class[labels.cpu().numpy()].tolist()]
                 continue
-            boxes = boxes_of(
-                nets.localiser.net,
-                nets.localiser.inputs,
-                labels,
-                shown["sides"],
-                shown["groups"][distinct.index(where)],
-                where,
-                options.batch,
-                options.compute.channels_last,
-            )
+            there, how = shown["groups"][distinct.index(where)], (options.batch, options.compute.channels_last)
+            views = Views(nets.localiser.inputs, shown["sides"], there, where, *how)
+            boxes = boxes_of(nets.localiser.net, labels, views)
         pairs = zip(of_class[labels.cpu().numpy()].tolist(), boxes, strict=True)
         lines += [localisation_line(row, box) for row, box in pairs]
     return lines

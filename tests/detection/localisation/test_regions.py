@@ -16,6 +16,7 @@ from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_backbone
 from backbone.options import NetOptions
+from detection.localisation.judge import Views
 from detection.localisation.net import Localiser, build, decode
 from detection.localisation.recipe import LocaliserOptions, RegionOptions
 from detection.localisation.regions import Boxes, RegionSet, draw, propose, surroundings, warp
@@ -90,8 +91,8 @@ def test_proposals_against_a_plain_loop(most: int, overlap: float) -> None:
     source: Any = Pictures()
     shown = ViewSet(source, (view,), "stop").__getitems__([0, 1])
     asked = torch.tensor([[4, 0, 2], [1, 1, 3]])
-    args = (inputs, asked, shown["sides"], shown["groups"][0], view, 3, False)
-    found = propose(model, *args, options(proposals=most, nms=overlap))
+    views = Views(inputs, shown["sides"], shown["groups"][0], view, 3, False)
+    found = propose(model, asked, views, options(proposals=most, nms=overlap))
     for i, j in np.ndindex(2, 3):
         height, width = source.image(i).shape[:2]
         pairs: list[tuple[float, torch.Tensor]] = []
@@ -122,8 +123,8 @@ def test_what_overlaps_a_better_one_is_no_proposal() -> None:
     model, inputs, view = localiser(), InputConvention(size=48), ViewSpec("1-crop", 48, 1.0)
     source: Any = Pictures()
     shown = ViewSet(source, (view,), "stop").__getitems__([0])
-    args = (inputs, torch.tensor([[2]]), shown["sides"], shown["groups"][0], view, 3, False)
-    every, some = (propose(model, *args, options(nms=overlap))[0][0] for overlap in (1.0, 0.4))
+    views = Views(inputs, shown["sides"], shown["groups"][0], view, 3, False)
+    every, some = (propose(model, torch.tensor([[2]]), views, options(nms=overlap))[0][0] for overlap in (1.0, 0.4))
     rank = torch.arange(len(every), 0, -1).double()
     assert 1 < len(some) < len(every)
     np.testing.assert_array_equal(some, every[nms(torch.from_numpy(every), rank, 0.4).numpy()])

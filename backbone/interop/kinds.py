@@ -69,7 +69,7 @@ def kind(name: str, data: bytes) -> str:
 def _zip(name: str, data: bytes) -> str:
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that are no text
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # also of a version or names that no zip has
         raise UserError(f"{name}: damaged, or cut off: a zip, as torch.save writes it, without its end") from error
     leaves = {member.partition("/")[2] or member for member in members}
     if "constants.pkl" in leaves or any(leaf.startswith("code/") for leaf in leaves):

@@ -59,8 +59,11 @@ class Feed:
 def measured(source: Source, data: Data, seed: int, seconds: float = 1.5) -> Feed:
     """Load training images in this process for so much processor time, and four times that by the clock at most.
 
-    An image that cannot be read ends it: it is the run that refuses it, or not, as data.on_bad says.
+    An image that cannot be read ends it: it is the run that refuses it, or not, as data.on_bad says. Resident images
+    are loaded once, and not measured.
     """
+    if data.resident:
+        return Feed(0.0, "")
     one_thread()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process

@@ -136,6 +136,8 @@ def test_an_image_that_cannot_be_read_is_the_runs_to_refuse(tmp_path: Path) -> N
 
 def test_resident_images_want_no_cores(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny({"data.augment.kind": "none", "data.resident": True})
+    train, _ = open_data(recipe.data, recipe.seed)
+    assert measured(train, recipe.data, recipe.seed).rate == 0
     assert lines(recipe, FEED, RESNET50)[0][1].startswith("none for loading: data.resident")
 
 

@@ -10,6 +10,7 @@ import copy
 import difflib
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from backbone.console import RECIPES, recipe_file, typed
 from backbone.errors import LOST, Lost, UserError
-from backbone.hints import meant, of_another_job, suggestion
+from backbone.hints import meant, of_another_job, spelling, suggestion
 from backbone.kinds import section_model
 from backbone.stopping import Stopped, asked, heed, stop_of
 from backbone.supervise import BUG, end_with_watcher, is_watched
@@ -237,6 +238,8 @@ def _line(model: type[BaseModel], fault: Any, where: str, overrides: dict[str, A
         message += f" (got {fault['input']!r})"
         if fault["type"] == "tuple_type":
             message += f"; a list of one is written [{fault['input']}]"
+        if fault["type"] == "literal_error":  # its message quotes each value that may stand there
+            message += spelling(str(fault["input"]), re.findall(r"'([^']+)'", fault["msg"]))
     return ": ".join(part for part in (" and ".join(filter(None, origins)), name, message) if part)
 
 

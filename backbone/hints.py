@@ -117,3 +117,9 @@ def suggestion(name: str, known: list[str], prefix: str = "") -> str:
         shown += (f" {value}" if prefix else f": {value}") if value else ""
         said.append(f"{prefix}{shown}" + (f" ({more})" if more else ""))
     return f"; perhaps you meant {' or '.join(said)}" if said else ""
+
+
+def spelling(value: str, known: list[str]) -> str:
+    """What to add to the message of a value that is none of `known`."""
+    near = difflib.get_close_matches(value.lower(), known, 1, 0.6)
+    return f"; perhaps you meant {near[0]}" if near else ""

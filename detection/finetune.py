@@ -31,7 +31,7 @@ from backbone.training.plan import doubts
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
-from backbone.training.run import open_run, results_of, run_url
+from backbone.training.run import first_micro_batch, open_run, results_of, run_url
 from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection import artifact, scoring, semantic
@@ -114,7 +114,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     for split, source in (("train", train), ("val", val)):
         for line in remarks(source):
             say(f"data.{split}: {line}")
-    for line in doubts(recipe, len(train), *places(recipe.data)):
+    unit = recipe.optim.micro_batch or first_micro_batch(recipe)
+    for line in (*doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit)):
         say(f"warning: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:

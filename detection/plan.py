@@ -51,6 +51,7 @@ def describe(recipe: Finetune) -> str:
         *([("jitter", jitter_line(data.augment))] if data.augment.canvas else []),
         *course(recipe, steps, micro_batch),
         *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
+        *[("warning", text) for text in recipe.norm_doubts(micro_batch)],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 

@@ -112,6 +112,14 @@ class Finetune(TrainingRecipe):
                 f"{images[self.detector.norm]} image(s) at a time, and wants {FEWEST_IMAGES}; {fix}"
             )
 
+    def norm_doubts(self, unit: int) -> list[str]:
+        """What `check_norm_images` refuses from scratch and in comparisons, and else only a line tells."""
+        try:
+            self.check_norm_images(unit, "--detector.norm frozen")
+        except ValueError as error:
+            return [str(error)]
+        return []
+
     @model_validator(mode="after")
     def _readable(self) -> "Finetune":
         if not isinstance(self.data, ScenesData) and not self.data.train:

@@ -109,7 +109,7 @@ def test_empty_value_takes_back_what_the_file_gives(recipe_file, empty: list[str
 def test_kind_that_is_none_is_listed_and_one_that_lacks_a_field_names_it(refused):
     assert refused("--schedule.kind", "step", "--schedule.total", "-1", "--schedule.patience", "0") == [
         "error: command line: schedule.kind: Input should be 'cosine', 'steps', 'plateau', 'constant' or 'pieces' "
-        "(got 'step')",
+        "(got 'step'); perhaps you meant steps",
         "error: command line: schedule.total: Input should be greater than 0 (got '-1')",
         "error: command line: schedule.patience: Input should be greater than or equal to 1 (got '0')",
     ]

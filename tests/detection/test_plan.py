@@ -69,3 +69,9 @@ def test_a_plan_refuses_what_the_run_would(small: Make, tmp_path: Path) -> None:
         describe(small({"data": {**coco(images, images), "augment": {"paste": 0.5}}}))
     with pytest.raises(UserError, match=r"config\.json is missing"):
         describe(small({"backbone": str(tmp_path)}))
+
+
+def test_batch_norm_over_few_images_is_warned_of(small: Make) -> None:
+    few = {"detector.norm": "trainable", "optim.micro_batch": 2}
+    assert "batch norm would take its statistics over 2 image(s)" in lines(describe(small(few)))["warning"]
+    assert "warning" not in lines(describe(small(few | {"optim.micro_batch": 8})))

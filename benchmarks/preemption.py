@@ -8,8 +8,9 @@ DRAIN_NODE_REASON_PREEMPTION`. With `max_failures: 0`, and no checkpoint due bef
 first node. The weights at its end are compared with those of a run that nobody disturbed. The same where nobody looks
 for the notice, with a checkpoint every 100 steps.
 
-"Steps lost" is reckoned: where the run said at which step it saved, one more, which proves the checkpoint and which no
-record tells of; else from the last record before it stood still, so that up to 19 more were.
+"Steps lost" are those that were taken and taken again: each step is a record, and the last one before the run stood
+still is the one it had reached. A step that proves a checkpoint, after which the ranks leave, has none: where the run
+said at which step it saved, it is counted as one more.
 """
 
 import contextlib
@@ -56,13 +57,14 @@ RECIPE: dict[str, Any] = {
     "schedule": {"kind": "cosine", "unit": "iterations"},
     "compute": {"precision": "fp32"},
     "scaling": {"num_workers": 2, "placement": "SPREAD", "max_failures": 0},
-    "run": {"log_every": 20, "eval_every": 10_000, "precise_bn": 64},
+    "run": {"log_every": 1, "eval_every": 10_000, "precise_bn": 64},
 }
 CASES: dict[str, dict[str, object]] = {
     "two workers": {},
     "one worker": {"scaling.num_workers": 1},
     "two workers, not looked for": {"scaling.notice_every": 0, "run.checkpoint_every": 100},
 }
+DRAINED_AT = 20
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 
@@ -108,7 +110,7 @@ def heard() -> Generator[io.StringIO]:
 
 
 def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]:
-    """Train `recipe` while the second node is drained after its first log record; what came of it."""
+    """Train `recipe` while the second node is drained from step `DRAINED_AT`; what came of it."""
     node = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
     cluster.wait_for_nodes(timeout=60)
     full = None
@@ -123,7 +125,8 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
     def watch(record: dict[str, Any]) -> None:
         if record["kind"] == "log":
             seen.append((time.monotonic(), record["step"]))
-            begun.set()
+            if record["step"] >= DRAINED_AT:
+                begun.set()
 
     def take_away() -> None:
         begun.wait(600)
@@ -148,7 +151,7 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
     # The run stood still between two records for longer than between any others.
     pauses = [after[0] - before[0] for before, after in itertools.pairwise(seen)]
     last = pauses.index(max(pauses))
-    reached = int(saved[1]) + 1 if saved else seen[last][1]  # one step more proves a checkpoint
+    reached = max(seen[last][1], int(saved[1]) + 1 if saved else 0)
     return {
         "saved at step": int(saved[1]) if saved else "-",
         "went on from step": back,

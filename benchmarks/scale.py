@@ -129,7 +129,7 @@ def on_rank(recipe: Recipe, began: float, repeats: int, world: World) -> dict[st
 def large(samples: int) -> dict[str, float]:
     """Order and index of so many samples: seconds of this core, MB."""
     began = time.process_time()
-    permutation = order(0, 0, samples)
+    permutation = order(0, 0, samples).astype(np.min_scalar_type(samples))  # as `Stream` keeps it
     seconds = time.process_time() - began
     labels = np.arange(samples) % 1000
     began = time.process_time()

@@ -62,7 +62,8 @@ class Stream:
         if epoch not in self._orders:
             # Loader workers meet at most two epochs at a time: where one ends and the next begins.
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = order(self.seed, epoch, self.num_samples)
+            # In the narrowest integers: every loader process holds one, of 14 M samples 56 MB in place of 112.
+            self._orders[epoch] = order(self.seed, epoch, self.num_samples).astype(np.min_scalar_type(self.num_samples))
         if self.repeats == 1:
             return epoch, int(self._orders[epoch][offset])
         block, place = divmod(offset, self.apart * self.repeats)

@@ -143,8 +143,7 @@ def disturbed(recipe: Recipe, cluster: Cluster, deadline: int) -> dict[str, Any]
     with heard() as text:
         launch(pretrain, prepare(recipe), recipe.scaling, watch=watch)
     thread.join(deadline + 60)
-    if "gone" not in times:
-        cluster.remove_node(node)
+    cluster.remove_node(node)  # what is left of it, or the next case waits for it
     said = text.getvalue()
     saved, resumed = (re.search(rf"{words} step (\d+)", said) for words in ("saved at", "resuming at"))
     back = int(resumed[1]) if resumed else 0

@@ -55,10 +55,13 @@ class Post:
 
     @staticmethod
     def begin(**options: Any) -> "Post":
-        """Start the process, with Ray's `options` of an actor."""
+        """Start the process, with Ray's `options` of an actor.
+
+        A node short of memory may take it, as any process: it is started again, and what lay in it is not shown.
+        """
         import ray
 
-        return Post(ray.remote(_Box).options(**options).remote())
+        return Post(ray.remote(_Box).options(max_restarts=-1, **options).remote())
 
     def put(self, record: dict[str, Any] | None) -> None:
         """Tell the driver; None is the last word. A record with a true `failure` counts as one (`failures`).
@@ -67,14 +70,13 @@ class Post:
             Lost: the driver's node is not reached.
         """
         import ray
-        from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
         until = time.monotonic() + PATIENCE
         while True:
             try:
                 ray.get(self.box.put.remote(record), timeout=PATIENCE)
                 return
-            except (GetTimeoutError, ActorUnavailableError) as error:  # the second may pass
+            except _passing() as error:
                 if time.monotonic() > until:
                     raise Lost(f"the node of the run's driver does not answer for {PATIENCE} s") from error
                 time.sleep(POLL)
@@ -102,7 +104,7 @@ class Post:
         A thread asks for it: a network that is slow or cut must not hold up the loop.
         """
         import ray
-        from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+        from ray.exceptions import RayError
 
         latest, over = [""], threading.Event()
 
@@ -110,7 +112,7 @@ class Post:
             while not over.wait(POLL):
                 try:
                     latest[:] = [ray.get(self.box.asked.remote(), timeout=PATIENCE)]
-                except (GetTimeoutError, ActorUnavailableError):
+                except _passing():
                     continue
                 except RayError:  # the run has ended
                     return
@@ -129,6 +131,13 @@ class Post:
         ray.kill(self.box)
 
 
+def _passing() -> tuple[type[Exception], ...]:
+    """What may pass: a network that is slow or cut, the process being started again."""
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError
+
+    return GetTimeoutError, ActorUnavailableError, OutOfMemoryError
+
+
 def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str]) -> None:
     """Show what comes by the post until None does. A dead one means that the run has ended.
 
@@ -144,6 +153,9 @@ def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str]) -
     while True:
         try:
             records = post.get(60 if heard else next(pauses))
+        except _passing():
+            time.sleep(POLL)
+            continue
         except RayError:
             return
         if not records and not heard:

@@ -4,15 +4,17 @@ One thread does all of it, and its processor time counts, which others on the ma
 the images and resize to a shorter side of 800 (longer at most 1,333), boxes and masks with them. The reference is that
 of pytorch/vision, references/detection, written anew: CocoDetection, polygons and run-lengths to masks by pycocotools,
 flip, conversion; and what its detectors do before the net (GeneralizedRCNNTransform: normalise, resize, pad). Ours is
-the training loader, which resizes and pads bytes, and what is done with them on the device (normalise). `loaders`
-compares what processes of loaders do, where the reference does not resize yet; `all` what is done until the net can
-begin. In turns over the same images; a ratio is of neighbouring turns.
+the training loader, which resizes and pads bytes, and what is done with them on the device (normalise, make planes of
+masks). `loaders` compares what processes of loaders do, where the reference does not resize yet; `all` what is done
+until the net can begin. In turns over the same images in the same pairs; a ratio is of neighbouring turns.
+`spent` says where our time goes: each part alone, over the same images, the fastest of the turns.
 """
 
 import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from torchvision.transforms.v2 import functional as F
 
 from backbone.data.stream import MicroBatches
 from backbone.inputs import IMAGENET_MEAN, IMAGENET_STD, InputConvention
-from detection.data.loader import TrainSet, train_loader
+from detection.data.augment import training_view
+from detection.data.loader import TrainSet, joined, pad, planes, targets, train_loader
 from detection.data.options import CocoData, DetectionAugment
+from detection.data.patches import patched
 from detection.data.sources import open_sources
-from detection.evaluate import prepared
+from detection.forward import prepared
 
 SHORTER, LONGER, BATCH = 800, 1333, 2
 
@@ -85,21 +89,74 @@ def main() -> None:
 
 def row(given: Any, masks: bool) -> dict[str, Any]:
     """Milliseconds of a core an image, and ratios, medians of turns."""
-    ways = {"torchvision": theirs(given, masks), "ours": ours(given, masks)}
+    train = training_set(given, masks)
+    count = min(given.most, len(train.source)) // BATCH * BATCH
+    ways = {"torchvision": theirs(given, train, count), "ours": ours(train, count)}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(given.turns + 1):  # the first reads files and plans for the first time
         for name, run in ways.items():
             loading, every = run()
             if turn:
                 spent[name].append((loading, every))
-    shown: dict[str, Any] = {"objects": "boxes and masks" if masks else "boxes"}
+    shown: dict[str, Any] = {"objects": "boxes and masks" if masks else "boxes", "images": count}
     for i, part in enumerate(("loaders", "all")):
         mine, other = ([one[i] for one in spent[name]] for name in ("ours", "torchvision"))
         ratio, low, high = spread([b / a for a, b in zip(mine, other, strict=True)])
         shown[f"{part}: torchvision, ms"] = round(statistics.median(other), 2)
         shown[f"{part}: ours, ms"] = round(statistics.median(mine), 2)
         shown[f"{part}: times as fast"] = f"{ratio:.2f} ({low:.2f} to {high:.2f})"
-    return shown
+    return shown | {"spent, ms": parts(train, count, given.turns)}
+
+
+def training_set(given: Any, masks: bool) -> TrainSet:
+    """Ours, the cache of annotations being there."""
+    data = CocoData(
+        train=str(given.images),
+        val=str(given.images),
+        cache=str(given.cache),
+        shorter_side=(SHORTER,),
+        longer_side=LONGER,
+        keep_empty=False,
+        workers=0,
+        augment=DetectionAugment(flip=0.5),
+    )
+    return TrainSet(open_sources(data)[0], data, 0, BATCH, BATCH, masks)
+
+
+def parts(train: TrainSet, count: int, turns: int) -> dict[str, float]:
+    """Milliseconds of a core an image of each thing that ours does, one after the other."""
+    source, inputs = train.source, InputConvention(size=SHORTER)
+    view = training_view(train.data.augment, train.data.shorter_side, train.data.longer_side)
+    pairs = [range(begin, begin + BATCH) for begin in range(0, count, BATCH)]
+    fastest: dict[str, float] = {}
+    for _ in range(turns):
+        spent = dict.fromkeys(("decode", "objects", "flip and resize", "pad", "normalise", "planes of masks"), 0.0)
+        for pair in pairs:
+            clock = [time.process_time()]
+            images = [source.image(train.stream[p][1]) for p in pair]
+            clock.append(time.process_time())
+            objects = [
+                patched(source, train.stream[p][1]) if train.masks else (source.objects(train.stream[p][1]), [])
+                for p in pair
+            ]
+            clock.append(time.process_time())
+            views = [
+                view(image, boxes.boxes, masks, p)
+                for p, image, (boxes, masks) in zip(pair, images, objects, strict=True)
+            ]
+            clock.append(time.process_time())
+            padded, sizes = pad([one.image for one in views])
+            clock.append(time.process_time())
+            ready = prepared(inputs, {"images": padded, "sizes": sizes})
+            clock.append(time.process_time())
+            del ready
+            if train.masks:
+                planes(joined([mask for one in views for mask in one.masks]), padded)
+            clock.append(time.process_time())
+            for name, (began, ended) in zip(spent, pairwise(clock), strict=True):
+                spent[name] += 1000 * (ended - began) / count
+        fastest = {name: min(value, fastest.get(name, value)) for name, value in spent.items()}
+    return {name: round(value, 2) for name, value in fastest.items()}
 
 
 def timed(batches: Iterator[Any], then: Callable[[Any], Any], images: int) -> tuple[float, float]:
@@ -116,12 +173,12 @@ def timed(batches: Iterator[Any], then: Callable[[Any], Any], images: int) -> tu
         doing += time.process_time() - loaded
 
 
-def theirs(given: Any, masks: bool) -> Callable[[], tuple[float, float]]:
-    """A turn of the reference."""
+def theirs(given: Any, train: TrainSet, count: int) -> Callable[[], tuple[float, float]]:
+    """A turn of the reference, over the images of ours in their pairs."""
     annotations = given.images.parent / "annotations" / f"instances_{given.images.name}.json"
-    data = Reference(given.images, annotations, masks)
+    data = Reference(given.images, annotations, train.masks)
     transform = GeneralizedRCNNTransform(SHORTER, LONGER, list(IMAGENET_MEAN), list(IMAGENET_STD)).train()
-    count = min(given.most, len(data)) // BATCH * BATCH
+    data.ids = [int(train.source.image_ids[train.stream[position][1]]) for position in range(count)]
 
     def run() -> tuple[float, float]:
         pairs = (zip(*(data[i] for i in range(begin, begin + BATCH)), strict=True) for begin in range(0, count, BATCH))
@@ -131,26 +188,13 @@ def theirs(given: Any, masks: bool) -> Callable[[], tuple[float, float]]:
     return run
 
 
-def ours(given: Any, masks: bool) -> Callable[[], tuple[float, float]]:
-    """A turn of ours, the cache of annotations being there."""
-    data = CocoData(
-        train=str(given.images),
-        val=str(given.images),
-        cache=str(given.cache),
-        shorter_side=(SHORTER,),
-        longer_side=LONGER,
-        keep_empty=False,
-        workers=0,
-        augment=DetectionAugment(flip=0.5),
-    )
-    source, _ = open_sources(data)
+def ours(train: TrainSet, count: int) -> Callable[[], tuple[float, float]]:
+    """A turn of ours."""
     inputs = InputConvention(size=SHORTER)
-    count = min(given.most, len(source)) // BATCH * BATCH
 
     def run() -> tuple[float, float]:
-        train = TrainSet(source, data, 0, BATCH, BATCH, masks)
         batches = iter(train_loader(train, MicroBatches(BATCH, BATCH, 0, 1, 0, count // BATCH)))
-        return timed(batches, lambda batch: prepared(inputs, batch), count)
+        return timed(batches, lambda batch: (prepared(inputs, batch), targets(batch)), count)
 
     return run
 

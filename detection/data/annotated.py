@@ -26,7 +26,8 @@ from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import filesystem, join
 from detection.data.contract import Categories, Objects
 from detection.data.label_map import IGNORED, painted
-from detection.data.segments import encode, has_mask, polygons_of
+from detection.data.patches import Patch
+from detection.data.segments import encode, has_mask, patches, polygons_of
 
 FORMAT = 2  # of the arrays; a change makes old files stale
 THINNEST = 1.0  # pixels: a box thinner than this is no object
@@ -238,9 +239,7 @@ class AnnotatedSource:
         Raises:
             UserError: masks are asked for, and an object has none (see `has_masks`).
         """
-        row = self._row(i)
-        start, stop = self._arrays["starts"][row : row + 2].tolist()
-        rows = start + np.flatnonzero(self._arrays["left_out"][start:stop] == 0)
+        rows = self._trained(i)
         height, width = map(int, self.sizes[i])
         boxes = within(self._arrays["boxes"][rows], np.broadcast_to(self.sizes[i], (len(rows), 2)))
         return Objects(
@@ -249,11 +248,27 @@ class AnnotatedSource:
             [self._mask(int(j), i, height, width) for j in rows] if masks else [],
         )
 
-    def _mask(self, j: int, i: int, height: int, width: int) -> np.ndarray:
+    def patched(self, i: int) -> tuple[Objects, list[Patch]]:
+        """`objects(i)` and its masks as patches; UserError as there."""
+        height, width = map(int, self.sizes[i])
+        encoded = [self._encoded(int(j), i, height, width) for j in self._trained(i)]
+        return self.objects(i), patches(encoded, height)
+
+    def _trained(self, i: int) -> np.ndarray:
+        """Rows of the objects that image i is trained on."""
+        row = self._row(i)
+        start, stop = self._arrays["starts"][row : row + 2].tolist()
+        return start + np.flatnonzero(self._arrays["left_out"][start:stop] == 0)
+
+    def _encoded(self, j: int, i: int, height: int, width: int) -> dict[str, Any]:
         encoded = encode(self._arrays, j, height, width)
         if encoded is None:
             raise UserError(f"{self.name(i)}: an object has no segmentation; train without masks, or add it")
-        return np.ascontiguousarray(rle.decode(encoded))  # pycocotools' are column by column
+        return encoded
+
+    def _mask(self, j: int, i: int, height: int, width: int) -> np.ndarray:
+        # pycocotools' are column by column
+        return np.ascontiguousarray(rle.decode(self._encoded(j, i, height, width)))
 
     def label_map(self, i: int) -> np.ndarray:
         """The class of every pixel of image i: objects painted by their masks, crowds and difficult ones as 255.

@@ -3,7 +3,8 @@
 Images are padded with zeros here, before they are normalised. Who normalises must then set the padding (what is right
 of and below `sizes`) to zero again, or a net sees a dark border where torchvision's detectors show it the mean colour.
 
-Objects are flat: those of image 0, then those of image 1; `counts` says where to cut, `targets` cuts.
+Objects are flat: those of image 0, then those of image 1; `counts` says where to cut, `targets` cuts. Masks travel as
+patches, a tenth of the bytes of their planes, which `targets` makes where the batch is by then.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbone.data.ahead import read_ahead
+from backbone.data.augment import to_planes
 from backbone.data.batches import make_loader
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
@@ -24,12 +26,20 @@ from detection.data.contract import DetectionSource
 from detection.data.label_map import IGNORED
 from detection.data.options import DetectionData
 from detection.data.paste import Scene, paste
+from detection.data.patches import Patch, patched
 from detection.data.stream import DetectionStream
 
 DIVISOR = 32  # of padded sides: the coarsest stride of a backbone
 
 
-class Batch(TypedDict):
+class Patches(TypedDict):
+    """Masks of a batch, M or, not asked for, none."""
+
+    patches: list[tuple[int, int, int, int]]  # top, left, height, width of each; on the host
+    pixels: Tensor  # uint8, 0 or 1: of all, one after the other, row by row
+
+
+class Batch(Patches):
     """A micro-batch. N images, M objects in all, padded sides H, W."""
 
     images: Tensor  # uint8 [N, 3, H, W], RGB, zeros right of and below the image
@@ -38,7 +48,6 @@ class Batch(TypedDict):
     boxes: Tensor  # float32 [M, 4], x1 y1 x2 y2 in pixels of the padded image
     labels: Tensor  # int64 [M], 1..number of categories
     counts: list[int]  # objects of each image, N of them; they sum to M. On the host likewise
-    masks: Tensor  # uint8 [M, H, W], 0 or 1; [0, H, W] where not asked for
     position: int  # of the first sample
     bad: list[str]  # names of images that could not be read, each with the reason
     dropped: int  # see View.dropped
@@ -106,6 +115,7 @@ class TrainSet(Dataset):
             views.append(view)
             dropped += lost
         images, sizes = pad([view.image for view in views])
+        masks = [mask for view in views for mask in view.masks if self.masks]
         return Batch(
             images=images,
             sizes=sizes,
@@ -113,7 +123,7 @@ class TrainSet(Dataset):
             boxes=torch.from_numpy(np.concatenate([view.boxes for view in views])),
             labels=torch.from_numpy(np.concatenate([view.labels for view in views]).astype(np.int64)),
             counts=[len(view.labels) for view in views],
-            masks=_pad_masks([mask for view in views for mask in view.masks if self.masks], images),
+            **joined(masks),
             position=positions[0],
             bad=bad,
             dropped=dropped,
@@ -131,8 +141,9 @@ class TrainSet(Dataset):
 
     def _seen(self, image: np.ndarray, sample: int, key: int) -> tuple[Scene, int]:
         """A training image as it is varied, and `View.dropped`; with masks where they are given or pasted by."""
-        objects = self.source.objects(sample, masks=self.masks or self.data.augment.paste > 0)
-        view = self._view(image, objects.boxes, objects.masks, key)
+        with_masks = self.masks or self.data.augment.paste > 0
+        objects, masks = patched(self.source, sample) if with_masks else (self.source.objects(sample), [])
+        view = self._view(image, objects.boxes, masks, key)
         return Scene(view.image, view.boxes, objects.labels[view.rows], view.masks), view.dropped
 
     def _pasted(self, view: Scene, lost: int, key: int, bad: list[str]) -> tuple[Scene, int]:
@@ -234,7 +245,7 @@ def eval_loader(eval_set: EvalSet, indices: range, batch: int, pin_memory: bool 
 
 
 def targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """The objects of each image as torchvision's detectors want them; views into the batch, nothing is copied.
+    """The objects of each image as torchvision's detectors want them; boxes and labels are views into the batch.
 
     Returns:
         N dicts of boxes float32 [K, 4], labels int64 [K] and, where the batch holds masks or no object at all, masks
@@ -242,24 +253,35 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
     """
     counts = batch["counts"]
     parts = {"boxes": batch["boxes"].split(counts), "labels": batch["labels"].split(counts)}
-    if len(batch["masks"]) == len(batch["boxes"]):
-        parts["masks"] = batch["masks"].split(counts)
+    if len(batch["patches"]) == len(batch["boxes"]):
+        parts["masks"] = planes(batch, batch["images"]).split(counts)
     return [{name: part[i] for name, part in parts.items()} for i in range(len(counts))]
+
+
+def joined(masks: list[Patch]) -> Patches:
+    """Masks as they travel."""
+    pixels = np.concatenate([np.zeros(0, np.uint8), *(one.pixels.ravel() for one in masks)])
+    return Patches(patches=[(one.top, one.left, *one.pixels.shape) for one in masks], pixels=torch.from_numpy(pixels))
+
+
+def planes(masks: Patches, images: Tensor) -> Tensor:
+    """The masks of a batch, uint8 [M, H, W], 0 or 1, padded as its images [N, 3, H, W] are, on their device."""
+    pixels, shape = masks["pixels"], (len(masks["patches"]), *images.shape[-2:])
+    # numpy's zeros come from the system, which clears only what is touched; torch's are all written.
+    made = torch.from_numpy(np.zeros(shape, np.uint8)) if pixels.device.type == "cpu" else pixels.new_zeros(shape)
+    parts = pixels.split([height * width for _, _, height, width in masks["patches"]])
+    for plane, part, (top, left, height, width) in zip(made, parts, masks["patches"], strict=True):
+        plane[top : top + height, left : left + width] = part.view(height, width)
+    return made
 
 
 def pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Images uint8 [h, w, 3] as one uint8 [N, 3, H, W] with zeros right and below, and their sizes int64 [N, 2]."""
     sizes = np.array([image.shape[:2] for image in images], np.int64)
     height, width = -(-sizes.max(0) // DIVISOR) * DIVISOR
-    padded = np.zeros((len(images), 3, height, width), np.uint8)
+    padded = np.empty((len(images), 3, height, width), np.uint8)  # zeros would be written twice
     for image, place in zip(images, padded, strict=True):
-        place[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        h, w = image.shape[:2]
+        to_planes(image, place[:, :h, :w])
+        place[:, h:], place[:, :h, w:] = 0, 0
     return torch.from_numpy(padded), torch.from_numpy(sizes)
-
-
-def _pad_masks(masks: list[np.ndarray], images: Tensor) -> Tensor:
-    """Masks uint8 [h, w] as uint8 [M, H, W], padded as the images are."""
-    padded = np.zeros((len(masks), *images.shape[-2:]), np.uint8)
-    for mask, place in zip(masks, padded, strict=True):
-        place[: mask.shape[0], : mask.shape[1]] = mask
-    return torch.from_numpy(padded)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detection.data.augment import around
+from detection.data.patches import Patch
 
 
 class Scene(NamedTuple):
@@ -13,7 +13,7 @@ class Scene(NamedTuple):
     image: np.ndarray  # uint8 [H, W, 3], RGB
     boxes: np.ndarray  # float32 [K, 4], x1 y1 x2 y2 in pixels of the image
     labels: np.ndarray  # int64 [K]
-    masks: list[np.ndarray]  # K arrays uint8 [H, W], 1 where the object is seen
+    masks: list[Patch]  # K, 1 where the object is seen
 
 
 def paste(under: Scene, over: Scene, chosen: np.ndarray, colour: tuple[int, int, int]) -> Scene:
@@ -26,20 +26,18 @@ def paste(under: Scene, over: Scene, chosen: np.ndarray, colour: tuple[int, int,
     image = np.empty((height, width, 3), np.uint8)
     image[:] = colour
     image[: under.image.shape[0], : under.image.shape[1]] = under.image
-    pasted = [_grown(over.masks[place], height, width) for place in np.flatnonzero(chosen)]
+    pasted = [over.masks[place] for place in np.flatnonzero(chosen)]
     cover = np.zeros((height, width), bool)
     for mask in pasted:
-        cover |= mask > 0
-    rows, columns = over.image.shape[:2]
-    seen = cover[:rows, :columns]
-    image[:rows, :columns][seen] = over.image[seen]
+        seen, place = mask.pixels > 0, _place(mask)
+        cover[place] |= seen
+        np.copyto(image[place], over.image[place], where=seen[..., None])
     boxes, labels, masks = [], [], []
     for box, label, mask in zip(under.boxes, under.labels, under.masks, strict=True):
-        whole = _grown(mask, height, width)
-        left = whole & ~cover
-        if not left.any():
+        left = mask._replace(pixels=mask.pixels & ~cover[_place(mask)])
+        if not left.pixels.any():
             continue
-        boxes.append(box if np.array_equal(left, whole) else around(left))
+        boxes.append(box if np.array_equal(left.pixels, mask.pixels) else left.around())
         labels.append(label)
         masks.append(left)
     return Scene(
@@ -50,7 +48,7 @@ def paste(under: Scene, over: Scene, chosen: np.ndarray, colour: tuple[int, int,
     )
 
 
-def _grown(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    grown = np.zeros((height, width), np.uint8)
-    grown[: mask.shape[0], : mask.shape[1]] = mask
-    return grown
+def _place(mask: Patch) -> tuple[slice, slice]:
+    """Where it lies in its image."""
+    height, width = mask.pixels.shape
+    return slice(mask.top, mask.top + height), slice(mask.left, mask.left + width)

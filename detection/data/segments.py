@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from backbone.data.index import Arrays
+from detection.data.patches import Patch
 
 
 def flatten(polygons: list[list[list[float]]], counts: list[bytes]) -> Arrays:
@@ -43,27 +44,60 @@ def encode(arrays: Arrays, j: int, height: int, width: int) -> dict[str, Any] | 
 def run_totals(arrays: Arrays) -> np.ndarray:
     """How many pixels the run lengths of each object cover, int64 [A]; it must be the image's, or pycocotools gives
     whatever lay in memory.
+    """
+    characters = arrays["counts"]
+    offsets = arrays["counts_offsets"]
+    values, starts = _numbers(characters, offsets)
+    runs = np.diff(starts)
+    owner = np.repeat(np.arange(len(runs)), runs)
+    place = np.arange(len(owner)) - starts[:-1][owner]
+    # A run is counted in itself and in every second one after it that is a difference.
+    times = np.where(place == 0, 1, (runs[owner] - 1 - place) // 2 + 1)
+    return np.bincount(owner, values * times, minlength=len(runs)).astype(np.int64)
+
+
+def _numbers(characters: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers in strings of compressed run lengths, int64 [R], and where each string's begin, int64 [A + 1].
 
     A run is a number of 5-bit digits, the lowest first, bit 5 set on all but the last, bit 4 of the last its sign; from
     the fourth on it is the difference to the run before the last (pycocotools' maskApi.c, rleToString).
+
+    Args:
+        characters: of A strings, one after the other, uint8.
+        offsets: where each begins, and the end, int64 [A + 1].
     """
-    characters = arrays["counts"].astype(np.int64) - 48
-    offsets = arrays["counts_offsets"]
-    lengths = np.diff(offsets)
+    characters = characters.astype(np.int64) - 48
     last = (characters & 0x20) == 0
-    last[offsets[1:][lengths > 0] - 1] = True  # a string that breaks off must not run into the next
+    last[offsets[1:][np.diff(offsets) > 0] - 1] = True  # a string that breaks off must not run into the next
     ends = np.flatnonzero(last)
     begins = np.concatenate([[0], ends + 1])[:-1]
     digit = np.minimum(np.arange(len(characters)) - np.repeat(begins, ends + 1 - begins), 11)  # 12 would be 60 bits
     values = np.concatenate([[0], np.cumsum((characters & 0x1F) << (5 * digit))])
     values = values[ends + 1] - values[begins]
     values -= np.where(characters[ends] & 0x10, np.int64(1) << (5 * (digit[ends] + 1)), 0)
-    owner = np.repeat(np.arange(len(lengths)), lengths)[begins]
-    runs = np.bincount(owner, minlength=len(lengths))
-    place = np.arange(len(owner)) - (np.cumsum(runs) - runs)[owner]
-    # A run is counted in itself and in every second one after it that is a difference.
-    times = np.where(place == 0, 1, (runs[owner] - 1 - place) // 2 + 1)
-    return np.bincount(owner, values * times, minlength=len(lengths)).astype(np.int64)
+    return values, begins.searchsorted(offsets)
+
+
+def patches(encoded: list[dict[str, Any]], height: int) -> list[Patch]:
+    """Masks of one image, of `height` pixels, from compressed run lengths, which must be as long as the image.
+
+    Run lengths go column by column, so only the columns that a mask is in are drawn.
+    """
+    if not encoded:
+        return []
+    counts = [one["counts"] for one in encoded]
+    offsets = np.cumsum([0, *map(len, counts)])
+    values, starts = _numbers(np.frombuffer(b"".join(counts), np.uint8), offsets)
+    found = []
+    for (x, y, w, h), (a, b) in zip(rle.toBbox(encoded).astype(int).tolist(), pairwise(starts.tolist()), strict=True):
+        runs = values[a:b].copy()
+        runs[1::2] = runs[1::2].cumsum()
+        runs[2::2] = runs[2::2].cumsum()
+        ends = (runs.cumsum() - x * height).clip(0, w * height)
+        ends[1:] -= ends[:-1].copy()
+        columns = np.repeat(np.arange(len(ends), dtype=np.uint8) & 1, ends).reshape(w, height)
+        found.append(Patch(np.ascontiguousarray(columns[:, y : y + h].T), y, x))
+    return found
 
 
 def polygons_of(arrays: Arrays, j: int) -> list[list[float]]:

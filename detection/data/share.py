@@ -15,6 +15,7 @@ from backbone.data.index import digest
 from backbone.data.stream import mix
 from backbone.errors import UserError
 from detection.data.contract import DetectionSource, Objects
+from detection.data.patches import Patch, patched
 
 SALT = 0x5AA2E  # so that this order is none that a seed draws
 
@@ -98,6 +99,10 @@ class Share:
     def objects(self, i: int, masks: bool = False) -> Objects:
         """What image i is trained on."""
         return self._source.objects(self._row(i), masks)
+
+    def patched(self, i: int) -> tuple[Objects, list[Patch]]:
+        """What image i is trained on, and its masks as patches."""
+        return patched(self._source, self._row(i))
 
     def label_map(self, i: int) -> np.ndarray:
         """The class of every pixel of image i."""

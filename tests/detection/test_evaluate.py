@@ -72,6 +72,20 @@ def test_prepared_is_what_torchvision_does(order: str) -> None:
     assert wide.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_images_on_the_host_are_normalised_as_on_a_device_to_the_bit(order: str) -> None:
+    inputs = InputConvention(channel_order=order)
+    images = torch.randint(0, 256, (2, 3, 80, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    sizes = torch.tensor([[50, 96], [64, 33]])
+    for part in (images, images[:, :, :64, :96]):
+        inside = torch.zeros(2, 1, *part.shape[-2:])
+        for own, (height, width) in zip(inside, sizes.tolist(), strict=True):
+            own[:, :height, :width] = 1
+        expected = inputs.normalize(part) * inside
+        found = prepared(inputs, {"images": part, "sizes": sizes})
+        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))  # signs of zeros, too
+
+
 def test_nothing_is_normalised_twice() -> None:
     batch = {"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "sizes": torch.tensor([[32, 32]])}
     once = prepared(InputConvention(), batch)

@@ -306,7 +306,7 @@ def test_only_empty_images_give_a_finite_loss(small: Make, options: dict) -> Non
     """And gradients for every parameter, or DDP would wait for them for ever."""
     task = task_of(small(options))
     batch = task.train.__getitems__(range(4))
-    nothing = {"boxes": batch["boxes"][:0], "labels": batch["labels"][:0], "masks": batch["masks"][:0]}
+    nothing = {"boxes": batch["boxes"][:0], "labels": batch["labels"][:0], "patches": [], "pixels": batch["pixels"][:0]}
     losses, sums = task.loss({**batch, **nothing, "counts": [0] * 4})
     assert losses.shape == (4,)
     assert torch.isfinite(losses).all()

@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+from detection.data.augment import View
+from detection.data.patches import patch_of
+
 REAL = os.environ.get("RAYBONE_TEST_DATA", "")
 SIZES = ((40, 60), (50, 30), (64, 64), (32, 48))  # height, width
 
@@ -119,3 +122,18 @@ def make_voc(root: Path, images: dict[str, list[Placed]] | None = None, split: s
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg(*size))
     (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in images))
     return root
+
+
+def whole(seen: Any) -> Any:
+    """A `View` or `Scene` with planes uint8 [h, w] in place of patches."""
+    height, width = seen.image.shape[:2]
+    return seen._replace(masks=[mask.plane(height, width) for mask in seen.masks])
+
+
+def of_planes(view: Callable[..., View]) -> Callable[..., View]:
+    """A training view that takes planes uint8 [H, W], and gives planes."""
+
+    def seen(image: np.ndarray, boxes: np.ndarray, masks: list[np.ndarray], key: int, **more: Any) -> View:
+        return whole(view(image, boxes, [patch_of(mask) for mask in masks], key, **more))
+
+    return seen

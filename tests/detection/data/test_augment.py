@@ -15,6 +15,7 @@ from backbone.data.stream import mix
 from backbone.data.synthetic import render
 from detection.data.augment import CROP, View, _window, clip, evaluation_view, target_size, training_view
 from detection.data.options import DetectionAugment
+from tests.detection.data.making import of_planes
 
 NOTHING = {"flip": 0.0}
 ALL = {"flip": 0.5, "crop": 0.8, "colour": 0.4}
@@ -25,7 +26,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def viewer(sides: tuple[int, ...] = (96,), longer: int = 2000, **options: Any) -> Callable[..., View]:
-    return training_view(DetectionAugment(**options), sides, longer)
+    return of_planes(training_view(DetectionAugment(**options), sides, longer))
 
 
 class Picture(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from backbone.data.stream import mix
 from detection.data.augment import SCALE, evaluation_view, jittered, training_view
 from detection.data.options import DetectionAugment
+from tests.detection.data.making import of_planes
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 427), (37, 91), (1, 300)])
@@ -28,7 +29,7 @@ def test_scales_are_drawn_evenly_and_nothing_is_beyond_the_canvas(height: int, w
 
 def test_boxes_and_masks_are_where_the_picture_shows_them():
     """Each rectangle has a colour of its own, so the view itself says where it is."""
-    view = training_view(DetectionAugment(flip=0, canvas=96), (96,), 2000)
+    view = of_planes(training_view(DetectionAugment(flip=0, canvas=96), (96,), 2000))
     image, boxes = np.zeros((120, 160, 3), np.uint8), []
     for number, (left, top) in enumerate([(4, 6), (60, 10), (110, 20), (20, 70), (90, 60)]):
         image[top : top + 40, left : left + 45] = 0

@@ -15,8 +15,9 @@ from backbone.data.synthetic import CLASSES, render
 from backbone.errors import BadImage
 from detection.data.augment import evaluation_view, target_size, training_view
 from detection.data.contract import Categories, Objects
-from detection.data.loader import EvalSet, TrainSet, eval_loader, targets, train_loader
+from detection.data.loader import EvalSet, TrainSet, eval_loader, planes, targets, train_loader
 from detection.data.options import DetectionAugment, ScenesData
+from tests.detection.data.making import of_planes
 
 STEPS = 5  # of 8 images: the second epoch has begun
 SHAPES = ((64, 96), (96, 64), (80, 80), (70, 96))
@@ -115,10 +116,10 @@ def alone() -> list[Any]:
 
 
 def test_a_batch_is_its_samples_padded_and_strung_together(alone):
-    stream, view, gaps = train_set().stream, training_view(ALL, (48, 64), 100), 0
+    stream, view, gaps = train_set().stream, of_planes(training_view(ALL, (48, 64), 100)), 0
     assert [batch["position"] for batch in alone] == list(range(0, 8 * STEPS, 2))
     for batch in alone:
-        images, masks = batch["images"], batch["masks"]
+        images, masks = batch["images"], planes(batch, batch["images"])
         num, _, height, width = images.shape
         assert (images.dtype, num, height % 32, width % 32) == (torch.uint8, 2, 0, 0)
         assert (batch["boxes"].dtype, batch["labels"].dtype, masks.dtype) == (torch.float32, torch.int64, torch.uint8)
@@ -167,7 +168,7 @@ def test_masks_only_when_asked(alone):
     assert not any(source.asked_for_masks)
     for batch, full in zip(found, alone, strict=True):
         assert torch.equal(batch["images"], full["images"])
-        assert batch["masks"].shape == (0, *batch["images"].shape[-2:])
+        assert planes(batch, batch["images"]).shape == (0, *batch["images"].shape[-2:])
         for target, other in zip(targets(batch), targets(full), strict=True):
             assert ("masks" in target) == (len(batch["boxes"]) == 0)
             # A crop may cut off what is seen of an object whose box it leaves: such a box goes only with its mask.
@@ -178,7 +179,7 @@ def test_batch_of_backgrounds():
     batch = train_set(Scenes(bare=True)).__getitems__(range(1))
     assert batch["boxes"].shape == (0, 4)
     assert batch["labels"].shape == (0,)
-    assert batch["masks"].shape == (0, *batch["images"].shape[-2:])
+    assert planes(batch, batch["images"]).shape == (0, *batch["images"].shape[-2:])
     assert (batch["labels"].dtype, batch["boxes"].dtype, batch["counts"]) == (torch.int64, torch.float32, [0])
     (target,) = targets(batch)
     assert [tuple(target[name].shape) for name in ("boxes", "labels")] == [(0, 4), (0,)]

@@ -9,11 +9,13 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from backbone.data.stream import MicroBatches
-from detection.data.loader import TrainSet, train_loader
+from detection.data.loader import TrainSet, planes, train_loader
 from detection.data.options import ScenesData
 from detection.data.paste import Scene, paste
+from detection.data.patches import patch_of
 from detection.data.sources import open_sources
 from detection.recipe import Finetune
+from tests.detection.data.making import whole
 
 GREY = (9, 8, 7)
 
@@ -32,7 +34,7 @@ def scene(height: int, width: int, seed: int, num: int = 4) -> Scene:
         mask[y : y + draws.integers(3, 20), x : x + draws.integers(3, 20)] = 1
     boxes = around(torch.from_numpy(masks))
     image = draws.integers(0, 256, (height, width, 3), np.uint8)
-    return Scene(image, boxes.astype(np.float32), draws.integers(1, 9, num), list(masks))
+    return Scene(image, boxes.astype(np.float32), draws.integers(1, 9, num), [patch_of(mask) for mask in masks])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -40,12 +42,12 @@ def test_pasted_is_as_by_torchvisions_reference(seed: int):
     """references/detection: target masks less the union of the pasted ones, boxes by `masks_to_boxes`."""
     under, over, chosen = scene(40, 50, seed), scene(40, 50, seed + 100), np.array([True, False, True, True])
     found = paste(under, over, chosen, GREY)
-    pasted = torch.from_numpy(np.stack(over.masks)[chosen]) > 0
+    pasted = torch.from_numpy(np.stack(whole(over).masks)[chosen]) > 0
     union = pasted.any(0)
-    left = (torch.from_numpy(np.stack(under.masks)) > 0) & ~union
+    left = (torch.from_numpy(np.stack(whole(under).masks)) > 0) & ~union
     kept = left.flatten(1).any(1)
     expected = torch.cat([left[kept], pasted])
-    assert np.array_equal(np.stack(found.masks), expected.numpy())
+    assert np.array_equal(np.stack(whole(found).masks), expected.numpy())
     assert np.allclose(found.boxes, around(expected))
     assert found.labels.tolist() == [*under.labels[kept.numpy()], *over.labels[chosen]]
     assert np.array_equal(found.image, np.where(union.numpy()[..., None], over.image, under.image))
@@ -56,14 +58,14 @@ def test_nothing_chosen_changes_nothing():
     found = paste(under, scene(30, 20, 2), np.zeros(4, bool), GREY)
     assert np.array_equal(found.image, under.image)
     assert np.array_equal(found.boxes, under.boxes)
-    assert np.array_equal(found.masks, under.masks)
+    assert np.array_equal(whole(found).masks, whole(under).masks)
 
 
 def test_what_reaches_further_makes_the_image_grow():
     under, over = scene(20, 60, 1), scene(50, 30, 2)
     found = paste(under, over, np.ones(4, bool), GREY)
     assert found.image.shape == (50, 60, 3)
-    assert {mask.shape for mask in found.masks} == {(50, 60)}
+    assert {mask.shape for mask in whole(found).masks} == {(50, 60)}
     assert (found.image[20:, 30:] == GREY).all()
 
 
@@ -81,15 +83,15 @@ def same(one: Any, two: Any) -> bool:
 
 def test_batches_do_not_depend_on_ranks_nor_on_where_one_begins():
     strong = {"canvas": 64, "paste": 0.7}
-    whole = batches(0, 0, 1, **strong)
+    alone = batches(0, 0, 1, **strong)
     ranks = [batches(0, rank, 2, **strong) for rank in range(2)]
-    for place, batch in enumerate(whole):
+    for place, batch in enumerate(alone):
         other = ranks[place % 2][place // 2]
         assert all(same(batch[name], other[name]) for name in batch)
     plain = batches(0, 0, 1, canvas=64)
-    assert sum(map(len, (b["labels"] for b in whole))) > sum(map(len, (b["labels"] for b in plain)))
-    for batch in whole:
-        boxes, masks = batch["boxes"], batch["masks"]
+    assert sum(map(len, (b["labels"] for b in alone))) > sum(map(len, (b["labels"] for b in plain)))
+    for batch in alone:
+        boxes, masks = batch["boxes"], planes(batch, batch["images"])
         assert len(boxes) == len(masks) == sum(batch["counts"])
         assert (masks.flatten(1).any(1)).all()
         assert np.abs(around(masks) - boxes.numpy()).max() <= 2

@@ -14,11 +14,12 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from backbone.data.ahead import read_ahead
 from backbone.data.augment import to_planes
 from backbone.data.batches import make_loader
+from backbone.data.slots import shared
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
 from detection.data.augment import OTHER, PASTE, View, evaluation_view, training_view
@@ -279,9 +280,15 @@ def pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Images uint8 [h, w, 3] as one uint8 [N, 3, H, W] with zeros right and below, and their sizes int64 [N, 2]."""
     sizes = np.array([image.shape[:2] for image in images], np.int64)
     height, width = -(-sizes.max(0) // DIVISOR) * DIVISOR
-    padded = np.empty((len(images), 3, height, width), np.uint8)  # zeros would be written twice
-    for image, place in zip(images, padded, strict=True):
+    padded = _empty((len(images), 3, height, width))
+    for image, place in zip(images, padded.numpy(), strict=True):
         h, w = image.shape[:2]
         to_planes(image, place[:, :h, :w])
         place[:, h:], place[:, :h, w:] = 0, 0
-    return torch.from_numpy(padded), torch.from_numpy(sizes)
+    return padded, torch.from_numpy(sizes)
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """uint8, any values; in a loader process in shared memory, in which it travels: else it would be copied there."""
+    process = get_worker_info()
+    return torch.empty(shape, dtype=torch.uint8) if process is None else shared(torch.Size(shape), process.num_workers)

@@ -14,7 +14,7 @@ from detection.data.loader import DIVISOR
 def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: bool = False) -> Tensor:
     """What the detector reads: images normalised, and zero where there is none, as torchvision pads."""
     images, sizes = batch["images"], batch["sizes"]
-    if images.device.type == "cpu":
+    if on_host(images):
         images = _by_table(inputs, images, sizes.tolist())
     else:
         images = inputs.normalize(images)
@@ -22,6 +22,11 @@ def prepared(inputs: InputConvention, batch: dict[str, Tensor], channels_last: b
         columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]
         images.mul_(rows[:, None, :, None] & columns[:, None, None, :])
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+def on_host(images: Tensor) -> bool:
+    """Whether numpy may look at them, and waits for no device."""
+    return images.device.type == "cpu"
 
 
 def _by_table(inputs: InputConvention, images: Tensor, sizes: list[list[int]]) -> Tensor:

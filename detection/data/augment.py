@@ -105,6 +105,7 @@ def training_view(options: DetectionAugment, shorter_side: tuple[int, ...], long
         cut, shorter = seen.image.shape[:2], shorter_side[mix(key, SCALE) % len(shorter_side)]
         target = size or target_size(*cut, shorter, longer)
         seen.resize(target)
+        seen.settle()
         patches = []
         for row in seen.rows if masks else ():
             patch = masks[row] if window is None else masks[row].cut(window)
@@ -144,7 +145,7 @@ class _Seen:
         self.settle()
 
     def settle(self) -> None:
-        """Cut boxes off at the borders and let go of those without an area; done before and after each step."""
+        """Cut boxes off at the borders and let go of those without an area; done at first, after each step, and at last."""
         height, width = self.image.shape[:2]
         sides = np.array([width, height, width, height], np.float64)
         areas = (self.boxes[:, 2] - self.boxes[:, 0]) * width * ((self.boxes[:, 3] - self.boxes[:, 1]) * height)
@@ -220,7 +221,6 @@ def _checked(seen: _Seen, given: int, masks: list[Patch] | None, degenerate: int
         masks: k, or None where there are none.
         degenerate: how many were let go before.
     """
-    seen.settle()
     height, width = seen.image.shape[:2]
     boxes = (seen.boxes * np.array([width, height, width, height], np.float64)).astype(np.float32)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(1)

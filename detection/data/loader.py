@@ -260,9 +260,13 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def joined(masks: list[Patch]) -> Patches:
-    """Masks as they travel."""
-    pixels = np.concatenate([np.zeros(0, np.uint8), *(one.pixels.ravel() for one in masks)])
-    return Patches(patches=[(one.top, one.left, *one.pixels.shape) for one in masks], pixels=torch.from_numpy(pixels))
+    """Masks, none of them empty, as they travel."""
+    patches = [(one.top, one.left, *one.pixels.shape) for one in masks]
+    if not masks:
+        return Patches(patches=[], pixels=torch.zeros(0, dtype=torch.uint8))
+    pixels = _empty((sum(one.pixels.size for one in masks),))
+    np.concatenate([one.pixels.ravel() for one in masks], out=pixels.numpy())
+    return Patches(patches=patches, pixels=pixels)
 
 
 def planes(masks: Patches, images: Tensor) -> Tensor:
@@ -271,7 +275,7 @@ def planes(masks: Patches, images: Tensor) -> Tensor:
     # numpy's zeros come from the system, which clears only what is touched; torch's are all written.
     made = torch.from_numpy(np.zeros(shape, np.uint8)) if pixels.device.type == "cpu" else pixels.new_zeros(shape)
     parts = pixels.split([height * width for _, _, height, width in masks["patches"]])
-    for plane, part, (top, left, height, width) in zip(made, parts, masks["patches"], strict=True):
+    for plane, part, (top, left, height, width) in zip(made.unbind(), parts, masks["patches"], strict=True):
         plane[top : top + height, left : left + width] = part.view(height, width)
     return made
 

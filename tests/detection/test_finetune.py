@@ -29,7 +29,7 @@ from backbone.training import engine
 from backbone.training.meter import Meter
 from backbone.training.state import Store
 from backbone.training.world import World, local_world
-from detection import artifact, scoring
+from detection import artifact, forward, scoring
 from detection.data.sources import open_sources
 from detection.data.synthetic import SyntheticScenes
 from detection.finetune import Detection, build_detector, finetune, finished, load_backbone, prepare
@@ -318,6 +318,7 @@ def test_only_empty_images_give_a_finite_loss(small: Make, options: dict) -> Non
 
 def test_a_step_reads_no_size_from_the_device(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each such read waits until all that is queued is done. Those of sampling.py its own test counts."""
+    monkeypatch.setattr(forward, "on_host", lambda images: False)
     chosen = small({"detector.masks": True, "schedule.total": 1})
     prepare(chosen, lambda text: None)
     task = task_of(chosen)

@@ -145,7 +145,7 @@ class _Seen:
         self.settle()
 
     def settle(self) -> None:
-        """Cut boxes off at the borders and let go of those without an area; done at first, after each step, and at last."""
+        """Cut boxes off at the borders, let go of those without an area: at first, after each step, and at last."""
         height, width = self.image.shape[:2]
         sides = np.array([width, height, width, height], np.float64)
         areas = (self.boxes[:, 2] - self.boxes[:, 0]) * width * ((self.boxes[:, 3] - self.boxes[:, 1]) * height)

@@ -9,6 +9,7 @@ floats (AlexNet's colour shift, mixup, CutMix) is drawn here and applied on the 
 
 import math
 import random
+import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,13 +121,14 @@ class TrainingView:
     def __init__(self, options: Augment, size: int, crop_pct: float, colour: tuple[int, int, int]) -> None:
         """`colour` is what lies outside the image (cifar), and what covers a part of it (modern)."""
         self.options, self.size, self.crop_pct, self.colour = options, size, crop_pct, colour
+        self._last: tuple[tuple[int, int, int], Box] | None = None  # asked of `box`, and the answer
 
     def fill(self, planes: np.ndarray, image: np.ndarray, key: int, whole: tuple[int, int] | None = None) -> None:
         """uint8 [H, W, 3] into [3, size, size]. `whole`: (height, width) of a file decoded in part."""
         whole = whole or image.shape[:2]
         match self.options:
             case ModernAugment():
-                view = resize(self.box(*whole, key).within(image, whole).cut(image), self.size, self.size)
+                return self.fill_cut(planes, self.box(*whole, key).within(image, whole).cut(image), key)
             case PaperAugment():
                 scale = self._shorter_side(key) / min(whole)
                 view = self._crop(resize(image, *(max(1, round(side * scale)) for side in whole)), key)
@@ -140,10 +142,18 @@ class TrainingView:
                 view = self.padded_box(key).cut(padded)
             case NoAugment():
                 view = evaluation_view(image, self.size, self.crop_pct)
+        self._finish(planes, view, key)
+
+    def fill_cut(self, planes: np.ndarray, cut: np.ndarray, key: int) -> None:
+        """modern: as `fill`, of what `box` says of the image, uint8 [height, width, 3]."""
+        self._finish(planes, resize(cut, self.size, self.size, _own.view(self.size)), key)
+
+    def _finish(self, planes: np.ndarray, view: np.ndarray, key: int) -> None:
+        """uint8 [size, size, 3] into [3, size, size], mirrored and varied."""
         to_planes(view, planes)
         if not isinstance(self.options, NoAugment) and self.flips(key):
-            for plane in planes:
-                cv2.flip(plane, 1, dst=plane)
+            rows = planes.reshape(-1, self.size)
+            cv2.flip(rows, 1, dst=rows)
         for operation in self.operations(key):
             vary(planes, operation)
         erased = self.erased(key)
@@ -160,7 +170,7 @@ class TrainingView:
             case PaperAugment():
                 scale = self._shorter_side(key) / min(height, width)
                 sides = [max(1, round(side * scale)) for side in (height, width)]
-                box = _place(random.Random(mix(key, 1)), *sides, self.size, self.size)
+                box = _place(_drawing(mix(key, 1)), *sides, self.size, self.size)
                 place = Place(sides[0] / height, sides[1] / width, box.top, box.left, self.size)
             case _:
                 place = evaluation_place(height, width, self.size, self.crop_pct)
@@ -188,8 +198,14 @@ class TrainingView:
 
     def box(self, height: int, width: int, key: int) -> Box:
         """modern: torchvision's RandomResizedCrop of an image of this size (Szegedy et al., arXiv:1409.4842)."""
+        last, asked = self._last, (height, width, key)  # twice an image: how far to decode, and what to cut
+        if last is None or last[0] != asked:
+            self._last = last = asked, self._box(*asked)
+        return last[1]
+
+    def _box(self, height: int, width: int, key: int) -> Box:
         assert isinstance(self.options, ModernAugment)
-        draw = random.Random(mix(key, 0))
+        draw = _drawing(mix(key, 0))
         area = height * width
         smallest, largest = (share * area for share in self.options.area)
         for _ in range(10):
@@ -207,7 +223,7 @@ class TrainingView:
 
     def flips(self, key: int) -> bool:
         """Whether the view is mirrored."""
-        return random.Random(mix(key, 1 if isinstance(self.options, ModernAugment) else 2)).random() < 0.5
+        return _drawing(mix(key, 1 if isinstance(self.options, ModernAugment) else 2)).random() < 0.5
 
     def operations(self, key: int) -> list[Operation]:
         """modern: what is done to the crop after it was mirrored, in order."""
@@ -230,15 +246,15 @@ class TrainingView:
     def padded_box(self, key: int) -> Box:
         """cifar: the crop in the evaluation view padded by `PADDING` on each side."""
         side = self.size + 2 * PADDING
-        return _place(random.Random(mix(key, 1)), side, side, self.size, self.size)
+        return _place(_drawing(mix(key, 1)), side, side, self.size, self.size)
 
     def _shorter_side(self, key: int) -> int:
         assert isinstance(self.options, PaperAugment)
         smallest, largest = self.options.shorter_side
-        return random.Random(mix(key, 0)).choice(range(smallest, largest + 1))
+        return _drawing(mix(key, 0)).choice(range(smallest, largest + 1))
 
     def _crop(self, image: np.ndarray, key: int) -> np.ndarray:
-        return _place(random.Random(mix(key, 1)), *image.shape[:2], self.size, self.size).cut(image)
+        return _place(_drawing(mix(key, 1)), *image.shape[:2], self.size, self.size).cut(image)
 
 
 PADDING = 4  # pixels on each side, section 4.2
@@ -247,13 +263,37 @@ _ASPECTS = (3 / 4, 4 / 3)
 _LOG_ASPECTS = (math.log(_ASPECTS[0]), math.log(_ASPECTS[1]))
 
 
+class _Own(threading.local):
+    """Each thread's, to be used again for each image."""
+
+    def __init__(self) -> None:
+        self.draw = random.Random()
+        self.views: dict[int, np.ndarray] = {}
+
+    def view(self, size: int) -> np.ndarray:
+        """uint8 [size, size, 3], of any values."""
+        found = self.views.get(size)
+        return self.views.setdefault(size, np.empty((size, size, 3), np.uint8)) if found is None else found
+
+
+_own = _Own()
+
+
+def _drawing(seed: int) -> random.Random:
+    """As `random.Random(seed)`, which seeds twice; until the thread asks for the next."""
+    _own.draw.seed(seed)
+    return _own.draw
+
+
 def _place(draw: random.Random, height: int, width: int, down: int, across: int) -> Box:
     top, left = draw.random(), draw.random()
     return Box(int((height - down + 1) * top), int((width - across + 1) * left), down, across)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, into: np.ndarray | None = None) -> np.ndarray:
     """uint8 [H, W, 3] to another size: bilinear, antialiased where a side shrinks by more than a fifth.
+
+    Perhaps into an array [height, width, 3], where that saves memory.
 
     Without it nets would see other images in training than in any evaluation. torch's filter is within one grey level
     of PIL's; OpenCV has none, its averages over areas take longer and lie further off. Its bilinear is the fastest.
@@ -261,8 +301,9 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     if image.shape[0] <= ALIASES * height and image.shape[1] <= ALIASES * width:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        return cv2.resize(image, (width, height), dst=into, interpolation=cv2.INTER_LINEAR)
+    # In one piece: of a part of an image torch would make planes, and those take longer.
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 

@@ -23,6 +23,7 @@ from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data, ModernAugment
+from backbone.data.raw import HEADER, raw_shape
 from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
@@ -126,6 +127,8 @@ class TrainSet:
         key = mix(self.seed, epoch, sample)
         if not isinstance(self.source, IndexedSource):
             return self.view.fill(planes, self.source.image(sample), key)
+        if self._fill_from_rows(sample, planes, key):
+            return None
         data, name = self.source.data(sample), self.source.name(sample)
         header = jpeg_header(data)
         if header is None or not header.is_upright:  # what follows turns nothing
@@ -137,6 +140,27 @@ class TrainSet:
         if shrink > 1:
             return self.view.fill(planes, decode(data, name, shrink), key, whole)
         self.view.fill(planes, decode_down_to(data, name, header, self.view.bottom(*whole, key)), key, whole)
+
+    def _fill_from_rows(self, sample: int, planes: np.ndarray, key: int) -> bool:
+        """Fill in the view from the rows of raw pixels that it shows; False where the whole image has to be read."""
+        source, view = self.source, self.view
+        if not (isinstance(source, IndexedSource) and isinstance(view.options, ModernAugment)):
+            return False
+        head = np.empty(HEADER, np.uint8)
+        if not (source.ends_with(sample, b".npy") and source.read_into(sample, 0, head)):
+            return False
+        try:
+            height, width = raw_shape(head.tobytes(), "")
+        except BadImage:  # `decode` says so, and of which
+            return False
+        if HEADER + height * width * 3 != source.sizes[sample] or not height * width:
+            return False
+        box = view.box(height, width, key)
+        rows = np.empty((box.height, width, 3), np.uint8)
+        if not source.read_into(sample, HEADER + box.top * width * 3, rows):
+            return False
+        view.fill_cut(planes, rows[:, box.left : box.left + box.width], key)
+        return True
 
 
 @dataclass

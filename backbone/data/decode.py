@@ -128,12 +128,13 @@ def decode_down_to(data: bytes, name: str, header: Header, bottom: int) -> np.nd
     """The rows of an upright JPEG from its top to `bottom`, or more of them: uint8 [>= bottom, W, 3], bit for bit.
 
     No library decodes a part of a JPEG to numpy. But one coded row by row, told in its header to be lower, is decoded
-    that far; the block rows after the last asked for are its neighbours, from which libjpeg smooths colours.
+    that far. An odd number of rows: where two share a row of colours, libjpeg smooths the second's from the row below,
+    which the picture must still have.
 
     Raises:
         BadImage: as `decode`.
     """
-    rows = (-(-bottom // header.block) + 1) * header.block
+    rows = bottom | 1
     lower = data
     if header.frame and rows < header.height:
         lower = b"".join((data[: header.frame + 5], rows.to_bytes(2), data[header.frame + 7 :]))

@@ -34,8 +34,6 @@ class Header(NamedTuple):
     is_upright: bool
     frame: int
     """Where in the file the frame header begins that says the size; 0 if the image is not coded row by row."""
-    block: int
-    """Rows that are coded together, pixels."""
     turn: int
     """EXIF's orientation, 1 to 8; 1 is upright."""
 
@@ -76,6 +74,12 @@ def _ends_well(data: bytes, at: int, progressive: bool) -> bool:
     OpenCV does not look for the end: it takes a marker in the midst for it and calls the rest grey.
     """
     coded = np.frombuffer(data, np.uint8, offset=at)
+    # Most often the first marker is the end: to look for that alone takes a third of the time of listing all.
+    starts = coded[:-1] == 0xFF
+    starts &= coded[1:] != 0
+    first = int(starts.argmax())
+    if starts[first] and coded[first + 1] == END:
+        return True
     places = np.flatnonzero(coded[:-1] == 0xFF)
     after = coded[places + 1]
     is_marker = (after != 0) & (after != 0xFF) & ((after < RESTARTS[0]) | (after > RESTARTS[-1]))
@@ -100,8 +104,7 @@ def _header(data: bytes, at: int, turn: int) -> Header | None:
         return None
     if turn >= 5:
         height, width = width, height
-    block = 8 * max(sampling & 15 for sampling in samplings)
-    return Header(height, width, turn == 1, at if data[at + 1] in SEQUENTIAL else 0, block, turn)
+    return Header(height, width, turn == 1, at if data[at + 1] in SEQUENTIAL else 0, turn)
 
 
 def orientation(exif: Image.Exif | bytes) -> int:

@@ -170,6 +170,16 @@ def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int) 
     return fs.cat_file(path, start, stop, **seekable)
 
 
+def read_file(path: str, size: int) -> bytes:
+    """A local file that should have `size` bytes: in a third of the time that `Path.read_bytes` takes."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(file, size + 1)
+    finally:
+        os.close(file)
+    return data if len(data) == size else Path(path).read_bytes()
+
+
 class IndexedSource:
     """Images named by an index: whole files, or ranges of bytes of a few files (shards).
 
@@ -206,6 +216,7 @@ class IndexedSource:
         """
         self._arrays = map_arrays(index)
         self.labels: np.ndarray = self._arrays["labels"]
+        self.sizes: np.ndarray = self._arrays["sizes"]  # bytes
         self.classes = tuple(map(printable, unpack_all(self._arrays, "classes")))
         self.fingerprint = self._arrays["fingerprint"].tobytes().decode()
         if fingerprint not in ("", self.fingerprint):
@@ -215,7 +226,7 @@ class IndexedSource:
         self.places = frozenset(places)
         self._where = (index, url, root, shown)
         self._local = isinstance(_filesystem(url, os.getpid()), LocalFileSystem)
-        self._open: dict[str, BinaryIO] = {}
+        self._open: dict[int, BinaryIO] = {}  # by number
         self._ahead = Ahead()
         self._keep, self._kept = 0.0, None
         if keep:
@@ -304,15 +315,39 @@ class IndexedSource:
         _, url, root, _ = self._where
         if "files" not in self._arrays:
             path = f"{root}/{self._relative(i)}"
-            return Path(path).read_bytes() if self._local else _filesystem(url, os.getpid()).cat_file(path)
-        path = f"{root}/{unpack(self._arrays, 'files', int(self._arrays['file_ids'][i]))}"
-        start, size = int(self._arrays["starts"][i]), int(self._arrays["sizes"][i])
-        if not self._local:
-            return read_range(_filesystem(url, os.getpid()), path, start, start + size)
-        file = self._open.get(path)
-        if file is None and len(self._open) < MAX_OPEN:
-            file = self._open.setdefault(path, Path(path).open("rb", buffering=0))  # noqa: SIM115
+            if not self._local:
+                return _filesystem(url, os.getpid()).cat_file(path)
+            return read_file(path, int(self._arrays["sizes"][i]))
+        number, start, size = (int(self._arrays[key][i]) for key in ("file_ids", "starts", "sizes"))
+        file = self._open.get(number)
         if file is not None:
             return os.pread(file.fileno(), size, start)  # a position of its own: threads and forks share the file
+        path = f"{root}/{unpack(self._arrays, 'files', number)}"
+        if not self._local:
+            return read_range(_filesystem(url, os.getpid()), path, start, start + size)
+        if len(self._open) < MAX_OPEN:
+            file = self._open.setdefault(number, Path(path).open("rb", buffering=0))  # noqa: SIM115
+            return os.pread(file.fileno(), size, start)
         with Path(path).open("rb", buffering=0) as passing:
             return os.pread(passing.fileno(), size, start)
+
+    def ends_with(self, i: int, suffix: bytes) -> bool:
+        """Whether the name of image i does."""
+        end = int(self._arrays["names_offsets"][i + 1])
+        return self._arrays["names"][end - len(suffix) : end].tobytes() == suffix
+
+    def read_into(self, i: int, skip: int, into: np.ndarray) -> bool:
+        """Fill an array, C-contiguous, with the bytes of image i that follow its first `skip`.
+
+        False where `data` has to be asked: it is in no shard on this machine that is open already, or not whole there.
+        """
+        file = self._open.get(int(self._arrays["file_ids"][i])) if "files" in self._arrays else None
+        if file is None:
+            return False
+        start, size = int(self._arrays["starts"][i]), int(self.sizes[i])
+        if os.fstat(file.fileno()).st_size < start + size:
+            return False
+        try:
+            return os.preadv(file.fileno(), [into], start + skip) == into.nbytes
+        except OSError:  # which `data` will meet, too, and name the image
+            return False

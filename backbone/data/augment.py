@@ -280,9 +280,10 @@ _own = _Own()
 
 
 def _drawing(seed: int) -> random.Random:
-    """As `random.Random(seed)`, which seeds twice; until the thread asks for the next."""
-    _own.draw.seed(seed)
-    return _own.draw
+    """As `random.Random(seed)`, which seeds twice; until the thread asks for the next. `seed`: from 0 up."""
+    draw = _own.draw
+    super(random.Random, draw).seed(seed)  # whose own looks at what it is given first
+    return draw
 
 
 def _place(draw: random.Random, height: int, width: int, down: int, across: int) -> Box:

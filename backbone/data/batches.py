@@ -23,7 +23,7 @@ from backbone.data.decode import decode, decode_down_to
 from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data, ModernAugment
-from backbone.data.raw import HEADER, raw_shape
+from backbone.data.raw import read_box
 from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
@@ -90,7 +90,9 @@ class TrainSet:
             samples.append(sample)
             shifts.append(draws.shift(epoch, sample))
         labels = [self.source.labels[sample] for sample in samples]
-        blending = [draws.blending(position) for position in positions]
+        of_pair = {position // 2: position for position in positions}
+        drawn = {pair: draws.blending(position) for pair, position in of_pair.items()}
+        blending = [drawn[position // 2] for position in positions]
         batch = _batch(images, labels, shifts, blending, positions[0], samples, bad)
         if self.options.decode == "nvjpeg":
             batch["undecoded"] = undecoded
@@ -146,20 +148,14 @@ class TrainSet:
         source, view = self.source, self.view
         if not (isinstance(source, IndexedSource) and isinstance(view.options, ModernAugment)):
             return False
-        head = np.empty(HEADER, np.uint8)
-        if not (source.ends_with(sample, b".npy") and source.read_into(sample, 0, head)):
+        place = source.place(sample, b".npy")
+        if place is None:
             return False
         try:
-            height, width = raw_shape(head.tobytes(), "")
-        except BadImage:  # `decode` says so, and of which
+            cut = read_box(*place, int(source.sizes[sample]), lambda height, width: view.box(height, width, key))
+        except (BadImage, OSError):  # to be said by who reads the whole, and knows its name
             return False
-        if HEADER + height * width * 3 != source.sizes[sample] or not height * width:
-            return False
-        box = view.box(height, width, key)
-        rows = np.empty((box.height, width, 3), np.uint8)
-        if not source.read_into(sample, HEADER + box.top * width * 3, rows):
-            return False
-        view.fill_cut(planes, rows[:, box.left : box.left + box.width], key)
+        view.fill_cut(planes, cut, key)
         return True
 
 

@@ -14,6 +14,7 @@ XMP_ORIENTATION = b"tiff:Orientation"
 TAIL = 64  # bytes in which a JPEG's end marker is looked for; writers may pad a little after it
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2  # markers of frames
 SKIPPED = (0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # markers of segments that say nothing of the size
+PLAIN = frozenset(SKIPPED) - {0xE1}  # and that never turn the image
 SCAN, END, APP1 = 0xDA, 0xD9, 0xE1
 RESTARTS = range(0xD0, 0xD8)  # markers in coded data, where a 0xFF that is none is followed by 0
 
@@ -44,12 +45,15 @@ def jpeg_header(data: bytes) -> Header | None:
         return None
     at, exif, frame = 2, b"", 0
     while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == 0xFF:  # padding
             at += 1
             continue
         if end < at + 4 or end > len(data):
             return None
+        if marker in PLAIN:
+            at = end
+            continue
         if marker == SCAN:
             if not frame or not _ends_well(data, end, data[frame + 1] == PROGRESSIVE):
                 return None
@@ -62,7 +66,7 @@ def jpeg_header(data: bytes) -> Header | None:
             if exif:
                 return None
             exif = data[at + 4 : end]
-        elif marker not in SKIPPED or (marker == APP1 and data.find(XMP_ORIENTATION, at, end) > 0):
+        elif marker != APP1 or data.find(XMP_ORIENTATION, at, end) > 0:
             return None
         at = end
     return None

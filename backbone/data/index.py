@@ -331,23 +331,15 @@ class IndexedSource:
         with Path(path).open("rb", buffering=0) as passing:
             return os.pread(passing.fileno(), size, start)
 
-    def ends_with(self, i: int, suffix: bytes) -> bool:
-        """Whether the name of image i does."""
-        end = int(self._arrays["names_offsets"][i + 1])
-        return self._arrays["names"][end - len(suffix) : end].tobytes() == suffix
+    def place(self, i: int, suffix: bytes) -> tuple[int, int] | None:
+        """Where image i is read: a descriptor of its file, and its first byte there.
 
-    def read_into(self, i: int, skip: int, into: np.ndarray) -> bool:
-        """Fill an array, C-contiguous, with the bytes of image i that follow its first `skip`.
-
-        False where `data` has to be asked: it is in no shard on this machine that is open already, or not whole there.
+        None where it has to be asked for by `data`: its name ends otherwise, or it is in no shard on this machine that
+        is open already, or not whole there.
         """
-        file = self._open.get(int(self._arrays["file_ids"][i])) if "files" in self._arrays else None
-        if file is None:
-            return False
-        start, size = int(self._arrays["starts"][i]), int(self.sizes[i])
-        if os.fstat(file.fileno()).st_size < start + size:
-            return False
-        try:
-            return os.preadv(file.fileno(), [into], start + skip) == into.nbytes
-        except OSError:  # which `data` will meet, too, and name the image
-            return False
+        file = self._open.get(int(self._arrays["file_ids"][i])) if self._open else None
+        end = int(self._arrays["names_offsets"][i + 1])
+        if file is None or self._arrays["names"][end - len(suffix) : end].tobytes() != suffix:
+            return None
+        start = int(self._arrays["starts"][i])
+        return (file.fileno(), start) if os.fstat(file.fileno()).st_size >= start + self.sizes[i] else None

@@ -4,7 +4,9 @@ Any NumPy reads one. Its header has one length for every size of image, so a rea
 take the rows of a crop alone: `HEADER` bytes, then H * W * 3 bytes, row by row.
 """
 
+import os
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,3 +49,22 @@ def decode_raw(data: bytes, name: str) -> np.ndarray:
     if len(data) != size or size == HEADER:
         raise BadImage(f"{name}: has {len(data)} bytes, not the {size} of {width}x{height} pixels")
     return np.frombuffer(data, np.uint8, offset=HEADER).reshape(height, width, 3).copy()
+
+
+def read_box(file: int, start: int, size: int, box: Callable[[int, int], tuple[int, int, int, int]]) -> np.ndarray:
+    """A part of the image that a descriptor holds from byte `start` on, uint8 [height, width, 3]; reads its rows alone.
+
+    `box` gives top, left, height and width, pixels, from the image's height and width.
+
+    Raises:
+        BadImage: there are other than `size` bytes of it, or something else. Names nothing.
+        OSError: it cannot be read.
+    """
+    height, width = raw_shape(os.pread(file, HEADER, start), "")
+    if size != HEADER + height * width * 3 or size == HEADER:
+        raise BadImage(f": has {size} bytes, not those of {width}x{height} pixels")
+    top, left, down, across = box(height, width)
+    rows = np.empty((down, width, 3), np.uint8)
+    if os.preadv(file, [rows], start + HEADER + top * width * 3) != rows.nbytes:
+        raise BadImage(": is cut off")
+    return rows[:, left : left + across]

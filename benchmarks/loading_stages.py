@@ -1,8 +1,8 @@
 """Where the time between an image's file and its view goes: stages of `TrainSet`, microseconds of a core an image.
 
 An ImageFolder is read as it is, and as shards of shorter side 256, JPEG and raw, as in `input_pipeline.py`; crop and
-flip alone. Each function of the loader that does a stage is measured where it is called, in its thread's processor time,
-without the stages inside it; what measuring takes (the clock is read twice a call) stays with the stage around it.
+flip alone. Each function that does a stage is measured where it is called, in the thread's processor time, without the
+stages inside it; what measuring takes (the clock is read twice a call) stays with the stage around it.
 """
 
 import functools

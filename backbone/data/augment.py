@@ -146,7 +146,7 @@ class TrainingView:
 
     def fill_cut(self, planes: np.ndarray, cut: np.ndarray, key: int) -> None:
         """modern: as `fill`, of what `box` says of the image, uint8 [height, width, 3]."""
-        self._finish(planes, resize(cut, self.size, self.size, _own.view(self.size)), key)
+        self._finish(planes, resize(cut, self.size, self.size, into=_own.view(self.size)), key)
 
     def _finish(self, planes: np.ndarray, view: np.ndarray, key: int) -> None:
         """uint8 [size, size, 3] into [3, size, size], mirrored and varied."""
@@ -291,7 +291,7 @@ def _place(draw: random.Random, height: int, width: int, down: int, across: int)
     return Box(int((height - down + 1) * top), int((width - across + 1) * left), down, across)
 
 
-def resize(image: np.ndarray, height: int, width: int, into: np.ndarray | None = None) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, *, into: np.ndarray | None = None) -> np.ndarray:
     """uint8 [H, W, 3] to another size: bilinear, antialiased where a side shrinks by more than a fifth.
 
     Perhaps into an array [height, width, 3], where that saves memory.

@@ -65,6 +65,6 @@ def read_box(file: int, start: int, size: int, box: Callable[[int, int], tuple[i
         raise BadImage(f": has {size} bytes, not those of {width}x{height} pixels")
     top, left, down, across = box(height, width)
     rows = np.empty((down, width, 3), np.uint8)
-    if os.preadv(file, [rows], start + HEADER + top * width * 3) != rows.nbytes:
+    if os.preadv(file, [rows.data], start + HEADER + top * width * 3) != rows.nbytes:
         raise BadImage(": is cut off")
     return rows[:, left : left + across]

@@ -3,6 +3,7 @@
 The ground that the other ways to make batches stand on; `backbone.data.loader` chooses among them.
 """
 
+import itertools
 import multiprocessing
 import os
 import threading
@@ -24,7 +25,7 @@ from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data, ModernAugment
 from backbone.data.raw import read_box
-from backbone.data.slots import AHEAD, Filled, Filler, FromRing, InTurn, Ring, to_device
+from backbone.data.slots import AHEAD, KEPT, Filled, Filler, FromRing, InTurn, Ring, to_device
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
 from backbone.errors import BadImage
@@ -214,7 +215,7 @@ class Loader:
     def __init__(
         self, data: Filler, ids: Iterable[Sequence[int]], batch: int, size: int, workers: int, device: torch.device
     ) -> None:
-        self.data, self.ids, self.size, self.device = data, ids, size, device
+        self.data, self.ids, self.batch, self.size, self.device = data, ids, batch, size, device
         self._filled = None
         if workers:
             ring = Ring(workers, batch, size, device)
@@ -228,8 +229,10 @@ class Loader:
         return to_device(self._here() if self._filled is None else self._filled, self.device)
 
     def _here(self) -> Iterator[Any]:
-        for ids in self.ids:
-            yield self.data.fill_in(ids, empty_images(len(ids), self.size))
+        # Filled in again and again, as a ring is: to ask for a batch's memory anew takes longer than to crop into it.
+        slots = itertools.cycle([empty_images(self.batch, self.size) for _ in range(KEPT)])
+        for ids, images in zip(self.ids, slots, strict=False):
+            yield self.data.fill_in(ids, images[: len(ids)])
 
 
 def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: Any) -> DataLoader:

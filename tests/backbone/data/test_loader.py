@@ -23,6 +23,7 @@ from backbone.data.options import Augment, CifarAugment, Data, ModernAugment, No
 from backbone.data.stream import MicroBatches, Stream, share
 from backbone.data.synthetic import SyntheticSource
 from backbone.errors import BadImage
+from tests.backbone.data.making import kept
 
 ROOT = Path(__file__).parents[3]
 FILL = (120, 110, 100)
@@ -68,7 +69,7 @@ def impatient() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, list[Batch]]:
     """All micro-batches of each kind, from one rank without loader processes."""
-    return {kind: list(train_loader(train_set(kind), micro_batches())) for kind in KINDS}
+    return {kind: kept(train_loader(train_set(kind), micro_batches())) for kind in KINDS}
 
 
 def test_batches_hold_what_the_stream_says(alone):
@@ -165,7 +166,7 @@ class Stub:
 def test_no_two_draws_are_alike(kind: str):
     """One picture only: across ranks, epochs and places in a batch nothing is drawn twice."""
     stub = TrainSet(Stub(22), data(KINDS[kind]), 5, FILL)
-    batches = list(chain(*(train_loader(stub, micro_batches(rank, 4)) for rank in range(4))))
+    batches = kept(chain(*(train_loader(stub, micro_batches(rank, 4)) for rank in range(4))))
     images = [image.numpy().tobytes() for batch in batches for image in batch["images"]]
     assert len(images) == 16 * STEPS
     assert len(set(images)) == len(images)
@@ -174,7 +175,7 @@ def test_no_two_draws_are_alike(kind: str):
 
 
 def test_seeds_draw_differently(alone):
-    other = list(train_loader(replace(train_set("modern"), seed=6), micro_batches()))
+    other = kept(train_loader(replace(train_set("modern"), seed=6), micro_batches()))
     assert not any(torch.equal(a["images"], b["images"]) for a, b in zip(other, alone["modern"], strict=True))
     assert not torch.equal(torch.cat([b["labels"] for b in other]), torch.cat([b["labels"] for b in alone["modern"]]))
 
@@ -192,12 +193,12 @@ def test_bad_image_stops_and_is_named(with_bad, workers: int):
     """In one line, also where the error comes out of a loader process."""
     message = "^picture 3: torn; mend or remove it, or set data.on_bad: skip$"
     with pytest.raises(BadImage, match=message):
-        list(train_loader(with_bad({3}, workers=workers), micro_batches()))
+        kept(train_loader(with_bad({3}, workers=workers), micro_batches()))
 
 
 def test_bad_image_is_skipped_counted_and_replaced_by_the_next(with_bad):
     bad, stream = {3, 4, 21}, Stream(5, 22)
-    found = list(train_loader(with_bad(bad, on_bad="skip"), micro_batches()))
+    found = kept(train_loader(with_bad(bad, on_bad="skip"), micro_batches()))
     replaced = {3: 5, 4: 5, 21: 0}  # the last one by the first
     for batch in found:
         samples = [stream[position][1] for position in range(batch["position"], batch["position"] + 4)]
@@ -221,13 +222,13 @@ def test_bad_images_in_a_row_stop_in_the_end(with_bad, max_bad: int, stops: bool
 
 def test_nothing_but_bad_images_ends(with_bad):
     with pytest.raises(BadImage, match="in a row"):
-        list(train_loader(with_bad({*range(22)}, on_bad="skip"), micro_batches()))
+        kept(train_loader(with_bad({*range(22)}, on_bad="skip"), micro_batches()))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_validation_scores_each_image_once_in_order(world: int):
     val = ValSet(SOURCE, data())
-    batches = list(chain(*(val_loader(val, share(22, rank, world), 4) for rank in range(world))))
+    batches = kept(chain(*(val_loader(val, share(22, rank, world), 4) for rank in range(world))))
     images = torch.cat([batch["images"] for batch in batches]).numpy()
     assert np.array_equal(
         images, np.stack([evaluation_view(SOURCE.image(i), 32, 1.0) for i in range(22)]).transpose(0, 3, 1, 2)
@@ -239,7 +240,7 @@ def test_validation_scores_each_image_once_in_order(world: int):
 def test_bad_validation_image_keeps_its_place(workers: int):
     loader = val_loader(ValSet(Stub(10, frozenset({2, 9})), data(on_bad="skip", workers=workers)), range(10), 4)
     for _ in range(2):
-        batches = list(loader)
+        batches = kept(loader)
         labels = torch.cat([batch["labels"] for batch in batches])
         assert labels.tolist() == [0, 1, -1, 3, 4, 5, 6, 7, 8, -1]
         images = torch.cat([batch["images"] for batch in batches])
@@ -250,7 +251,7 @@ def test_bad_validation_image_keeps_its_place(workers: int):
 
 def test_bad_validation_image_stops():
     with pytest.raises(BadImage, match=r"^picture 2: torn; mend or remove it"):
-        list(val_loader(ValSet(Stub(10, frozenset({2})), data()), range(10), 4))
+        kept(val_loader(ValSet(Stub(10, frozenset({2})), data()), range(10), 4))
 
 
 GROUP = """

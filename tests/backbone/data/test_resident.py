@@ -16,6 +16,7 @@ from backbone.data.resident import CHUNK, Chunks, Resident, check_room, cut, pla
 from backbone.data.sources import open_source
 from backbone.data.stream import MicroBatches
 from backbone.errors import BadImage, UserError
+from tests.backbone.data.making import kept
 
 CPU = torch.device("cpu")
 SIZE, NUM, STEPS = 24, 11, 6  # steps of 8 images: over four epochs
@@ -55,7 +56,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
 def test_batches_are_the_ordinary_loaders(folder: Path, kind: str, crop_pct: float):
     train = train_set(folder, kind, crop_pct=crop_pct)
-    expected = list(train_loader(train, micro_batches()))
+    expected = kept(train_loader(train, micro_batches()))
     assert_same(list(Resident(train, CPU).batches(micro_batches())), expected)
     views = {image.numpy().tobytes() for batch in expected for image in batch["images"]}
     assert len(views) == (8 * STEPS if kind == "cifar" else NUM)  # so that other draws would show
@@ -65,11 +66,11 @@ def test_resumed_and_shared_out_batches_are_the_same(folder: Path):
     train = train_set(folder)
     resident = Resident(train, CPU)
     for how in ({"start": 3}, {"rank": 1, "ranks": 2}):
-        assert_same(list(resident.batches(micro_batches(**how))), list(train_loader(train, micro_batches(**how))))
+        assert_same(list(resident.batches(micro_batches(**how))), kept(train_loader(train, micro_batches(**how))))
 
 
 def test_loader_processes_decode_and_draw_the_same(folder: Path):
-    expected = list(train_loader(train_set(folder), micro_batches(2)))
+    expected = kept(train_loader(train_set(folder), micro_batches(2)))
     assert_same(list(Resident(train_set(folder, workers=1), CPU).batches(micro_batches(2))), expected)
 
 
@@ -94,7 +95,7 @@ def test_unreadable_images_stop_or_are_replaced_as_by_the_loader(folder: Path):
     with pytest.raises(BadImage, match=r"class1/.*mend or remove it, or set data\.on_bad: skip"):
         Resident(train_set(folder), CPU)
     train = train_set(folder, on_bad="skip")
-    expected = list(train_loader(train, micro_batches()))
+    expected = kept(train_loader(train, micro_batches()))
     assert sum(len(batch["bad"]) for batch in expected) > 4
     assert_same(list(Resident(train, CPU).batches(micro_batches())), expected)
     strict = train_set(folder, on_bad="skip", max_bad=0)
@@ -121,4 +122,4 @@ def test_batches_of_a_gpu_are_the_same(folder: Path):
     train = train_set(folder)
     found = Resident(train, torch.device("cuda", 0)).batches(micro_batches())
     on_host = [{k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in found]
-    assert_same(on_host, list(train_loader(train, micro_batches())))
+    assert_same(on_host, kept(train_loader(train, micro_batches())))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 from backbone.data.findings import Findings
-from detection.data.coco_table import FARTHEST
+from detection.data.json_values import FARTHEST
 from detection.data.settle import flag
 
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\bencoding\s*=\s*["']([^"']+)["']""")

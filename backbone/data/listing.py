@@ -170,15 +170,18 @@ def _elsewhere(fs: fsspec.AbstractFileSystem, url: str, root: str, suffix: str) 
         if info["type"] != "directory":
             kind = "".join(Path(name).suffixes[-2:] if f"{suffix}." in name else Path(name).suffixes[-1:])
             others[kind or "no suffix"] = others.get(kind or "no suffix", 0) + 1
-        elif len(folders) < MANY_FOLDERS and (count := len(_in_directory(fs, info["name"], suffix, []))):
-            folders[name] = count
+        elif len(folders) < MANY_FOLDERS:
+            folders[name] = len(_in_directory(fs, info["name"], suffix, []))
+    empty = [name for name, count in folders.items() if not count and not is_hidden(name)]
+    folders = {name: count for name, count in folders.items() if count}
     if folders:
         counts = ", ".join(f"{name} ({count})" for name, count in sorted(folders.items()))
         places = {split: f"{shown(url, root)}/{names[0]}" for split, names in splits_among(folders).items()}
         how = typed(places) if places else f"Name one: --data.train {shlex.quote(f'{shown(url, root)}/{min(folders)}')}"
         return f", but in its folders {counts}. {how}"
     there = some([f"{count} of {kind}" for kind, count in sorted(others.items(), key=lambda one: -one[1])])
-    return f"; it holds {there}" if there else "; it holds no files"
+    below = f"the folders {some(sorted(empty))}, and no *{suffix} in them: name one further down" if empty else ""
+    return f"; it holds {' and '.join(filter(None, (there, below))) or 'no files'}"
 
 
 def missing_files(location: str, listing: Listing) -> Findings:

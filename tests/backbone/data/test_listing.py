@@ -91,3 +91,11 @@ def test_shards_that_lack_of_a_series_are_said(tmp_path):
     assert said(str(tmp_path)) == said(f"{tmp_path}/*.tar")
     assert said(str(tmp_path))[0].startswith(f"2 files of a series that are not there ({tmp_path}/s-01-of-04.tar")
     assert said(f"{tmp_path}/s-{{00,02}}-of-04.tar") == []
+
+
+def test_shards_further_down_are_pointed_at(tmp_path):
+    make_tar(tmp_path / "set" / "default" / "train" / "0.tar", samples(range(3)))
+    with pytest.raises(
+        UserError, match=r"it holds the folders default, and no \*\.tar in them: name one further down$"
+    ):
+        open_source("webdataset", str(tmp_path / "set"))

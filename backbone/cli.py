@@ -27,6 +27,7 @@ from backbone.console import RECIPES, recipe_file, typed
 from backbone.errors import LOST, Lost, UserError
 from backbone.hints import meant, of_another_job, spelling, suggestion
 from backbone.kinds import section_model
+from backbone.plain_yaml import GivenTwice, parse_yaml
 from backbone.stopping import Stopped, asked, heed, stop_of
 from backbone.supervise import BUG, end_with_watcher, is_watched
 from backbone.usage import choices, full_help, short_help, usage
@@ -167,15 +168,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file; UserError naming the file where there is none or it does not parse."""
     path = recipe_file(path)
     try:
-        tree = yaml.safe_load(path.read_text("utf-8")) or {}
+        tree = parse_yaml(path.read_text("utf-8-sig")) or {}
     except FileNotFoundError as error:
         ours = RECIPES / path.parent.as_posix().removeprefix("jobs/recipes/")
         stems = [one.stem for folder in (path.parent, ours) for one in folder.glob("*.yaml")]
         near = list(dict.fromkeys(difflib.get_close_matches(path.stem, stems)))
         there = "; there is " + ", ".join(f"{stem}.yaml" for stem in near) if near else ""
         raise UserError(f"{path}: no such recipe{there}") from error
+    except GivenTwice as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        spaces = "; indent by spaces, not tabs" if r"'\t'" in str(error) else ""
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}{spaces}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not sections of fields")
     return tree
@@ -343,7 +347,7 @@ def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> N
     if get_origin(known.get(name)) is tuple:
         told.overrides[name] = values if values != [""] else []
     elif name not in known:  # below a dict, whose fields have no types here
-        told.overrides[name] = yaml.safe_load(values[0]) if len(values) == 1 else values or True
+        told.overrides[name] = parse_yaml(values[0]) if len(values) == 1 else values or True
     elif len(values) > 1:
         told.faults.append(f"command line: --{name}: takes one value, not {' '.join(values)}")
     else:

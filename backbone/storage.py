@@ -46,7 +46,9 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 
             fs, path = FileSystem.from_uri(str(url))
             return ArrowFSWrapper(fs), path
-        return fsspec.core.url_to_fs(str(Path(url).expanduser()) if not scheme else str(url))
+        if not scheme:  # fsspec would take a `::` in it for a chain of file systems, and drop what follows
+            return (fs := LocalFileSystem()), str(fs._strip_protocol(str(Path(url).expanduser())))
+        return fsspec.core.url_to_fs(str(url))
     except StorageError:
         raise
     except (ValueError, ImportError, OSError) as error:

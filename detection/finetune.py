@@ -36,9 +36,10 @@ from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection import artifact, scoring, semantic
 from detection.called import may_be_called
+from detection.data.coco import annotations_of
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, SemanticTrainSet, TrainSet, eval_loader, targets, train_loader
-from detection.data.options import DetectionData, ScenesData
+from detection.data.options import CocoData, DetectionData, ScenesData
 from detection.data.sources import open_sources, remarks
 from detection.evaluate import detect_batches
 from detection.forward import prepared
@@ -141,7 +142,10 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
 
 
 def places(data: DetectionData) -> tuple[str, str]:
-    """Where training and validation images lie; empty where nowhere."""
+    """Where training and validation images lie; empty where nowhere, or two lists share one folder of images."""
+    if isinstance(data, CocoData):
+        jsons = annotations_of(data.train, data.train_annotations), annotations_of(data.val, data.val_annotations)
+        return (data.train, data.val) if jsons[0] == jsons[1] else ("", "")
     return ("", "") if isinstance(data, ScenesData) else (data.train, data.val)
 
 

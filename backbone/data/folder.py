@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from backbone.data.findings import Findings
-from backbone.data.formats import image_suffixes, is_hidden, is_image, is_other_image, some, suffix_of
+from backbone.data.formats import HEAD, image_suffixes, is_hidden, is_image, is_other_image, some, suffix_of, what_is
 from backbone.data.index import IndexedSource, cache_directory, is_fresh, store, tabulate
 from backbone.data.labels import check_names
 from backbone.data.listing import THREADS, shown
@@ -23,8 +24,14 @@ from backbone.data.splits import JUDGED, split_folders, typed
 from backbone.errors import UserError
 from backbone.storage import filesystem
 
+NUMBER = re.compile("[0-9]{1,9}")
 MEND = "mend or remove it"
 ABOVE = "they would be read for ever; remove them"
+INSIDE = (
+    "images in folders inside of class folders",
+    "read as of the class above",
+)
+NUMBERS = "classes that are numbers, in the order of text", "name them 00, 01, ... to have labels in their order"
 CLASSLESS = "they have no class; move each into the folder of its class"
 
 
@@ -63,7 +70,7 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
     fs, root = filesystem(location)
     root = root.rstrip("/")
     if not fs.isdir(root):
-        raise UserError(f"{location}: no such directory; looked for {root}/<class>/*.jpg")
+        raise UserError(f"{location}: {_instead(fs, root)}; looked for {root}/<class>/*.jpg")
     local = isinstance(fs, LocalFileSystem)
     beside, folders = Found(), []
     for info in sorted(fs.ls(root, detail=True), key=lambda one: one["name"]):
@@ -77,6 +84,8 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
         elif is_image(name) and not is_folder:
             beside.findings.add("warning", "images beside the class folders", CLASSLESS, f"{root}/{name}")
             beside.suffixes[suffix_of(name)] += 1
+        elif local and _is_dead(info["name"]):
+            beside.findings.add("warning", "links that lead nowhere", MEND, f"{root}/{name}")
         else:
             beside.passed(name, f"{root}/{name}")
     classes = sorted(folders)
@@ -109,8 +118,22 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
     remarks = Findings()
     for one in (beside, *found):
         remarks.join(one.findings)
+    for name, one in zip(classes, found, strict=True):
+        for directory, count in Counter(image[0] for image in one.images if image[0]).items():
+            remarks.add("note", *INSIDE, f"{root}/{name}/{directory}", count)
+    if all(map(NUMBER.fullmatch, classes)) and classes != sorted(classes, key=int):
+        label = next(i for i, name in enumerate(sorted(classes, key=int)) if name != classes[i])
+        remarks.add("warning", *NUMBERS, f"label {label} is {classes[label]}", len(classes))
     here = shown(location, root)
     return IndexedSource(path, location, root, here, remarks=remarks, places=[here])
+
+
+def _instead(fs: fsspec.AbstractFileSystem, root: str) -> str:
+    """What is there, where there is no directory."""
+    if not fs.isfile(root):
+        return "no such directory"
+    with fs.open(root, "rb") as file:
+        return what_is(file.read(HEAD)) or "is a file"
 
 
 def _held(suffixes: Counter[str]) -> str:

@@ -74,6 +74,11 @@ def check_names(names: Sequence[str], named_by: str) -> None:
         raise UserError(f"{named_by}: calls labels {first[name]} and {label} {name!r}; name them apart, or join them")
 
 
+def likeness(name: str) -> str:
+    """The same for names that differ in case, spaces around them or Unicode form at most."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 def class_findings(labels: np.ndarray, classes: Sequence[str], prefix: str = "") -> Findings:
     """What is odd about classes: some without images, and names that look alike.
 
@@ -86,7 +91,7 @@ def class_findings(labels: np.ndarray, classes: Sequence[str], prefix: str = "")
         findings.add("warning", "classes without images", remedy, prefix + classes[i])
     alike: dict[str, str] = {}
     for name in classes:
-        key = unicodedata.normalize("NFC", name).casefold().strip()
+        key = likeness(name)
         if key in alike:
             remedy = "they differ in case, spaces or Unicode form at most; join them, or rename one"
             findings.add("warning", "classes of like names", remedy, f"{prefix}{alike[key]!r} and {name!r}")

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from backbone.data.findings import Findings
 from backbone.data.formats import is_hidden, some
 from backbone.data.index import cache_directory, digest
+from backbone.data.series import lacking
 from backbone.data.splits import JUDGED, OTHERS, by_split, pattern_for, splits_among, typed, words_in
 from backbone.errors import UserError
 from backbone.storage import QUERIED, filesystem
@@ -26,6 +27,7 @@ THREADS = 16  # requests at a time; what they wait for is the disk or the networ
 GLOB = re.compile(r"[*?\[]")
 MOST_BRACES = 1_000_000  # names a brace pattern may stand for
 OWN = re.compile(r"raybone-index-.*|.*\.tar\.json|classes\.txt|(index|report|preparing)\.json")  # ours, beside shards
+LACKING = "files of a series that are not there", "fetch them, or rename the others: their images are missing"
 STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -112,7 +114,7 @@ def list_files(location: str, suffix: str) -> Listing:
             path = f"{root}/{one}"
             found = _glob(fs, path, suffix, passed) if GLOB.search(one) else [path] if fs.exists(path) else []
             if not found:
-                raise UserError(f"{location}: there is no {path}")
+                raise UserError(f"{location}: there is no {path}{_joined(location)}")
             paths += found
     elif fs.isdir(root):
         paths = _in_directory(fs, root, suffix, passed)
@@ -121,7 +123,7 @@ def list_files(location: str, suffix: str) -> Listing:
     elif fs.exists(root):
         paths = [root]
     else:
-        raise UserError(f"{location}: no such file or directory")
+        raise UserError(f"{location}: no such file or directory{_joined(location)}")
     paths = sorted(set(paths))
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -168,15 +170,38 @@ def _elsewhere(fs: fsspec.AbstractFileSystem, url: str, root: str, suffix: str) 
         if info["type"] != "directory":
             kind = "".join(Path(name).suffixes[-2:] if f"{suffix}." in name else Path(name).suffixes[-1:])
             others[kind or "no suffix"] = others.get(kind or "no suffix", 0) + 1
-        elif len(folders) < MANY_FOLDERS and (count := len(_in_directory(fs, info["name"], suffix, []))):
-            folders[name] = count
+        elif len(folders) < MANY_FOLDERS:
+            folders[name] = len(_in_directory(fs, info["name"], suffix, []))
+    empty = [name for name, count in folders.items() if not count and not is_hidden(name)]
+    folders = {name: count for name, count in folders.items() if count}
     if folders:
         counts = ", ".join(f"{name} ({count})" for name, count in sorted(folders.items()))
         places = {split: f"{shown(url, root)}/{names[0]}" for split, names in splits_among(folders).items()}
         how = typed(places) if places else f"Name one: --data.train {shlex.quote(f'{shown(url, root)}/{min(folders)}')}"
         return f", but in its folders {counts}. {how}"
     there = some([f"{count} of {kind}" for kind, count in sorted(others.items(), key=lambda one: -one[1])])
-    return f"; it holds {there}" if there else "; it holds no files"
+    below = f"the folders {some(sorted(empty))}, and no *{suffix} in them: name one further down" if empty else ""
+    return f"; it holds {' and '.join(filter(None, (there, below))) or 'no files'}"
+
+
+def missing_files(location: str, listing: Listing) -> Findings:
+    """Files that lack of numbered series. Who names files one by one, in braces, means those."""
+    findings = Findings()
+    if "{" not in pattern_of(location):
+        for name, count in lacking(listing.names):
+            findings.add("warning", *LACKING, f"{listing.shown}/{name}", count)
+    return findings
+
+
+def _joined(location: str) -> str:
+    """How to name several places at once, to end a message, where they were joined as elsewhere."""
+    for mark in ("::", ","):
+        places = [place.strip() for place in location.split(mark)]
+        if len(places) > 1 and all("/" in place for place in places):
+            start = posixpath.commonprefix(places).rpartition("/")[0] + "/"
+            named = f"{start}{{{','.join(place.removeprefix(start) for place in places)}}}"
+            return f"; several places are named by braces: {shlex.quote(named)}"
+    return ""
 
 
 def check_one_split(location: str, listing: Listing) -> None:
@@ -211,15 +236,20 @@ def braces(pattern: str, location: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """`a{08..10}{x,y}` -> a08x, a08y, a09x, a09y, a10x, a10y, as a shell does."""
+    """`a{08..10}{x,y}` -> a08x, a08y, a09x, a09y, a10x, a10y, as a shell does; {0..8..4} and {a..c}, too."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern
         return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    span = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.([1-9]\d*))?", match[1])
+    letters = re.fullmatch(r"([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])", match[1])
     if span:
         width = len(span[1]) if span[1].startswith("0") else 0
-        options: Any = (f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1))
+        numbers = range(int(span[1]), int(span[2]) + 1, int(span[3] or 1))
+        options: Any = (f"{number:0{width}d}" for number in numbers)
+    elif letters:
+        first, last = filter(None, letters.groups())
+        options = map(chr, range(ord(first), ord(last) + 1))
     else:
         options = match[1].split(",")
     for option in options:

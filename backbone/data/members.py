@@ -180,8 +180,11 @@ def as_label(value: Any, where: str) -> int:
     Raises:
         UserError: none, see `backbone.data.labels.checked`.
     """
-    if isinstance(value, str) and DIGITS.fullmatch(value):
-        value = int(value)
+    if isinstance(value, str) and DIGITS.fullmatch(value.removeprefix("\ufeff")):
+        value = int(value.removeprefix("\ufeff"))
     if type(value) is not int:  # a bool is an int to isinstance
-        raise UserError(f"{where}: the label {repr(value)[:60]} is not an integer from 0 up")
+        name_it = ""
+        if isinstance(value, str) and value.strip():
+            name_it = "; write the number of the class, whose name goes into that line of classes.txt beside the shards"
+        raise UserError(f"{where}: the label {repr(value)[:60]} is not an integer from 0 up{name_it}")
     return checked(value, where)

@@ -21,7 +21,7 @@ from backbone.data.findings import Findings
 from backbone.data.formats import FETCH, HEAD, some, what_is
 from backbone.data.index import CHOOSE, Arrays, IndexedSource, is_fresh, map_arrays, pack, store, tabulate, tell
 from backbone.data.labels import check_names, checked, numbered, within
-from backbone.data.listing import Listing, check_one_split, list_files
+from backbone.data.listing import Listing, check_one_split, list_files, missing_files
 from backbone.data.splits import JUDGED, SPLIT_COLUMNS, words_in
 from backbone.errors import UserError
 from backbone.storage import filesystem
@@ -65,7 +65,7 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing
             if not _is_complete(path, blob, listing.state):
                 store([path], listing.state, _build(listing, blob))
-    here, remarks = str(path.parent), listing.remarks(".parquet")
+    here, remarks = str(path.parent), listing.remarks(".parquet").join(missing_files(location, listing))
     return IndexedSource(path, here, here, listing.shown, remarks=remarks, places=listing.files)
 
 

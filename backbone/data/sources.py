@@ -6,9 +6,9 @@ from typing import Protocol
 import numpy as np
 
 from backbone.data.findings import Finding, Findings
-from backbone.data.folder import open_imagefolder
+from backbone.data.folder import INSIDE, open_imagefolder
 from backbone.data.index import IndexedSource
-from backbone.data.labels import class_findings
+from backbone.data.labels import class_findings, likeness
 from backbone.data.tar import open_webdataset
 from backbone.errors import BadImage, UserError
 
@@ -107,9 +107,11 @@ def check_classes(train: Source) -> None:
     only = int(train.labels[0])
     if (train.labels != only).any():
         return
+    deeper = any(finding.what == INSIDE[0] for finding in train.findings)
+    inside = f", or the folder {train.classes[only]} itself, if those in it are the classes" if deeper else ""
     raise UserError(
         f"all {len(train)} images ({train.name(0)}, ...) are of one class, {train.classes[only]}: a net that always "
-        "answers so is never wrong, and nothing is learned; give images of two classes or more"
+        f"answers so is never wrong, and nothing is learned; give images of two classes or more{inside}"
     )
 
 
@@ -165,9 +167,18 @@ def check_splits(train: Source, val: Source) -> None:
     only = {"train": set(train.classes) - set(val.classes), "val": set(val.classes) - set(train.classes)}
     missing = "; ".join(f"only in {split}: {_some(sorted(names))}" for split, names in only.items() if names)
     if missing:
-        raise UserError(f"train and val have different classes ({missing}); mend the folders, or classes.txt of shards")
+        alike = "".join(f"; {one!a} and {two!a} look alike" for one, two in _alike(only["train"], only["val"]))
+        raise UserError(
+            f"train and val have different classes ({missing}{alike}); mend the folders, or classes.txt of shards"
+        )
     first = next(i for i, pair in enumerate(zip(train.classes, val.classes, strict=True)) if pair[0] != pair[1])
     raise UserError(f"label {first} is {train.classes[first]} in train, but {val.classes[first]} in val")
+
+
+def _alike(names: set[str], others: set[str]) -> list[tuple[str, str]]:
+    """Pairs that differ in case, blanks or Unicode form alone, some of which nobody could see."""
+    keys = {likeness(name): name for name in others}
+    return sorted((name, keys[likeness(name)]) for name in names if likeness(name) in keys)[:3]
 
 
 def _some(names: list[str]) -> str:

@@ -29,7 +29,7 @@ from detection.data.label_map import IGNORED, painted
 from detection.data.patches import Patch
 from detection.data.segments import encode, has_mask, patches, polygons_of
 
-FORMAT = 2  # of the arrays; a change makes old files stale
+FORMAT = 3  # of the arrays; a change makes old files stale
 THINNEST = 1.0  # pixels: a box thinner than this is no object
 BLACKLIST = "blacklist"  # array of ImageNet DET's: rows of images and labels that are not judged in them, int64 [P, 2]
 LEFT_OUT = ("", "crowds", "difficult", "degenerate boxes")  # why an object is not trained on; 0: it is

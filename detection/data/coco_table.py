@@ -13,10 +13,10 @@ from backbone.errors import printable
 from detection.data import units
 from detection.data.annotated import THINNEST, tabulate, within
 from detection.data.contract import Categories
+from detection.data.json_values import FARTHEST, is_name, is_number, is_pair, is_pairs, is_side, is_whole
 from detection.data.segments import flatten, outlines, run_totals
 from detection.data.settle import TWICE, add_alike, add_rows, flag, given_twice, settle_areas
 
-FARTHEST = 1e6  # pixels: pycocotools needs memory in proportion to a polygon's coordinates, and a mask to its image
 BORDER = 0.01  # pixels a box may reach over the border before it is worth a word: COCO rounds to hundredths
 
 UNIQUE = "give each an id of its own"
@@ -51,7 +51,8 @@ def tabulate_coco(tree: dict[str, Any]) -> Table:
     names, ids, sizes = _images(refused, findings, tree["images"])
     records = _once(findings, tree["annotations"], "annotations")
     categories = _categories(refused, findings, tree["categories"], records)
-    rows = _rows(refused, records, ids, categories)
+    incomplete = {number for one in tree["images"] if is_whole(number := one.get("id"))} - set(ids.tolist())
+    rows = _rows(refused, records, ids, categories, incomplete)
     if not names or not categories.names:
         return Table({}, rows.numbers, refused, findings)
     segments = _segments(refused, findings, rows, sizes[rows.image])
@@ -75,16 +76,17 @@ def _images(refused: Findings, findings: Findings, images: list[Any]) -> tuple[l
     if not images:
         refused.add("error", "there are no images", "name another JSON", count=0)
     good = []
-    for place, one in enumerate(_once(findings, images, "images")):
-        sound = [
-            _add_id(refused, "image", one, place),
-            *(_is_side(one.get(side)) for side in ("height", "width")),
-            _is_name(one.get("file_name")),
-        ]
-        if not all(sound[1:]):
+    for place, one in enumerate(map(_named, _once(findings, images, "images"))):
+        has_id = _add_id(refused, "image", one, place)
+        sound = {key: is_side(one.get(key)) for key in ("height", "width")} | {
+            "file_name": is_name(one.get("file_name"))
+        }
+        lacks = [f"{key} {one[key]!r:.40}" if key in one else f"no {key}" for key, good_ in sound.items() if not good_]
+        if lacks:
             what = "images without a whole id, height and width above 0, and file_name"
-            refused.add("error", what, "complete them", one.get("id", f"number {place + 1} of the list"))
-        if all(sound):
+            which = one.get("id", f"number {place + 1} of the list")
+            refused.add("error", what, "complete them", f"{which}: {', '.join(lacks)}")
+        elif has_id:
             good.append(one)
     ids = [one["id"] for one in good]
     for number in _repeated(ids):
@@ -94,6 +96,14 @@ def _images(refused: Findings, findings: Findings, images: list[Any]) -> tuple[l
         findings.add("warning", "files given by two images", "each is trained on and scored on its own", name)
     sizes = np.array([(one["height"], one["width"]) for one in good], np.int32).reshape(-1, 2)
     return names, np.array(ids, np.int64), sizes
+
+
+def _named(image: dict[str, Any]) -> dict[str, Any]:
+    """With a file name: LVIS has them in URLs alone, as folder and name."""
+    url = image.get("coco_url")
+    if "file_name" in image or not is_name(url):
+        return image
+    return image | {"file_name": "/".join(str(url).rsplit("/", 2)[-2:])}
 
 
 def _categories(
@@ -106,13 +116,13 @@ def _categories(
     for place, one in enumerate(_once(findings, categories, "categories")):
         if not _add_id(refused, "category", one, place):
             continue
-        if _is_name(one.get("name")) and printable(str(one["name"])) == str(one["name"]):
+        if is_name(one.get("name")) and printable(str(one["name"])) == str(one["name"]):
             good.append((one["id"], str(one["name"])))
         else:
             refused.add("error", "categories without a name", "complete them", one["id"])
     for number in _repeated([number for number, _ in good]):
         refused.add("error", "category ids given twice", UNIQUE, number)
-    used = {one["category_id"] for one in annotations if _is_whole(one.get("category_id"))}
+    used = {one["category_id"] for one in annotations if is_whole(one.get("category_id"))}
     kept: dict[str, int] = {}
     for number, name in sorted(good, key=lambda pair: (pair[0] not in used, pair[0])):
         if name not in kept:
@@ -126,8 +136,10 @@ def _categories(
     return Categories(tuple(name for _, name in pairs), tuple(number for number, _ in pairs))
 
 
-def _rows(refused: Findings, records: list[dict[str, Any]], ids: np.ndarray, categories: Categories) -> Rows:
-    """Name the annotations that cannot be read, and keep the others."""
+def _rows(
+    refused: Findings, records: list[dict[str, Any]], ids: np.ndarray, categories: Categories, incomplete: set[int]
+) -> Rows:
+    """Name the annotations that cannot be read, and keep the others. Ids of `incomplete` images are named already."""
     places = {number: place for place, number in enumerate(ids.tolist())}
     labels = {number: label for label, number in enumerate(categories.ids, 1)}
     good, image, label = [], [], []
@@ -137,15 +149,15 @@ def _rows(refused: Findings, records: list[dict[str, Any]], ids: np.ndarray, cat
         box, number = one.get("bbox"), one.get("id")
         if not _add_id(refused, "annotation", one, place):
             continue
-        known = _is_whole(its_image) and its_image in places, _is_whole(its_category) and its_category in labels
-        if not known[0]:
+        known = is_whole(its_image) and its_image in places, is_whole(its_category) and its_category in labels
+        if not known[0] and not (is_whole(its_image) and its_image in incomplete):
             remedy = "add the image, or remove the annotation"
             refused.add("error", "annotations of unknown images", remedy, f"{number} (image {its_image!r})")
         if not known[1]:
             remedy = "add the category, or correct the annotation"
             example = f"{number} (category {its_category!r})"
             refused.add("error", "annotations of unknown categories", remedy, example)
-        four = type(box) is list and len(box) == 4 and all(map(_is_number, box))
+        four = type(box) is list and len(box) == 4 and all(map(is_number, box))
         if not four:
             refused.add("error", "boxes that are not four numbers", "give x, y, width, height", f"{number}: {box}")
         if all(known) and four:
@@ -201,6 +213,8 @@ class OtherSize(ValueError):
 
 def _run_lengths(segmentation: dict[str, Any], size: list[int]) -> bytes:
     """Run lengths, compressed or not, in pycocotools' compressed form."""
+    if lacks := [key for key in ("size", "counts") if key not in segmentation]:
+        raise ValueError(f"run lengths without {' and '.join(lacks)}")
     if list(segmentation["size"]) != size:
         raise OtherSize(f"a mask is of {segmentation['size']}, its image of {size}")
     counts = segmentation["counts"]
@@ -218,9 +232,9 @@ def _rings(findings: Findings, segmentation: Any, number: int) -> list[list[floa
     if not isinstance(segmentation, list):
         raise TypeError(f"{type(segmentation).__name__} {segmentation!r:.40}")
     flat = segmentation
-    if all(map(_is_number, flat)) or (len(flat) > 2 and all(map(_is_pair, flat))):
+    if all(map(is_number, flat)) or (len(flat) > 2 and all(map(is_pair, flat))):
         flat = [flat]
-    flat = [[side for pair in one for side in pair] if _is_pairs(one) else one for one in flat]
+    flat = [[side for pair in one for side in pair] if is_pairs(one) else one for one in flat]
     if flat != segmentation:
         what = "segmentations that are a polygon without the outer list, or points in pairs"
         findings.add("warning", what, "read as [[x, y, x, y, ...]]", number)
@@ -244,7 +258,7 @@ def _settle(findings: Findings, rows: Rows, sizes: np.ndarray, segments: Arrays)
     _ignored(findings, rows)
     masks, extents = outlines(segments, sizes)
     raw: list[Any] = get("area")
-    written = np.array([float(one) if _is_number(one) else np.nan for one in raw], np.float64)
+    written = np.array([float(one) if is_number(one) else np.nan for one in raw], np.float64)
     none = np.array([one is None for one in raw], bool)
     areas, impossible = settle_areas(written, rows.boxes, sizes, masks, segments)
     computed = "computed from the segmentation, or else from the box"
@@ -254,7 +268,7 @@ def _settle(findings: Findings, rows: Rows, sizes: np.ndarray, segments: Arrays)
     add_rows(findings, "warning", ("annotations whose area is no number above 0", computed), bad, say)
     kind = "annotations whose area cannot be that of their mask or box, as in other units", computed
     add_rows(findings, "warning", kind, impossible, say)
-    _boxes(findings, rows, sizes, extents, written)
+    _boxes(findings, rows, sizes, extents, written, segments)
     pairs = given_twice(rows.image, rows.labels, rows.boxes)
     same = [rows.records[a].get("segmentation") == rows.records[b].get("segmentation") for a, b in pairs.tolist()]
     pairs = pairs[np.array(same, bool) & ~crowd[pairs].any(1)] if len(pairs) else pairs
@@ -295,11 +309,17 @@ def _ignored(findings: Findings, rows: Rows) -> None:
     add_rows(findings, "warning", kind, np.array(ignored, bool), rows.numbers.__getitem__)
 
 
-def _boxes(findings: Findings, rows: Rows, sizes: np.ndarray, extents: np.ndarray, areas: np.ndarray) -> None:
+def _boxes(
+    findings: Findings, rows: Rows, sizes: np.ndarray, extents: np.ndarray, areas: np.ndarray, segments: Arrays
+) -> None:
     boxes = rows.boxes
     say = lambda j: f"{rows.numbers[j]}: {rows.records[j]['bbox']}"  # noqa: E731
     finite = np.all(np.isfinite(boxes), 1)
     add_rows(findings, "error", ("boxes that are not finite", "correct or remove them"), ~finite, say)
+    drawn = np.diff(segments["polygons_offsets"]) > 0
+    tiny = drawn & units.in_fractions(extents)
+    if 2 * tiny.sum() > drawn.sum():
+        add_rows(findings, "error", units.POLYGON_FRACTIONS, tiny, rows.numbers.__getitem__)
     fractions = finite & units.in_fractions(boxes)
     if 2 * fractions.sum() > len(boxes):
         add_rows(findings, "error", units.FRACTIONS, fractions, say)
@@ -332,7 +352,7 @@ def _once(findings: Findings, records: list[Any], what: str) -> list[Any]:
     kept = []
     for one in records:
         number = one.get("id")
-        if _is_whole(number) and first.setdefault(number, one) is not one and first[number] == one:
+        if is_whole(number) and first.setdefault(number, one) is not one and first[number] == one:
             findings.add("warning", f"{what} given twice, id and all", "read once", number)
         else:
             kept.append(one)
@@ -342,46 +362,13 @@ def _once(findings: Findings, records: list[Any], what: str) -> list[Any]:
 def _add_id(refused: Findings, what: str, one: dict[str, Any], place: int) -> bool:
     """Whether it has a whole id; refused otherwise."""
     number = one.get("id")
-    if _is_whole(number):
+    if is_whole(number):
         return True
     example = f"number {place + 1} of the list" if number is None else f"{number!r:.40}"
     if what == "annotation":
         example += f", of image {one.get('image_id')!r:.40}"
     refused.add("error", f"{what} ids that are missing or no whole numbers", WHOLE, example)
     return False
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_side(value: Any) -> bool:
-    """Pixels; 640.0 is 640."""
-    return type(value) in (int, float) and 1 <= value <= FARTHEST and value == int(value)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
-
-
-def _is_name(value: Any) -> bool:
-    """Text that can be kept and looked for, or a number, which some tools write for a name of digits."""
-    if type(value) is int:
-        return True
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return False
-    try:
-        return bool(value.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_pairs(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 2 and all(map(_is_pair, value))
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Where files lie whose names were written elsewhere: with other separators, folders, case, Unicode form or suffix."""
 
+import html
 import os
 import posixpath
 import unicodedata
@@ -37,19 +38,22 @@ class Files:
         """`paths`: relative to the folder, with `/`."""
         self._by: dict[str, list[str]] = {}
         for path in paths:
-            key = _key(path)
-            for one in {key, _stem(key)}:
-                for name in {one, f"*/{posixpath.basename(one)}"}:
-                    self._by.setdefault(name, []).append(path)
+            keys = {_key(path), _key(unquote(path))}
+            keys |= set(map(_stem, keys))
+            for name in keys | {f"*/{posixpath.basename(key)}" for key in keys}:
+                self._by.setdefault(name, []).append(path)
 
     def find(self, name: str) -> list[str]:
         """The files that `name` may mean: none, one, or several where it does not say which.
 
         Its own leading folders may be missing on disk (`train/a.jpg` in the folder train, `C:\\data\\a.jpg`), or it
-        may lack those that are there; case, Unicode form and suffix may differ, and it may be a URL.
+        may lack those that are there; case, Unicode form, suffix and blanks around it may differ, and either may be
+        quoted as in a URL.
         The closest are given: a path that fits goes before a file name that fits, and that before a stem.
         """
-        spellings = dict.fromkeys((name, unquote(name), _of_url(unquote(name))))
+        name = name.strip()
+        plain = html.unescape(name)
+        spellings = dict.fromkeys((name, unquote(name), _of_url(unquote(name)), plain, plain.replace("+", " ")))
         for form in (_key, lambda one: _stem(_key(one))):
             for spelling in spellings:
                 parts = [part for part in form(spelling).split("/") if part not in ("", ".", "..")]

@@ -16,6 +16,10 @@ FRACTIONS = (
     "boxes given as fractions of the image",
     "multiply x and width by the image's width, y and height by its height",
 )
+POLYGON_FRACTIONS = (
+    "polygons given as fractions of the image",
+    "multiply x by the image's width and y by its height, or leave the segmentation out",
+)
 CORNERS = (
     "boxes given as corners x1, y1, x2, y2",
     "write x1, y1, x2 - x1, y2 - y1; if they are x, y, width, height, cut them off at the image's border",

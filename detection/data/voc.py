@@ -33,6 +33,10 @@ OUTSIDE = (
     "cut off at the border for training; where many begin at 0, their tool counted from 0, not 1; if they are x, y, "
     "width, height, write corners"
 )
+BESIDE = (
+    "images with files of several suffixes",
+    "the one that <filename> names is read, or else .jpg: remove the others",
+)
 FRACTIONAL = "boxes with fractions of a pixel", "read as they are, less 1 at the left and top as all of Pascal VOC's"
 
 
@@ -220,6 +224,9 @@ def _images(
     taken = Counter((part, found[0]) for (part, _, _), found in zip(kept, fitting, strict=True) if len(found) == 1)
     files, missing = [], []
     for (part, name, _), found in zip(kept, fitting, strict=True):
+        others = [file for file in folders[part].images.get(name, []) if file != found[0]]
+        if others:
+            findings.add("warning", *BESIDE, f"{found[0]} is read, not {', '.join(others)}")
         own = len(found) == 1 and str(PurePosixPath(found[0]).with_suffix("")) == name
         lost = not own and (len(found) != 1 or taken[part, found[0]] > 1)
         files.append(f"{IMAGES}/{f'{name}.jpg' if lost else found[0]}")

@@ -123,16 +123,17 @@ class Folder:
 
     def fitting(self, name: str, file: str) -> list[str]:
         """The files that the image of annotation `name` may be, which calls it `file`: one, if all is well."""
-        if name in self.images:
-            return [self.images[name]]
+        own = self.images.get(name, [])
+        if own:
+            return [file] if file in own else own[:1]
         if self._below is None:
             fs, root = filesystem(self.folder)
             self._below = Files(path for path in below(fs, f"{root}/{IMAGES}") if is_image(path))
         return self._below.find(name) or (self._below.find(file) if file else [])
 
 
-def image_files(folder: str) -> dict[str, str]:
-    """The images of a folder, id -> file name; of two of one name the .jpg, VOC's own."""
+def image_files(folder: str) -> dict[str, list[str]]:
+    """The images of a folder, id -> file names: of several the .jpg first, VOC's own."""
     fs, root = filesystem(folder)
     try:
         found = [PurePath(path) for path in fs.ls(f"{root}/{IMAGES}", detail=False)]
@@ -140,5 +141,7 @@ def image_files(folder: str) -> dict[str, str]:
         raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}") from error
     suffixes = {suffix: place for place, suffix in enumerate(image_suffixes())}  # .jpg is first
     images = [path for path in found if path.suffix.lower() in suffixes]
-    images.sort(key=lambda path: suffixes[path.suffix.lower()], reverse=True)
-    return {path.stem: path.name for path in images}
+    found_by: dict[str, list[str]] = {}
+    for path in sorted(images, key=lambda path: suffixes[path.suffix.lower()]):
+        found_by.setdefault(path.stem, []).append(path.name)
+    return found_by

@@ -55,7 +55,7 @@ def open_segments(location: str, cache: str | None = None) -> "VocSegments":
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = list(pool.map(lambda place: hashlib.sha256(_map_bytes(*place)).hexdigest(), places))
         fingerprint = digest("voc segments", *categories.names, *map(str, parts), *entries, *hashes)
-        files = [images[part][name] for part, name in zip(parts, entries, strict=True)]
+        files = [images[part][name][0] for part, name in zip(parts, entries, strict=True)]
         index, state = index_path("voc-segments", digest(fingerprint, *files), cache)
         if not is_fresh(index, state):
             maps = list(pool.map(lambda place: _look(*place, categories), places))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 from backbone.data.findings import Findings
-from detection.data.coco_table import FARTHEST
+from detection.data.json_values import FARTHEST
 from detection.data.settle import flag
 
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\bencoding\s*=\s*["']([^"']+)["']""")
@@ -28,6 +28,9 @@ SIZELESS = "annotations without the image's size", "taken from the image"
 UNCLEAR = "difficult marks that are neither 0 nor 1", "write 0 or 1"
 PARTS = "parts of objects, such as heads and hands", "not read: only whole objects are"
 NESTED = "objects inside of other elements", "not read: put them directly into <annotation>"
+TWICE_SAID = "objects with several boxes, names or marks", "only the first of each is read: make an object of each box"
+TAGS = "annotations whose tags are in capitals or in a namespace", "read so; most tools look for <object> alone"
+ONCE = {"object": ("name", "bndbox", "difficult"), "bndbox": ("xmin", "ymin", "xmax", "ymax")}  # what each has once
 OTHERWISE = "annotations in another encoding than they declare", "read by what their bytes are; " + SAVE
 
 
@@ -122,6 +125,8 @@ def annotation_of(root: Element, name: str, measure: Callable[[str], tuple[int, 
         ValueError: a part is missing or no number. Names it.
     """
     findings = Findings()
+    if _plain_tags(root):
+        findings.add("warning", *TAGS, name)
     objects = root.findall("object")
     nested = sum(1 for _ in root.iter("object")) - len(objects)
     if root.find("size") is None and not objects and not nested:
@@ -134,6 +139,8 @@ def annotation_of(root: Element, name: str, measure: Callable[[str], tuple[int, 
     if not all(names):
         raise ValueError("an object has no name")
     file = (root.findtext("filename") or "").strip()
+    if several := sum(map(_says_twice, objects)):
+        findings.add("error", *TWICE_SAID, name, several)
     parts = sum(len(one.findall("part")) for one in objects)
     if parts:
         findings.add("note", *PARTS, name, parts)
@@ -145,6 +152,26 @@ def annotation_of(root: Element, name: str, measure: Callable[[str], tuple[int, 
         file,
         findings,
     )
+
+
+def _plain_tags(root: Element) -> int:
+    """Call elements as Pascal VOC does, without namespace and in small letters; how many were called otherwise."""
+    changed = 0
+    for element in root.iter():
+        plain = element.tag.rpartition("}")[2].lower()
+        if plain != element.tag:
+            element.tag = plain
+            changed += 1
+    return changed
+
+
+def _says_twice(element: Element) -> bool:
+    """Whether an object has several of what each has once: the others would be lost."""
+    for one in (element, *element.findall("bndbox")):
+        tags = [child.tag for child in one]
+        if any(tags.count(tag) > 1 for tag in ONCE.get(one.tag, ())):
+            return True
+    return False
 
 
 def _size(

@@ -16,6 +16,7 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert path == str(tmp_path / "a/b")
         assert is_local(given)
     assert filesystem("~/x")[1] == str(Path.home() / "x")
+    assert filesystem("/a::b")[1] == "/a::b"  # no file system in another
 
 
 def test_remote_urls() -> None:

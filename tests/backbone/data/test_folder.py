@@ -12,7 +12,7 @@ from PIL import Image
 from backbone.data import formats
 from backbone.data.doctor import examine
 from backbone.data.findings import Finding
-from backbone.data.sources import Source, open_source, remarks
+from backbone.data.sources import Source, check_classes, open_source, remarks
 from backbone.errors import BadImage, UserError
 from tests.backbone.data.making import make_folder, png, values
 
@@ -247,3 +247,38 @@ def test_names_that_are_not_utf8_can_be_read_and_printed(root):
     for text in (source.name(1), *source.classes, str(error.value), report.as_text()):
         assert text.encode("utf-8")
     assert any(r"caf\xe9/\xff2.png" in example for one in report.findings for example in one.examples)
+
+
+def test_numbers_are_classes_in_the_order_of_text_and_said_so(root):
+    source = open_source("imagefolder", str(put(root, *(f"{k}/a.png" for k in range(11)))))
+    assert source.classes[2] == "10"
+    (finding,) = [one for one in source.findings if one.severity == "warning"]
+    assert finding.as_line().startswith("11 classes that are numbers, in the order of text (label 2 is 10, ...): name")
+    shutil.rmtree(root)
+    for names in ((f"{k:02d}" for k in range(11)), map(str, range(10)), ("1", "10", "2x")):
+        assert not open_source("imagefolder", str(put(root, *(f"{name}/a.png" for name in names)))).findings
+        shutil.rmtree(root)
+
+
+def test_folders_inside_of_class_folders_are_said(root):
+    source = open_source("imagefolder", str(put(root, "b/a.png", "b/x/a.png", "b/x/b.png", "c/y/z/a.png")))
+    assert source.classes == ("b", "c")
+    (finding,) = source.findings
+    assert (finding.severity, finding.count) == ("note", 3)
+    assert finding.examples == [f"{root}/b/x", f"{root}/c/y/z"]
+    shutil.rmtree(root)
+    with pytest.raises(UserError, match=r"or the folder images itself, if those in it are the classes$"):
+        check_classes(open_source("imagefolder", str(put(root, "images/b/a.png", "images/c/a.png"))))
+
+
+def test_a_file_in_place_of_the_folder_is_said_to_be_one(root):
+    root.write_bytes(b"PK\3\4 and so on")
+    with pytest.raises(UserError, match=r"set: is a zip archive; unpack it with unzip; looked for"):
+        open_source("imagefolder", str(root))
+
+
+def test_a_dead_link_beside_the_class_folders_is_said(root):
+    put(root, "b/a.png", "c/a.png")
+    (root / "v1.5").symlink_to("nowhere")
+    source = open_source("imagefolder", str(root))
+    assert said(source)["links that lead nowhere"].examples == [f"{root}/v1.5"]

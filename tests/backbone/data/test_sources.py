@@ -15,7 +15,17 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from backbone.data import index
 from backbone.data.sources import Source, check_classes, check_splits, open_source
 from backbone.errors import BadImage, UserError
-from tests.backbone.data.making import ALL, TRAIN, make_folder, make_parquet, make_shards, make_tar, samples, values
+from tests.backbone.data.making import (
+    ALL,
+    TRAIN,
+    make_folder,
+    make_parquet,
+    make_shards,
+    make_tar,
+    png,
+    samples,
+    values,
+)
 
 PICKLED = 1000  # bytes, at most
 
@@ -129,6 +139,17 @@ def test_splits_must_have_the_same_classes(tmp_path):
     swapped = SimpleNamespace(classes=("b", "a", "c c"))
     with pytest.raises(UserError, match="label 0 is a in train, but b in val"):
         check_splits(train, cast(Source, swapped))
+
+
+@pytest.mark.parametrize(("one", "two"), [("caf\u00e9", "cafe\u0301"), ("Bolt", "bolt"), ("a", "a ")])
+def test_splits_whose_classes_look_alike_are_told_apart(tmp_path, one, two):
+    for split, name in (("train", one), ("val", two)):
+        for each in (name, "x"):
+            (tmp_path / split / each).mkdir(parents=True)
+            (tmp_path / split / each / "a.png").write_bytes(png(1))
+    with pytest.raises(UserError, match="different classes") as caught:
+        check_splits(*(open_source("imagefolder", str(tmp_path / split)) for split in ("train", "val")))
+    assert f"{one!a} and {two!a} look alike" in str(caught.value)
 
 
 def test_one_class_alone_teaches_nothing(tmp_path):

@@ -158,7 +158,7 @@ def test_labels_in_json_and_odd_members(tmp_path):
         ([("notes.txt", b"a"), ("b.csv", b"c")], r"no key\.jpg with key\.cls in 0\.tar.*hold 1 of \.txt, 1 of \.csv"),
         ([("a.png", png(0))], r"0\.tar:a\.png: has no label; add a\.cls"),
         ([("a.cls", b"0")], r"0\.tar:a\.cls: has a label but no image; add a\.jpg"),
-        ([("a.png", png(0)), ("a.cls", b"cat")], r"0\.tar:a\.cls: the label 'cat' is not an integer"),
+        ([("a.png", png(0)), ("a.cls", b"cat")], r"0\.tar:a\.cls: the label 'cat' is not an integer .* classes\.txt"),
         ([("a.png", png(0)), ("a.cls", b"-1")], r"0\.tar:a\.cls: the label -1 is negative"),
         ([("a.png", png(0)), ("a.json", b'{"label": 1.5}')], r"0\.tar:a\.json: the label 1\.5 is not"),
         ([("a.png", png(0)), ("a.json", b'{"label": true}')], r"0\.tar:a\.json: the label True is not"),

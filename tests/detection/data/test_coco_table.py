@@ -112,12 +112,22 @@ def _in_percent(tree: Tree) -> None:
         one["bbox"] = [100 * side / sizes[one["image_id"]][k % 2] / 4 for k, side in enumerate(one["bbox"])]
 
 
+def _polygons_in_fractions(tree: Tree) -> None:
+    """Drawn in pixels they would be empty masks, and nothing would be said of them."""
+    sizes = {one["id"]: (one["width"], one["height"]) for one in tree["images"]}
+    for one in tree["annotations"]:
+        if isinstance(one["segmentation"], list):
+            sides = sizes[one["image_id"]]
+            one["segmentation"] = [[x / sides[k % 2] for k, x in enumerate(ring)] for ring in one["segmentation"]]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (_as_corners, r"boxes given as corners x1, y1, x2, y2 .*: write x1, y1, x2 - x1, y2 - y1"),
         (each(bbox=[0.1, 0.1, 0.5, 0.5]), r"5 boxes given as fractions of the image .*: multiply x and width by"),
         (each(bbox=[0, 0, 1, 1]), r"5 boxes given as fractions of the image"),
+        (_polygons_in_fractions, r"3 polygons given as fractions of the image .*: multiply x by the image's width"),
         (_in_percent, r"boxes in other units than their segmentation .*: give both in pixels"),
         (lambda tree: tree["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), r"1 boxes that are not finite"),
         (
@@ -214,6 +224,26 @@ def test_polygons_without_the_outer_list_or_in_pairs(tmp_path: Path, written: An
     assert said == {"segmentations that are a polygon without the outer list, or points in pairs": 1}
     right = open_coco(str(make_coco(tmp_path / "right")))
     assert np.array_equal(source.objects(0, True).masks[0], right.objects(0, True).masks[0])
+
+
+def test_images_named_by_their_url_alone(tmp_path: Path) -> None:
+    """As LVIS does."""
+
+    def change(tree: Tree) -> None:
+        for one in tree["images"]:
+            one["coco_url"] = f"http://images.example.org/set/train/{one.pop('file_name')}"
+
+    source, _ = opened(tmp_path, change)
+    assert [source.image(i).shape[:2] for i in range(4)] == [tuple(size) for size in source.sizes.tolist()]
+
+
+def test_what_an_image_lacks_is_named_and_its_annotations_are_not_blamed(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["images"][0]["height"] = None
+    del tree["images"][1]["width"]
+    (fault,) = tabulate_coco(tree).refused.sorted()
+    assert fault.as_line().startswith("2 images without a whole id, height and width above 0, and file_name")
+    assert fault.examples == ["30: height None", "10: no width"]
 
 
 def test_sizes_as_whole_floats_and_names_as_numbers(tmp_path: Path) -> None:

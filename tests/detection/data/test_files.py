@@ -37,6 +37,11 @@ from detection.data.files import MISSING, RESPELLED, SEVERAL, Files, locate
         ("/data/local-files/?d=set%5Csub%5Ca.jpg", "sub/a.jpg"),
         ("/data/local-files/?d=a.jpg", "a.jpg"),
         ("100%.jpg", "100%.JPG"),
+        ("my image.jpg", "my%20image.jpg"),
+        ("sub/my image.jpg", "sub/my%20image.JPG"),
+        ("my+image.jpg", "my image.jpg"),
+        ("a &amp; b.jpg", "a & b.jpg"),
+        (" a.jpg\n", "a.jpg"),
     ],
 )
 def test_a_name_of_another_layout_is_found_and_said(tmp_path: Path, written: str, there: str) -> None:

@@ -119,6 +119,21 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert one.fingerprint == two.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize(("named", "value"), [("000012.png", 200), ("000012.jpg", 100), ("other.bmp", 100)])
+def test_two_files_of_one_name(tmp_path: Path, named: str, value: int) -> None:
+    """The annotation says which of the two was drawn on; where it does not, it is VOC's own kind, and said."""
+    root = make_voc(tmp_path, {"000012": VOC["000012"]})
+    Image.fromarray(np.full((*SIZES[0], 3), 200, np.uint8)).save(root / "JPEGImages/000012.png")
+    place = root / "Annotations/000012.xml"
+    place.write_text(place.read_text().replace("000012.jpg", named))
+    source = open_source("voc", f"{root}:trainval")
+    assert abs(int(source.image(0)[0, 0, 0]) - value) <= 3
+    said = [one.as_line() for one in source.findings if "several suffixes" in one.what]
+    read, other = ("000012.png", "000012.jpg") if value == 200 else ("000012.jpg", "000012.png")
+    assert len(said) == 1
+    assert f"{read} is read, not {other}" in said[0]
+
+
 def test_images_of_other_formats(tmp_path: Path) -> None:
     root = make_voc(tmp_path)
     for name, suffix in (("000012", ".png"), ("000005", ".JPEG")):

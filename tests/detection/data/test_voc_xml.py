@@ -1,5 +1,6 @@
 """Annotation files as tools write them: their encodings, and what in them is read and what is said not to be."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,37 @@ def test_objects_elsewhere_are_not_passed_over_in_silence() -> None:
     whole = voc_xml("000012", (40, 60), VOC["000012"])
     nested = whole.replace("</size>", "</size><objects>", 1).replace("</annotation>", "</objects></annotation>")
     assert said(annotation(nested))["objects inside of other elements"] == ("error", 2)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "<bndbox><xmin>31</xmin><ymin>2</ymin><xmax>50</xmax><ymax>20</ymax></bndbox>",
+        "<name>wolf</name>",
+        "<difficult>1</difficult>",
+    ],
+)
+def test_what_an_object_says_twice_is_an_error(second: str) -> None:
+    """Were the first taken in silence, a box, a class or a mark would be lost."""
+    box = "<bndbox><xmin>3</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    whole = f"<object><name>dog</name>{box}<difficult>0</difficult>{second}</object>"
+    text = f"<annotation><size><width>60</width><height>40</height></size>{whole}</annotation>"
+    assert said(annotation(text)) == {"objects with several boxes, names or marks": ("error", 1)}
+
+
+@pytest.mark.parametrize("turn", [str.upper, str.title])
+def test_tags_in_capitals_and_namespaces_are_read(turn: Any) -> None:
+    """An <Object> that is not seen would make its image one of background."""
+    plain = voc_xml("000012", (40, 60), VOC["000012"])
+    wanted = annotation(plain)
+    capital = re.sub(r"</?\w+", lambda tag: turn(tag[0]), plain)
+    spaced = plain.replace("<annotation>", '<annotation xmlns="http://example.org/voc">')
+    prefixed = re.sub("(</?)object", r"\1v:object", plain).replace("<annotation>", '<annotation xmlns:v="urn:voc">')
+    for text in (capital, spaced, prefixed):
+        one = annotation(text)
+        assert (one.classes, one.boxes, one.size) == (wanted.classes, wanted.boxes, wanted.size)
+        assert said(one)["annotations whose tags are in capitals or in a namespace"] == ("warning", 1)
+    assert not any("tags" in what for what in said(wanted))
 
 
 @pytest.mark.parametrize(

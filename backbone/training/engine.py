@@ -221,7 +221,8 @@ class Trainer:
         module: nn.Module = _Loss(task)
         if compute.compile != "none":
             check_compiler(world)
-            module.compile(mode=compute.compile)  # in place: the saved keys carry no prefix
+            # In place: the saved keys carry no prefix. Images that grow have few sizes, each compiled as it is.
+            module.compile(mode=compute.compile, dynamic=False)
         self.graphs = compute.compile == "reduce-overhead" and world.device.type == "cuda"
         self.keeps_gradients = self.graphs and self.units > world.size
         if self.keeps_gradients:

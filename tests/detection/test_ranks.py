@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from backbone.data.stream import MicroBatches
 from backbone.training import engine
 from backbone.training.state import Store
-from backbone.training.world import World
+from backbone.training.world import TIMEOUT_S, World
 from detection.data.sources import open_sources
 from detection.finetune import Detection, Finetuning, finetune, prepare
 from tests.detection.conftest import recipe, write_backbone
@@ -70,7 +70,7 @@ class Dying(Detection):
 def _rank(rank: int, size: int, meet: str, runs: dict[str, tuple[Finetuning, Finetuning]]) -> None:
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group("gloo", f"file://{meet}", timedelta(seconds=120), size, rank)
+        dist.init_process_group("gloo", f"file://{meet}", timedelta(seconds=TIMEOUT_S), size, rank)
     world = World(rank, size, torch.device("cpu"))
     for whole, parts in runs.values():
         finetune(whole, world, lambda record: None)
@@ -140,7 +140,7 @@ def test_losses_and_weights_do_not_depend_on_the_number_of_ranks(trained_on: Pat
     alone, initial = weights(runs[0]), losses(runs[0])[0]
     assert len(losses(runs[0])) == TOTAL
     for run in runs[1:]:
-        torch.testing.assert_close(losses(run)[0], initial, rtol=1e-7, atol=0)
+        torch.testing.assert_close(losses(run)[0], initial, rtol=3e-7, atol=0)
         torch.testing.assert_close(losses(run), losses(runs[0]), **LOSSES)
         found = weights(run)
         assert found.keys() == alone.keys()

@@ -131,7 +131,10 @@ def lease(
     except StorageError:
         raise
     except OSError as error:
-        raise UserError(f"{url}: cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"{url}: cannot be written ({error.strerror or error}); name another: --output FOLDER, or of a run "
+            "--run.storage FOLDER"
+        ) from error
     held, stop = Lease(url, mine.token, time.time()), threading.Event()
     renewing = threading.Thread(target=_renew, args=(held, mine, stop), daemon=True)
     renewing.start()

@@ -162,4 +162,4 @@ def trouble(error: OSError, output: str, stays: str) -> str:
         path = filesystem(output)[1]
         free = f", {shutil.disk_usage(path).free / 1e6:.0f} MB free" if is_local(output) else ""
         return f"{output}: is full{free}; make room and run the same again: {stays} stay, the others follow"
-    return f"{output}: cannot be written ({error.strerror or error}); {stays} stay valid"
+    return f"{output}: cannot be written ({error.strerror or error}); {stays} stay valid. Name another: --output FOLDER"

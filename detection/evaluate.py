@@ -216,7 +216,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
     except OSError as error:
-        raise UserError(f"output {url} cannot be written: {error}") from error
+        raise UserError(f"output {url} cannot be written: {error}; name another: --output FOLDER") from error
     return Evaluating(url, recipe)
 
 

@@ -26,7 +26,7 @@ from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
-from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
+from backbone.training.memory import cured, out_of_memory_is_final, smaller_eval_batch, smaller_micro_batch
 from backbone.training.plan import doubts
 from backbone.training.precision import settle
 from backbone.training.ray_train import Payload
@@ -304,14 +304,17 @@ class Detection:
     def score(self, model: nn.Module, world: World) -> scoring.Scored:
         """Everything there is to say of a detector's detections on the validation images. All ranks call it."""
         context = engine.autocast(self.recipe.compute, world.device)
+        short_of_memory = cured(lambda: smaller_eval_batch(self.recipe.eval_batch), world.device)
         if self.recipe.semantic:
-            seen, bad = semantic.segment_batches(
-                model, self.inputs, self._eval_loader, self.val_source, world.device, context
-            )
+            with short_of_memory:
+                seen, bad = semantic.segment_batches(
+                    model, self.inputs, self._eval_loader, self.val_source, world.device, context
+                )
             return semantic.gather_and_score(seen, self.val_source, world, bad)
-        mine, bad = detect_batches(
-            model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
-        )
+        with short_of_memory:
+            mine, bad = detect_batches(
+                model, self.inputs, self._eval_loader, self.val_source.image_ids, world.device, context
+            )
         return scoring.gather_and_score(mine, self.val_source, world, bad)
 
 

@@ -17,7 +17,7 @@ from backbone.nets import build as build_backbone
 from backbone.nets.contract import run as forward
 from backbone.nets.count import macs, parameters
 from backbone.training import cost, schedule
-from backbone.training.plan import HOW_TO_MEASURE, shape_of, stored_bytes
+from backbone.training.plan import HOW_TO_MEASURE, mean_macs, shape_of, stored_bytes
 from backbone.training.pretrain import PRETRAIN, open_data
 from backbone.training.recipe import TrainingRecipe
 from backbone.training.run import run_place, run_url
@@ -130,7 +130,9 @@ def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
         with torch.device("meta"):
             net = build_backbone(recipe.model, classes)
         steps = _num_steps(recipe, num_train)
-        work = macs(net, recipe.data.size), parameters(net), recipe.data.workers
+        course = schedule.in_steps(recipe.schedule, recipe.optim.batch, num_train) if steps and num_train else None
+        image = mean_macs(net, recipe.data, course) if course else macs(net, recipe.data.size)
+        work = image, parameters(net), recipe.data.workers
         shape = shape_of(recipe, *work, num_train, num_val) if steps else None
         done = PRETRAIN.finished(run_url(recipe)) is not None
         yield Run(key.label, True, recipe, steps, shape, stored_bytes(recipe, parameters(net)), done)

@@ -30,6 +30,7 @@ from detection.alternating import Alternating
 from detection.detecting.options import Detecting
 from detection.gains_recipe import Gains
 from detection.improvements.entry import Entry
+from detection.localisation.options import LocaliserEvaluation
 from detection.localisation.recipe import Localise
 from detection.recipe import DetectorEvaluation, Finetune
 from detection.serving.options import Serving
@@ -50,7 +51,7 @@ MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "finetune": (Finetune,),
     "gains": (Gains,),
     "sweep": (Sweep,),
-    "evaluate": (DetectorEvaluation, BackboneEvaluation),
+    "evaluate": (DetectorEvaluation, BackboneEvaluation, LocaliserEvaluation),
     "localise": (Localise,),
     "entry": (Entry,),
     "alternate": (Alternating,),
@@ -64,7 +65,7 @@ MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "analyse": (Analysis,),
     "list": (Listing,),
 }
-"""Job -> what it reads. Of `evaluate` with --detector, and with --backbone."""
+"""Job -> what it reads. Of `evaluate` with --detector, with --backbone, and with --localiser."""
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(```.*?```)", re.DOTALL)

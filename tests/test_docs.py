@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from backbone.cli import parse
-from backbone.evaluate.options import BackboneEvaluation
 from backbone.pruning import Listing
 from backbone.training.compare import Comparison
-from tests.test_readme import MODELS, ROOT
+from detection.judged import what
+from tests.test_readme import JUDGED, MODELS, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -63,7 +63,7 @@ def understood(job: str, words: list[str]) -> None:
     if "--rates" in words:
         del words[words.index("--rates") : words.index("--rates") + 2]
     given = words[words.index("--config") + 1] if "--config" in words else ""
-    model = BackboneEvaluation if job == "evaluate" and "--backbone" in words else JOBS[job]
+    model = JUDGED[what(words)] if job == "evaluate" else JOBS[job]
     if given and given.startswith("runs/"):  # a sweep's best, a run's own
         return
     parse(model, [LOOPS.get(word, word) for word in words], {"dry_run": "", "json": "", "yes": ""})

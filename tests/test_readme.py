@@ -34,6 +34,8 @@ from detection.detecting.options import Detecting
 from detection.finetune import FINETUNE
 from detection.gains import Gains, plan
 from detection.improvements.entry import Entry
+from detection.judged import what
+from detection.localisation.options import LocaliserEvaluation
 from detection.localisation.recipe import Localise
 from detection.nets import build as build_detector
 from detection.options import DetectorOptions
@@ -77,6 +79,12 @@ MODELS = {
     "alternate": Alternating,
     "serve": Serving,
 }
+JUDGED = {
+    "--detector": DetectorEvaluation,
+    "--backbone": BackboneEvaluation,
+    "--localiser": LocaliserEvaluation,
+}
+"""Of jobs/evaluate.py."""
 
 
 def commands(job: str) -> list[list[str]]:
@@ -92,7 +100,7 @@ def test_every_command_is_understood(job: str, monkeypatch: pytest.MonkeyPatch) 
     for words in commands(job):
         if any(word.endswith("/best.yaml") for word in words):
             continue  # the sweep before it makes the file; test_tuning trains one
-        model = BackboneEvaluation if job == "evaluate" and "--backbone" in words else MODELS[job]
+        model = JUDGED[what(words)] if job == "evaluate" else MODELS[job]
         recipe, _ = parse(model, words, {"dry_run": ""})
         if isinstance(recipe, Gains):
             plan(recipe)  # the recipes it names, with what the command changes in them

@@ -25,7 +25,7 @@ from backbone.data.headers import jpeg_header
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data, ModernAugment
 from backbone.data.raw import read_box
-from backbone.data.slots import AHEAD, KEPT, Filled, Filler, FromRing, InTurn, Ring, to_device
+from backbone.data.slots import AHEAD, KEPT, Filled, Filler, FromRing, InTurn, Ring, to_device, within
 from backbone.data.sources import Source
 from backbone.data.stream import Stream, mix
 from backbone.errors import BadImage
@@ -75,17 +75,29 @@ class TrainSet:
         options = self.options
         repeats = options.augment.repeats if isinstance(options.augment, ModernAugment) else 1
         self.stream = Stream(self.seed, len(self.source), repeats, self.apart)
-        self.view = TrainingView(options.augment, options.size, options.crop_pct, self.fill)
+        self.view = self.view_at(options.size)
+
+    def view_at(self, side: int) -> TrainingView:
+        """What the net sees of an image where it is trained at this side, pixels."""
+        return TrainingView(self.options.augment, side, self.options.crop_pct, self.fill)
+
+    def side(self, position: int) -> int:
+        """Of the views of the micro-batch that begins at a position, pixels: all of it has the size of the epoch in
+        which it begins. That depends on no rank, as little as micro-batches do."""
+        return self.options.trained_at(position // self.stream.num_samples)
 
     def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
-        """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size]."""
+        """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size], or
+        where they are smaller in its first bytes."""
+        images = within(images, self.side(positions[0]))
+        view = self.view_at(images.shape[-1])
         draws = Draws(self.options.augment, self.seed)
         planes = images.numpy()
         samples, shifts, undecoded, bad = [], [], [], []
         places = [self.stream[position] for position in positions]
         read_ahead(self.source, (sample for _, sample in places))
         for place, (epoch, sample) in enumerate(places):
-            sample, data = self._read(epoch, sample, planes[place], bad)
+            sample, data = self._read(view, epoch, sample, planes[place], bad)
             if data is not None:
                 undecoded.append(Undecoded(place, epoch, sample, mix(self.seed, epoch, sample), data))
             samples.append(sample)
@@ -103,14 +115,14 @@ class TrainSet:
         """`fill_in` with memory of its own."""
         return self.fill_in(positions, empty_images(len(positions), self.options.size))
 
-    def decoded(self, one: Undecoded, bad: list[str]) -> tuple[Tensor, int]:
-        """What was left to the GPU, decoded here after all: uint8 [3, size, size], and the sample it shows."""
-        image = empty_images(1, self.options.size)[0]
-        sample, _ = self._read(one.epoch, one.sample, image.numpy(), bad, on_host=True)
+    def decoded(self, one: Undecoded, side: int, bad: list[str]) -> tuple[Tensor, int]:
+        """What was left to the GPU, decoded here after all: uint8 [3, side, side], and the sample it shows."""
+        image = empty_images(1, side)[0]
+        sample, _ = self._read(self.view_at(side), one.epoch, one.sample, image.numpy(), bad, on_host=True)
         return image, sample
 
     def _read(
-        self, epoch: int, sample: int, planes: np.ndarray, bad: list[str], on_host: bool = False
+        self, view: TrainingView, epoch: int, sample: int, planes: np.ndarray, bad: list[str], on_host: bool = False
     ) -> tuple[int, bytes | None]:
         """Fill in the view, or with on_bad skip the next readable one: still a function of the position and the data.
 
@@ -118,7 +130,7 @@ class TrainSet:
         """
         for _ in range(self.options.max_bad + 1):
             try:
-                return sample, self._look(epoch, sample, planes, on_host)
+                return sample, self._look(view, epoch, sample, planes, on_host)
             except BadImage as error:
                 if self.options.on_bad == "stop":
                     raise BadImage(f"{error}; mend or remove it, or set data.on_bad: skip") from error
@@ -126,27 +138,27 @@ class TrainSet:
                 sample = (sample + 1) % len(self.source)
         raise BadImage(f"more than data.max_bad {self.options.max_bad} unreadable images in a row: {bad[-1]}")
 
-    def _look(self, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> bytes | None:
+    def _look(self, view: TrainingView, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> bytes | None:
         key = mix(self.seed, epoch, sample)
         if not isinstance(self.source, IndexedSource):
-            return self.view.fill(planes, self.source.image(sample), key)
-        if self._fill_from_rows(sample, planes, key):
+            return view.fill(planes, self.source.image(sample), key)
+        if self._fill_from_rows(view, sample, planes, key):
             return None
         data, name = self.source.data(sample), self.source.name(sample)
         header = jpeg_header(data)
         if header is None or not header.is_upright:  # what follows turns nothing
-            return self.view.fill(planes, decode(data, name), key)
+            return view.fill(planes, decode(data, name), key)
         if self.options.decode == "nvjpeg" and not on_host:
             return data
         whole = header.height, header.width
-        shrink = self.view.shrink(*whole, key) if self.options.decode == "scaled" else 1
+        shrink = view.shrink(*whole, key) if self.options.decode == "scaled" else 1
         if shrink > 1:
-            return self.view.fill(planes, decode(data, name, shrink), key, whole)
-        self.view.fill(planes, decode_down_to(data, name, header, self.view.bottom(*whole, key)), key, whole)
+            return view.fill(planes, decode(data, name, shrink), key, whole)
+        view.fill(planes, decode_down_to(data, name, header, view.bottom(*whole, key)), key, whole)
 
-    def _fill_from_rows(self, sample: int, planes: np.ndarray, key: int) -> bool:
+    def _fill_from_rows(self, view: TrainingView, sample: int, planes: np.ndarray, key: int) -> bool:
         """Fill in the view from the rows of raw pixels that it shows; False where the whole image has to be read."""
-        source, view = self.source, self.view
+        source = self.source
         if not (isinstance(source, IndexedSource) and isinstance(view.options, ModernAugment)):
             return False
         place = source.place(sample, b".npy")

@@ -106,7 +106,8 @@ class Decoder:
                 torch.cuda.synchronize()  # what it had begun may still be written
             pictures = [self._try(one) for one in encoded]
         for one, picture in zip(undecoded, pictures, strict=True):
-            images[one.place] = self._on_host(one, batch) if picture is None else self._view(picture, one)
+            side = images.shape[-1]
+            images[one.place] = self._on_host(one, side, batch) if picture is None else self._view(picture, one, side)
         batch["images"] = images
         return batch
 
@@ -123,19 +124,18 @@ class Decoder:
         except RuntimeError:
             return None
 
-    def _on_host(self, one: Undecoded, batch: Batch) -> Tensor:
+    def _on_host(self, one: Undecoded, side: int, batch: Batch) -> Tensor:
         """What nvJPEG cannot read OpenCV or PIL may; what they cannot is named, or replaced as data.on_bad says."""
-        view, sample = self.train_set.decoded(one, batch["bad"])
+        view, sample = self.train_set.decoded(one, side, batch["bad"])
         batch["labels"][one.place] = int(self.train_set.source.labels[sample])
         batch["samples"][one.place] = sample
         return view
 
-    def _view(self, picture: Tensor, one: Undecoded) -> Tensor:
-        """uint8 [3, H, W] -> [3, S, S]: antialiased as torchvision's and PIL's filter, rounded."""
-        view = self.train_set.view
+    def _view(self, picture: Tensor, one: Undecoded, side: int) -> Tensor:
+        """uint8 [3, H, W] -> [3, side, side]: antialiased as torchvision's and PIL's filter, rounded."""
+        view = self.train_set.view_at(side)
         top, left, height, width = view.box(*picture.shape[-2:], one.key)
         crop = picture[None, :, top : top + height, left : left + width].float()
-        side = self.train_set.options.size
         image = F.interpolate(crop, (side, side), mode="bilinear", antialias=True)[0].round_().to(torch.uint8)
         if view.flips(one.key):
             image = image.flip(-1)

@@ -148,11 +148,51 @@ class Loading(Strict):
         return self
 
 
+COMPILED = 8
+"""Sizes of images that torch compiles one net for, its `recompile_limit`; beyond them it would go on without."""
+
+
+class Progressive(Strict):
+    """Progressive resizing: smaller images first, which cost less, then larger ones, as FFCV's recipes for ImageNet."""
+
+    from_size: int = Field(0, ge=0)
+    """Side that is trained at in epochs 0 to `start`, pixels. 0: `data.size` in all."""
+
+    start: int = Field(0, ge=0)
+    """Last epoch, counted from 0, of the smallest images."""
+
+    end: int = Field(0, ge=0)
+    """First epoch of images of `data.size`. In between the side grows with the epoch."""
+
+    step: int = Field(32, ge=1)
+    """Sides in between are the nearest multiples of so many pixels."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.from_size and (self.start, self.end, self.step) != (0, 0, 32):
+            raise ValueError("start, end and step are read with from_size only; give it, or leave them out")
+        if self.from_size and self.from_size < 16:
+            raise ValueError(f"from_size {self.from_size}: give 16 pixels or more, or 0 for data.size")
+        if self.from_size and self.start >= self.end:
+            raise ValueError(f"start {self.start} and end {self.end}: end must be the later epoch")
+        return self
+
+    def side(self, epoch: int, size: int) -> int:
+        """Of the training images of an epoch, pixels, where `size` is the largest."""
+        if not self.from_size or epoch >= self.end:
+            return size
+        share = max(0, epoch - self.start) / (self.end - self.start)
+        between = self.step * round((self.from_size + share * (size - self.from_size)) / self.step)
+        return min(max(between, self.from_size), size) if share else self.from_size
+
+
 class _Data(Loading):
     """Where images come from and what the net sees of them."""
 
     size: int = Field(224, ge=16)
     """Side of the square the net is trained on and judged at, pixels."""
+
+    progressive: Progressive = Progressive()
 
     eval_size: int = Field(0, ge=0)
     """Side of the square it is judged at, and which the artifact names as its input, where that is another: what is
@@ -185,9 +225,31 @@ class _Data(Loading):
             raise ValueError(f"eval_size {self.eval_size}: give 16 pixels or more, or 0 for size")
         if self.eval_size and self.normalize == "pixel":
             raise ValueError("normalize pixel: its mean image is of data.size; leave eval_size out, or take dataset")
+        if self.progressive.from_size:
+            if self.progressive.from_size >= self.size:
+                raise ValueError(f"progressive.from_size {self.progressive.from_size}: give less than size {self.size}")
+            if not isinstance(self.augment, ModernAugment):
+                raise ValueError(
+                    f"progressive is for augment modern, whose crops are resized, not for {self.augment.kind}; set "
+                    "progressive.from_size 0"
+                )
+            sides = {self.trained_at(epoch) for epoch in range(self.progressive.end + 1)}
+            if len(sides) > COMPILED:
+                raise ValueError(
+                    f"progressive has {len(sides)} sizes, of which a net is compiled for {COMPILED} at most; set "
+                    f"progressive.step above {self.progressive.step}, or end nearer to start"
+                )
+            if self.normalize == "pixel":
+                raise ValueError(
+                    "normalize pixel: its mean image is of data.size; set progressive.from_size 0, or take dataset"
+                )
         if isinstance(self.augment, PaperAugment) and self.augment.shorter_side[0] < self.size:
             raise ValueError(f"augment.shorter_side {list(self.augment.shorter_side)} is below the crop of {self.size}")
         return self
+
+    def trained_at(self, epoch: int) -> int:
+        """Side of the square the net is trained on in an epoch, counted from 0, pixels."""
+        return self.progressive.side(epoch, self.size)
 
     @property
     def judged_at(self) -> int:

@@ -22,7 +22,7 @@ from backbone.data.batches import Batch, TrainSet, one_thread
 from backbone.data.holdout import hold_out
 from backbone.data.index import IndexedSource
 from backbone.data.options import StoredData
-from backbone.data.slots import KEPT
+from backbone.data.slots import KEPT, within
 from backbone.data.sources import Source, open_source
 from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
@@ -58,9 +58,9 @@ def remote_batches(train_set: TrainSet, batches: MicroBatches, to_gpu: bool = Fa
             for place, batch in enumerate(portion):
                 if isinstance(batch, UserError):
                     raise batch
-                slot = slots[given % KEPT]
+                slot = within(slots[given % KEPT], train_set.side(batch["position"]))
                 given += 1
-                np.copyto(slot.numpy(), images[place])
+                np.copyto(slot.numpy(), images[place].ravel()[: slot.numel()].reshape(slot.shape))
                 batch["images"] = slot
                 yield batch
     finally:

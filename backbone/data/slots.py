@@ -5,6 +5,7 @@ pixels that costs more than loading them. Here a process is told which slot to f
 """
 
 import itertools
+import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,17 @@ class Filler(Protocol):
     """A data set that makes whole batches in memory it is given."""
 
     def fill_in(self, ids: Sequence[int], images: Tensor, /) -> Any:
-        """The batch of these ids, a dict; its "images" are `images`, uint8 [len(ids), 3, S, S], filled in."""
+        """The batch of these ids, a dict; its "images" are `images`, uint8 [len(ids), 3, S, S], filled in, or where
+        they are smaller, `within` it."""
         ...
+
+
+def within(images: Tensor, side: int) -> Tensor:
+    """The first bytes of memory uint8 [N, 3, S, S], contiguous, as images [N, 3, side, side], no larger."""
+    if side == images.shape[-1]:
+        return images
+    shape = (*images.shape[:2], side, side)
+    return images.flatten()[: math.prod(shape)].view(shape)
 
 
 class Ring:
@@ -79,6 +89,7 @@ class Filled(Dataset):
         slot, ids = asked
         batch = self.data.fill_in(ids, self.images[slot, : len(ids)])
         small = {name: value for name, value in batch.items() if name != "images"}
+        small["side"] = batch["images"].shape[-1]
         # numpy's arrays travel in the message itself, tensors would each take a file and a socket
         return {"slot": slot, **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in small.items()}}
 
@@ -105,9 +116,9 @@ class FromRing:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            slot = batch.pop("slot")
+            slot, side = batch.pop("slot"), batch.pop("side")
             batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
-            yield {"images": self.ring.images[slot, : len(batch["labels"])], **batch}
+            yield {"images": within(self.ring.images[slot, : len(batch["labels"])], side), **batch}
 
 
 def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:

@@ -149,7 +149,10 @@ def stage_features(model: Any, name: str) -> dict[str, dict[str, Any]]:
     """
     told = getattr(model, "feature_info", None)
     if not told:
-        raise UserError(f"model {name}: timm has no stage information (feature_info) for it")
+        raise UserError(
+            f"model {name}: timm has no stage information (feature_info) for it, by which a backbone is cut up; "
+            "name a net that has it, such as --model resnet50d"
+        )
     features = [feature for feature in told if feature["reduction"] >= min(STAGES)]
     strides = [feature["reduction"] for feature in features]
     if strides != list(STAGES):

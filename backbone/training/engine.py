@@ -4,7 +4,6 @@ What is trained comes as a `Task`; where and with whom as a `World`; what a resu
 """
 
 import copy
-import inspect
 import math
 import os
 import shutil
@@ -28,7 +27,7 @@ from backbone.training.optimizer import average_decay, build_optimizer
 from backbone.training.recipe import Optim, TrainingRecipe
 from backbone.training.resume import newest, take_best
 from backbone.training.state import Checkpointer, Progress, Store, training_seconds
-from backbone.training.world import Report, World
+from backbone.training.world import Report, World, in_parallel
 
 OURS = ("position", "samples", "bad")
 """What the loop itself reads of a batch. It is not passed on: a number that changes each step is compiled each step."""
@@ -222,7 +221,8 @@ class Trainer:
         module: nn.Module = _Loss(task)
         if compute.compile != "none":
             check_compiler(world)
-            module.compile(mode=compute.compile)  # in place: the saved keys carry no prefix
+            # In place: the saved keys carry no prefix. Images that grow have few sizes, each compiled as it is.
+            module.compile(mode=compute.compile, dynamic=False)
         self.graphs = compute.compile == "reduce-overhead" and world.device.type == "cuda"
         self.keeps_gradients = self.graphs and self.units > world.size
         if self.keeps_gradients:
@@ -230,15 +230,7 @@ class Trainer:
             # they must have memory of their own. A single one's are read before that, and copying them is saved.
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        if world.size > 1:
-            # Buffers are batch statistics, which each rank keeps alone and shares when they are read.
-            device_ids = [world.device] if world.device.type == "cuda" else None
-            # torch 2.15 renamed the option.
-            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-            local_buffers: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            module = DistributedDataParallel(
-                module, device_ids=device_ids, gradient_as_bucket_view=True, **local_buffers
-            )
+        module = in_parallel(module, world)
         self.module = module.train()
 
     @property

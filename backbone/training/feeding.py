@@ -68,7 +68,8 @@ def measured(source: Source, data: Data, seed: int, seconds: float = 1.5) -> Fee
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
     train, images = TrainSet(source, data, seed, GREY), empty_images(FEW, data.size)
-    what = f"{'rendered' if isinstance(data, SyntheticData) else data.source}, {_called(data)}, {data.size} px"
+    side = data.trained_at(0)
+    what = f"{'rendered' if isinstance(data, SyntheticData) else data.source}, {_called(data)}, {side} px"
     if data.decode == "nvjpeg":
         what += ", reading alone: the GPU decodes"
     done = 0
@@ -150,7 +151,7 @@ def without_images(recipe: Recipe, gpu_rate: float = 0.0) -> str:
         return ""
     with torch.device("meta"):
         net = build(recipe.model, 1000)
-    images, whose = gpu_images(recipe, macs(net, recipe.data.size), gpu_rate)
+    images, whose = gpu_images(recipe, macs(net, recipe.data.trained_at(0)), gpu_rate)
     each = "; ".join(
         f"{feed.rate:,} images/s a core from {feed.how}, {math.ceil(NODE * images / feed.rate):,} cores"
         for feed in feeds

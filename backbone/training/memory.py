@@ -2,7 +2,8 @@
 
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -24,19 +25,31 @@ def out_of_memory_is_final(cure: Callable[[P], str]) -> Callable[[Work[P]], Work
     def decorate(work: Work[P]) -> Work[P]:
         @functools.wraps(work)
         def run(payload: P, world: World, report: Report) -> dict[str, Any]:
-            try:
+            with cured(lambda: cure(payload), world.device):
                 return work(payload, world, report)
-            except RuntimeError as error:
-                told = " ".join(str(error).split())
-                if not isinstance(error, torch.OutOfMemoryError) and not any(sign in told for sign in SIGNS):
-                    raise
-                raise UserError(
-                    f"{socket.gethostname()} is out of memory on {world.device}: {cure(payload)} ({told[:300]})"
-                ) from error
 
         return run
 
     return decorate
+
+
+@contextmanager
+def cured(cure: Callable[[], str], device: torch.device) -> Generator[None]:
+    """UserError with the `cure` where what runs in it takes more memory than there is. The innermost one speaks."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in told for sign in SIGNS):
+            raise
+        raise UserError(f"{socket.gethostname()} is out of memory on {device}: {cure()} ({told[:300]})") from error
+
+
+def smaller_eval_batch(images: int) -> str:
+    """What to type where judging `images` at once takes more memory than there is; the run stays the same."""
+    if images == 1:
+        return "eval_batch 1 is the smallest; judge smaller images, or on devices with more memory"
+    return f"eval_batch {images} is too much; the same run with less: --eval_batch {images // 2}"
 
 
 def smaller_micro_batch(optim: Optim) -> str:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from backbone.data.options import Data, StoredData
-from backbone.nets import build
+from backbone.nets import Backbone, build
 from backbone.nets.count import activation_bytes, macs, parameters
 from backbone.training import cost, feeding, schedule
 from backbone.training.precision import foretold
@@ -54,7 +54,7 @@ def describe(
     per_value = 2 if recipe.compute.precision in ("bf16", "fp16") else 4  # auto may come out as fp32
     activations = activation_bytes(net, size, micro_batch) * per_value // 4
     state = 4 * parameters(net) * copies
-    multiply_adds = macs(net, size)
+    multiply_adds, mean = macs(net, size), mean_macs(net, recipe.data, steps)
     lines = [
         ("run", url),
         ("net", f"{recipe.model.name}, {num_classes} classes: {parameters(net):,} parameters"),
@@ -63,12 +63,13 @@ def describe(
             "cost",
             f"{_giga(multiply_adds)} multiply-adds an image at {size} px, forward; training takes three times that",
         ),
+        *([("sizes", sizes(recipe.data, steps, mean))] if recipe.data.progressive.from_size else []),
         *([("judged at", f"{recipe.data.eval_size} px")] if recipe.data.eval_size else []),
         ("images", f"{num_train:,} training, {num_val:,} validation ({recipe.data.source})"),
         (
             "steps",
             f"{steps.total:,} of {optim.batch} images: {steps.total * optim.batch / num_train:.1f} epochs, "
-            f"{_giga(3 * multiply_adds * optim.batch * steps.total)} multiply-adds in all",
+            f"{_giga(3 * mean * optim.batch * steps.total)} multiply-adds in all",
         ),
         ("precision", foretold(recipe, url)),
         ("batch", f"{optim.batch} = {micro_batch} a micro-batch x {accumulation:g} accumulated x {workers} worker(s)"),
@@ -91,15 +92,42 @@ def describe(
     if recipe.published:
         lines.insert(1, ("published", f"elsewhere: {recipe.published}"))
     if rates:
-        sizes = recipe.data.workers, num_train, num_val
-        shape = shape_of(recipe, multiply_adds, parameters(net), *sizes)
+        shape = shape_of(recipe, mean, parameters(net), recipe.data.workers, num_train, num_val)
         lines += cost.lines(cost.predict(shape, rates), shape, rates)
     else:
         lines.append(("time", HOW_TO_MEASURE))
     if feed:
-        lines += feeding.lines(recipe, feed, multiply_adds, gpu_rate)
+        fastest = macs(net, recipe.data.trained_at(0))  # small images want the most of the loaders
+        lines += feeding.lines(recipe, feed, fastest, gpu_rate)
     lines += [("warning", text) for text in doubts(recipe, num_train, *places(recipe.data))]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
+
+
+def images_of_sizes(data: Data, steps: schedule.Steps) -> dict[int, int]:
+    """Side, pixels, rising -> how many images of it a training reads."""
+    whole, rest = divmod(steps.total * steps.batch, steps.num_samples)
+    found: dict[int, int] = {}
+    for epoch, images in [*((epoch, steps.num_samples) for epoch in range(whole)), (whole, rest)]:
+        if images:
+            side = data.trained_at(epoch)
+            found[side] = found.get(side, 0) + images
+    return found
+
+
+def mean_macs(net: Backbone, data: Data, steps: schedule.Steps) -> int:
+    """Multiply-adds of a training image, forward, on the mean over a training, in which sizes may grow."""
+    if not data.progressive.from_size:
+        return macs(net, data.size)
+    images = images_of_sizes(data, steps)
+    return round(sum(count * macs(net, side) for side, count in images.items()) / sum(images.values()))
+
+
+def sizes(data: Data, steps: schedule.Steps, mean: int) -> str:
+    """The line of the plan of a training whose images grow."""
+    epochs = ", ".join(
+        f"{side} px for {count / steps.num_samples:.3g} epochs" for side, count in images_of_sizes(data, steps).items()
+    )
+    return f"{epochs}; {_giga(mean)} multiply-adds an image on the mean"
 
 
 def places(data: Data) -> tuple[str, str]:
@@ -123,6 +151,14 @@ def doubts(recipe: TrainingRecipe, num_train: int, train: str = "", val: str = "
             f"{epochs:,.0f} epochs: the schedule is for more images than {num_train:,}; "
             "give one in epochs, such as --schedule.unit epochs --schedule.total 50 with schedule.kind cosine"
         )
+    if isinstance(recipe, Recipe) and recipe.data.progressive.from_size:
+        last = math.ceil(epochs) - 1
+        if (side := recipe.data.trained_at(last)) < recipe.data.size:
+            lines.append(
+                f"data.progressive.end {recipe.data.progressive.end}: training ends in epoch {last}, at {side} px; "
+                f"--data.progressive.end {max(recipe.data.progressive.start + 1, last)} reaches data.size "
+                f"{recipe.data.size}"
+            )
     if train and train == val:
         lines.append(f"data.train and data.val are both {train}: what was trained on does not test anything")
     return lines

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from backbone.compute import Compute, Scaling
-from backbone.data.options import Data, ModernAugment, StoredData, SyntheticData
+from backbone.data.options import Data, ModernAugment, Progressive, StoredData, SyntheticData
 from backbone.kinds import OneOf
 from backbone.options import NetOptions, Seed, Strict
 
@@ -316,6 +316,7 @@ class Recipe(TrainingRecipe):
         **TrainingRecipe.LATER,
         "data.hold_out": 0,
         "data.eval_size": 0,
+        **{f"data.progressive.{field}": value for field, value in Progressive().model_dump().items()},
         "data.augment.magnitude": 9.0,
         "data.augment.magnitude_std": 0.0,
         "data.augment.repeats": 1,
@@ -356,7 +357,7 @@ class Recipe(TrainingRecipe):
         """See `TrainingRecipe.check_micro_batch`."""
         group = self.model.bn_group
         sharing = self.scaling.processes if self.model.norm == "sync" else 1
-        self.model.check_maps(min(self.data.size, self.data.judged_at), sharing * (group or unit))
+        self.model.check_maps(min(self.data.trained_at(0), self.data.judged_at), sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
         if isinstance(self.data.augment, ModernAugment) and self.data.augment.blends and unit % 2:

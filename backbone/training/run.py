@@ -40,11 +40,11 @@ def run_place(storage: str, name: str, field: str = "storage") -> str:
     return join(storage, name)
 
 
-def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
+def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: int = 0) -> R:
     """Create the run's folder, or check that this recipe may go on in it; returns the recipe with its micro-batch.
 
     `fingerprints` identify what the run is given, such as {"train data": ...}; `num_bytes` is the size of one
-    checkpoint, by which free space is judged.
+    checkpoint, by which free space is judged, and `beside` that of what the run keeps beside them.
 
     Raises:
         UserError: the storage cannot be written or is too full, the batch does not split over the workers, or another
@@ -68,7 +68,7 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int) -> R:
     check_split(recipe)
     if old:
         _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, recipe)
-    _check_writable(url, num_bytes * (recipe.run.keep + 2))
+    _check_writable(url, num_bytes * (recipe.run.keep + 2), beside)
     if not old:
         _write(url, recipe, fingerprints)
     return recipe
@@ -158,22 +158,23 @@ def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], recipe: Trai
         )
 
 
-def _check_writable(url: str, num_bytes: int) -> None:
+def _check_writable(url: str, num_bytes: int, beside: int) -> None:
     fs, path = filesystem(url)
     try:
         fs.makedirs(path, exist_ok=True)
         if is_local(url):
             with tempfile.TemporaryFile(dir=path):
                 free = shutil.disk_usage(path).free
-            if free < num_bytes:
+            if free < num_bytes + beside:
+                more = f" and what the run makes besides {beside / 2**20:.0f} MiB" if beside else ""
                 raise UserError(
                     f"run.storage {path}: {free / 2**20:.0f} MiB free, but checkpoints take {num_bytes / 2**20:.0f} "
-                    "MiB; free some, lower run.keep, or choose another storage"
+                    f"MiB{more}; free some, lower run.keep, or choose another storage"
                 )
     except StorageError:
         raise
     except OSError as error:
-        raise UserError(f"run.storage {url} cannot be written: {error}") from error
+        raise UserError(f"run.storage {url} cannot be written: {error}; name another: --run.storage FOLDER") from error
 
 
 def results_of(url: str, file: str) -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """The processes that train together: torch.distributed where there are several, nothing where there is one."""
 
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from backbone.compute import Scaling
 from backbone.errors import UserError
@@ -81,6 +84,25 @@ class World:
             dist.broadcast(first, 0)
             for buffer, part in zip(counters, first.split([buffer.numel() for buffer in counters]), strict=True):
                 buffer.copy_(part.view_as(buffer))
+
+
+def in_parallel(module: nn.Module, world: World) -> nn.Module:
+    """A module whose gradients are averaged over all ranks, each of which keeps its own buffers: batch statistics,
+    which are shared when they are read. The module itself where there is one rank.
+    """
+    if world.size == 1:
+        return module
+    # torch 2.15 renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    if world.size > 2:
+        # Where three or more add up, the order of a sum follows from where a gradient lies in its bucket. DDP lays
+        # buckets out anew after its first step, unless it looks for unused parameters, of which there are none: a run
+        # that is resumed would add in another order than one that goes on.
+        options["find_unused_parameters"] = True
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **options)
 
 
 def is_first_process(scaling: Scaling) -> bool:

@@ -146,11 +146,16 @@ def guess(
     return found, bad
 
 
-@torch.no_grad()
 def boxes_of(localiser: Localiser, asked: Tensor, views: Views) -> np.ndarray:
     """Boxes of the classes `asked` of each image, int64 [N, J], in pixels of its file, float64 [N, J, 4]; 0 for images
     without any view. The localiser is in eval mode, and `asked` on its device.
     """
+    return located(localiser, asked, views)[0]
+
+
+@torch.no_grad()
+def located(localiser: Localiser, asked: Tensor, views: Views) -> tuple[np.ndarray, np.ndarray]:
+    """As `boxes_of`, and the score of each box, float64 [N, J] from 0 to 1."""
     device = asked.device
     best = torch.full(asked.shape, -torch.inf, device=device)
     boxes = torch.zeros(*asked.shape, 4, dtype=torch.float64, device=device)
@@ -163,7 +168,7 @@ def boxes_of(localiser: Localiser, asked: Tensor, views: Views) -> np.ndarray:
         better = value > best[rows_there]
         best[rows_there] = torch.where(better, value, best[rows_there])
         boxes[rows_there] = torch.where(better[..., None], moved, boxes[rows_there])
-    return boxes.cpu().numpy()
+    return boxes.cpu().numpy(), best.double().sigmoid().cpu().numpy()
 
 
 def normal_parts(views: Views, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,8 +28,8 @@ from detection.localisation.net import Localiser
 from detection.localisation.paper import beside
 from detection.localisation.picture import draw_guesses
 from detection.localisation.rcnn import RegionNet
-from detection.localisation.recipe import Localise, LocaliserOptions
-from detection.localisation.refinement import Refinement, load_proposer
+from detection.localisation.recipe import Localise, LocaliserOptions, RegionOptions
+from detection.localisation.refinement import Refinement, load_proposer, proposals_bytes
 from detection.localisation.sources import open_located
 from detection.localisation.task import Localisation, build_model, classes_of, loading
 from detection.nets.policy import count_norms
@@ -69,7 +69,8 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
         "val data": val.fingerprint,
         **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
-    recipe = open_run(recipe, fingerprints, 4 * parameters(model) * recipe.optim.copies)
+    kept = proposals_bytes(recipe.localiser, len(train)) if isinstance(recipe.localiser, RegionOptions) else 0
+    recipe = open_run(recipe, fingerprints, 4 * parameters(model) * recipe.optim.copies, kept)
     frozen, trained = count_norms(model)
     say(f"{titled(model)}: {parameters(model):,} parameters, {frozen} norms frozen, {trained} trained")
     return Localising(run_url(recipe), recipe)

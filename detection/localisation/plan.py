@@ -7,8 +7,8 @@ from backbone.training.plan import course, doubts, stored_bytes
 from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.localisation.localise import titled
 from detection.localisation.rcnn import RegionNet
-from detection.localisation.recipe import ClsLocData, Localise
-from detection.localisation.refinement import load_proposer
+from detection.localisation.recipe import ClsLocData, Localise, RegionOptions
+from detection.localisation.refinement import load_proposer, proposals_bytes
 from detection.localisation.sources import open_located
 from detection.localisation.task import build_model, classes_of, loading
 from detection.nets.policy import count_norms
@@ -35,6 +35,9 @@ def describe(recipe: Localise) -> str:
     metrics = block["provenance"].get("metrics", {})
     worth = f", {100 - metrics['val_error']:.1f} % top-1" if "val_error" in metrics else ""
     places = (recipe.data.train, recipe.data.val) if isinstance(recipe.data, ClsLocData) else ("", "")
+    proposed = ""
+    if isinstance(recipe.localiser, RegionOptions):
+        proposed = f", up to {proposals_bytes(recipe.localiser, len(train)) / 2**30:.2f} GiB of proposals"
     lines = [
         ("run", run_url(recipe)),
         ("backbone", f"{net.options.name} of {recipe.backbone}: weights {block['weights_sha256'][:12]}{worth}"),
@@ -43,7 +46,7 @@ def describe(recipe: Localise) -> str:
         ("policy", f"{frozen} norms frozen, {trained} trained; {recipe.localiser.freeze_at} of 5 parts fixed"),
         ("images", f"{len(train):,} training, {len(val):,} validation ({recipe.data.source}), {inputs.size} pixels"),
         *course(recipe, steps, micro_batch),
-        ("disk", f"{stored_bytes(recipe, parameters(model)) / 2**30:.2f} GiB of checkpoints and artifact"),
+        ("disk", f"{stored_bytes(recipe, parameters(model)) / 2**30:.2f} GiB of checkpoints and artifact{proposed}"),
         *[("warning", text) for text in doubts(recipe, len(train), *places)],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)

@@ -75,7 +75,6 @@ def losses(
     return scores, apart * positive
 
 
-@torch.no_grad()
 def refine(
     net: RegionNet,
     inputs: InputConvention,
@@ -97,10 +96,24 @@ def refine(
         batch: regions that go through the net at once.
         channels_last: memory format.
     """
+    return refined(net, inputs, images, classes, proposals, batch, channels_last)[0]
+
+
+@torch.no_grad()
+def refined(
+    net: RegionNet,
+    inputs: InputConvention,
+    images: Sequence[np.ndarray | None],
+    classes: np.ndarray,
+    proposals: Sequence[Sequence[np.ndarray]],
+    batch: int,
+    channels_last: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `refine`, and how sure the net is of each box, float64 [N, J] from 0 to 1; 0 likewise."""
     device = net.cls.weight.device
     red, green, blue = (round(255 * channel) for channel in inputs.mean)
     padding = net.options.padding * inputs.size // 224
-    found = np.zeros((*classes.shape, 4))
+    found, sure = np.zeros((*classes.shape, 4)), np.zeros(classes.shape)
     surest: dict[tuple[int, int], float] = {}
     places: dict[tuple[int, int], np.ndarray] = {}
     for some in _chunks(images, classes, proposals, batch):
@@ -120,7 +133,8 @@ def refine(
         height, width = image.shape[:2]
         for j, label in enumerate(classes[row].tolist()):
             found[row, j] = np.clip(places[row, label], 0, [width, height] * 2)
-    return found
+            sure[row, j] = torch.tensor(surest[row, label]).double().sigmoid()
+    return found, sure
 
 
 _One = tuple[int, int, np.ndarray]  # row of the image, class, box

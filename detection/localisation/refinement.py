@@ -20,6 +20,8 @@ from backbone.evaluate.views import ViewSpec
 from backbone.inputs import InputConvention
 from backbone.storage import filesystem, is_local, join, write_folder
 from backbone.training import engine
+from backbone.training.memory import cured, smaller_eval_batch
+from backbone.training.notice import Leaving, Lookout
 from backbone.training.world import Report
 from detection.localisation.artifact import Loaded, load_localiser
 from detection.localisation.judge import Guess, Views, changes, images_of
@@ -31,6 +33,7 @@ from detection.localisation.sources import LocatedSource
 from detection.localisation.task import Localisation, loading, mean_colour
 
 FOLDER, MARK = "proposals", "proposals.json"
+FILES = "boxes.npy", "starts.npy"
 TOGETHER = 64
 """Batches after which ranks hand over what they have proposed: none may be 600 s behind another, and the first alone
 keeps them."""
@@ -49,6 +52,11 @@ def load_proposer(recipe: Localise, inputs: InputConvention, classes: list[str])
     if list(loaded.classes) != list(classes):
         raise UserError(f"proposals {recipe.proposals}: its classes are not those of {recipe.backbone}")
     return loaded
+
+
+def proposals_bytes(options: RegionOptions, images: int) -> int:
+    """The most that the proposals of so many training images take on disk."""
+    return images * options.proposals * 4 * 4 + (images + 1) * 8
 
 
 @dataclass
@@ -148,7 +156,9 @@ class Refinement(Localisation):
         batches, mark = iter(shown_batches), 0
         most = max(-(-len(share(count, rank, self.world.size)) // recipe.eval_batch) for rank in range(self.world.size))
         how = (view, recipe.eval_batch, recipe.compute.channels_last)
-        with engine.autocast(recipe.compute, self.world.device):
+        lookout = Lookout(self.world, recipe.scaling.notice_every, 0)
+        short_of_memory = cured(lambda: smaller_eval_batch(recipe.eval_batch), self.world.device)
+        with short_of_memory, engine.autocast(recipe.compute, self.world.device):
             for turn in range(1, most + 1):
                 shown = next(batches, None)
                 if shown is not None:
@@ -165,6 +175,8 @@ class Refinement(Localisation):
                         self.report(
                             {"kind": "say", "text": f"proposals of {sum(map(len, kept)):,} of {count:,} images"}
                         )
+                if turn < most and (told := lookout.look(turn)):
+                    raise Leaving(f"{told}; the proposals of training images were not all made, and begin anew")
         if not self.world.is_first:
             self.world.gather(None)  # nobody reads them before they are there
             return
@@ -172,7 +184,7 @@ class Refinement(Localisation):
         if len(every) != count:
             raise RuntimeError(f"proposals of {len(every)} images, of {count}")
         starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
-        files = {"boxes.npy": _bytes(np.concatenate(every)), "starts.npy": _bytes(starts)}
+        files = dict(zip(FILES, (_bytes(np.concatenate(every)), _bytes(starts)), strict=True))
         told = {"sha256": hashlib.sha256(b"".join(files.values())).hexdigest(), "images": count, **self.origin}
         files[MARK] = (json.dumps(told, indent=2) + "\n").encode()
         write_folder(join(self.url, FOLDER), files, "proposals")
@@ -185,15 +197,37 @@ class Refinement(Localisation):
         """The run's proposals, of a remote one by a copy in the cache."""
         fs, path = filesystem(join(self.url, FOLDER))
         if is_local(self.url):
+            intact = self.world.is_first and digest_of(fs, path) == json.loads(fs.cat_file(join(path, MARK)))["sha256"]
+            if not self.world.gather(intact)[0]:
+                raise damaged(f"{self.url}/{FOLDER}")
             return Boxes(Path(path))
         cache = self.recipe.data.cache if isinstance(self.recipe.data, ClsLocData) else None
         state = json.loads(fs.cat_file(join(path, MARK)))["sha256"]
         copy = cache_directory(cache) / f"proposals-{state[:16]}.index"
         if not is_fresh(copy, state):
-            names = ("boxes", "starts")
-            arrays = {name: np.load(BytesIO(fs.cat_file(join(path, f"{name}.npy")))) for name in names}
+            if digest_of(fs, path) != state:
+                raise damaged(f"{self.url}/{FOLDER}")
+            arrays = {Path(name).stem: np.load(BytesIO(fs.cat_file(join(path, name)))) for name in FILES}
             store([copy], state, arrays)
         return Boxes(copy)
+
+
+def digest_of(fs: Any, path: str) -> str:
+    """SHA-256 over a folder's proposals, hexadecimal, read in parts: on ImageNet they are gigabytes."""
+    found = hashlib.sha256()
+    for name in FILES:
+        with fs.open(join(path, name), "rb") as file:
+            while part := file.read(2**24):
+                found.update(part)
+    return found.hexdigest()
+
+
+def damaged(folder: str) -> UserError:
+    """What to say of proposals that are not those that were written."""
+    return UserError(
+        f"{folder}: SHA-256 is not the one in {MARK}, so the proposals are damaged; remove that folder and submit "
+        "again: they are made anew"
+    )
 
 
 def _bytes(array: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, nms
 
-from backbone.data.augment import to_planes
+from backbone.data.augment import TrainingView, to_planes
 from backbone.data.batches import TrainSet
 from backbone.data.stream import mix
 from detection.localisation.judge import Views, into_files, normal_parts
@@ -175,10 +175,10 @@ class RegionSet(TrainSet):
         """Pixels of the net's input."""
         return self.regions.padding * self.options.size // 224
 
-    def _look(self, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> None:
+    def _look(self, view: TrainingView, epoch: int, sample: int, planes: np.ndarray, on_host: bool) -> None:
         one = self.drawn(epoch, sample)
-        view = warp(self.source.image(sample), one.box, self.options.size, self.padding, self.fill)
-        to_planes(np.ascontiguousarray(view[:, ::-1]) if one.mirrored else view, planes)
+        seen = warp(self.source.image(sample), one.box, view.size, self.padding, self.fill)
+        to_planes(np.ascontiguousarray(seen[:, ::-1]) if one.mirrored else seen, planes)
 
     def located(self, samples: Sequence[int], position: int) -> dict[str, Tensor]:
         """`positive` bool [N] and `deltas` float32 [N, 4] of training images of these numbers, the first of which is at

@@ -21,6 +21,7 @@ from backbone.evaluate.protocols import Member
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone
 from backbone.training import engine
+from backbone.training.memory import cured, smaller_eval_batch
 from backbone.training.world import World
 from detection.localisation.judge import ONE_CROP, Guess, Step, errors, guess, images_of, protocols
 from detection.localisation.net import Localiser, build, losses
@@ -145,7 +146,8 @@ class Localisation:
         if protocol != ONE_CROP:
             data = recipe.data
             batches = images_of(self.val_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
-        with engine.autocast(recipe.compute, self.world.device):
+        short_of_memory = cured(lambda: smaller_eval_batch(recipe.eval_batch), self.world.device)
+        with short_of_memory, engine.autocast(recipe.compute, self.world.device):
             found, bad = guess(
                 localiser,
                 self.classifier,

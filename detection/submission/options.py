@@ -18,8 +18,13 @@ class Submission(Strict):
     backbone: tuple[str, ...] = ()
     """Backbone artifacts: folders or URLs. They are verified. Several: one entry of their ensemble."""
 
-    localiser: str = ""
-    """Artifact of jobs/localise.py: localisation, boxes for the classes that the backbones say."""
+    localiser: tuple[str, ...] = ()
+    """Artifacts of jobs/localise.py, of kind rpn or rcnn: localisation, boxes for the classes that the backbones say.
+    Several: one entry of their ensemble."""
+
+    proposals: tuple[str, ...] = ()
+    """Artifacts of the localisers whose proposals those of kind rcnn read, where they lie no longer where their recipes
+    say."""
 
     detections: str = ""
     """Folder of jobs/detect.py, in place of backbones: detection."""
@@ -61,6 +66,10 @@ class Submission(Strict):
                 f"backbone, detections: give one of them, {given}: --backbone FOLDER ... for classification and "
                 "localisation, --detections FOLDER of jobs/detect.py for detection"
             )
+        if self.proposals and not self.localiser:
+            raise ValueError("proposals: are read with localiser only; leave them out")
+        if len({*self.localiser}) < len(self.localiser):
+            raise ValueError("localiser: one is named twice; an ensemble counts each net once")
         if self.localiser and not self.backbone:
             raise ValueError("localiser: says where, not what; give --backbone FOLDER ... too")
         unread = ("by_position", "protocol", "scales", "batch", "loaders", "compute", "scaling")

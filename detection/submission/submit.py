@@ -15,7 +15,6 @@ from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.protocols import Member, member_scores
 from backbone.evaluate.views import ViewSet, ViewSpec
-from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets.external import External
 from backbone.nets.vgg import VGG
@@ -26,10 +25,9 @@ from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
 from backbone.training.ray_train import Payload
 from backbone.training.world import Report, World
-from detection.localisation import artifact as localisers
-from detection.localisation.judge import Views, boxes_of
+from detection.localisation.ensemble import Where, boxes_of_all, voted
+from detection.localisation.ensemble import load as load_localisers
 from detection.localisation.measure import GUESSES
-from detection.localisation.net import Localiser
 from detection.submission.formats import (
     CLSLOC,
     DET,
@@ -46,18 +44,11 @@ from detection.submission.options import Submission
 PREDICTIONS = "predictions.txt"
 
 
-class Where(NamedTuple):
-    """What says boxes."""
-
-    net: Localiser
-    inputs: InputConvention
-
-
 class Nets(NamedTuple):
     """What says classes, and boxes where there is a localiser."""
 
     members: list[Member]
-    localiser: Where | None
+    localisers: list[Where]
     classes: list[str]
     weights: dict[str, str]
     """Place -> SHA-256."""
@@ -93,14 +84,10 @@ def load(options: Submission) -> Nets:
                 f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol {other}"
             )
         members.append(Member(net, inputs, url))
-    localiser = None
-    if options.localiser:
-        net, loaded = localisers.load_localiser(options.localiser, "localiser")
-        localiser = Where(net, loaded.inputs)
-        weights[options.localiser] = loaded.block["weights_sha256"]
-        if list(loaded.classes) != classes:
-            raise UserError(f"{options.localiser}: its classes are not those of {options.backbone[0]}")
-    return Nets(members, localiser, classes, weights)
+    localisers = load_localisers(options.localiser, options.proposals, classes, options.backbone[0])
+    for one in localisers:
+        weights |= one.weights
+    return Nets(members, localisers, classes, weights)
 
 
 def prepare(options: Submission, say: Callable[[str], None] = print) -> Submitting:
@@ -123,7 +110,7 @@ def prepare(options: Submission, say: Callable[[str], None] = print) -> Submitti
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(join(path, "run.json"), json.dumps(options.model_dump(mode="json"), indent=2).encode())
     except OSError as error:
-        raise UserError(f"output {options.output} cannot be written: {error}") from error
+        raise UserError(f"output {options.output} cannot be written: {error}; name another: --output FOLDER") from error
     return Submitting(path if "://" not in options.output else options.output, options, images, numbers)
 
 
@@ -184,14 +171,10 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
     """
     scales = options.scales if options.protocol == "multi-scale" else ()
     wanted = [ViewSpec(options.protocol, one.inputs.size, one.inputs.crop_pct, scales) for one in nets.members]
-    distinct = list(dict.fromkeys(wanted))
-    for member in nets.members:
-        _place(member.net, options, world)
-    where = None
-    if nets.localiser:
-        _place(nets.localiser.net, options, world)
-        where = ViewSpec(options.protocol, nets.localiser.inputs.size, nets.localiser.inputs.crop_pct, scales)
-        distinct = list(dict.fromkeys([*distinct, where]))
+    where = [ViewSpec(options.protocol, one.inputs.size, one.inputs.crop_pct, scales) for one in nets.localisers]
+    distinct = list(dict.fromkeys([*wanted, *where]))
+    for net in [*(member.net for member in nets.members), *(net for one in nets.localisers for net in one.nets)]:
+        _place(net, options, world)
     loader = make_loader(
         ViewSet(images, tuple(distinct), "stop"),
         options.loaders,
@@ -207,12 +190,11 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
         with engine.autocast(options.compute, world.device):
             scores = member_scores(nets.members, wanted, groups, count, options.batch, options.compute.channels_last)
             labels = scores[-1].topk(min(GUESSES, len(numbers)), dim=1).indices
-            if nets.localiser is None or where is None:
+            if not nets.localisers:
                 lines += [classification_line(row) for row in of_class[labels.cpu().numpy()].tolist()]
                 continue
-            there, how = shown["groups"][distinct.index(where)], (options.batch, options.compute.channels_last)
-            views = Views(nets.localiser.inputs, shown["sides"], there, where, *how)
-            boxes = boxes_of(nets.localiser.net, labels, views)
+            how = (images, options.batch, options.compute.channels_last)
+            boxes = voted(*boxes_of_all(nets.localisers, where, distinct, labels, shown, *how))
         pairs = zip(of_class[labels.cpu().numpy()].tolist(), boxes, strict=True)
         lines += [localisation_line(row, box) for row, box in pairs]
     return lines

@@ -22,6 +22,11 @@ def test_from_a_classifier_to_errors_and_a_picture(
     assert "localisation error, %" in done.stdout
     assert "VGG-16, own class 33.1" in done.stdout
     assert (tmp_path / "runs/localiser/results/pictures.png").exists()
+    judged = ["--localiser", tmp_path / "runs/localiser/artifact", "--backbone", tmp_path / "net", "--scales", 224]
+    alone = run_job("evaluate", *judged, "--data.val_images", 8, "--data.workers", 0)
+    assert alone.returncode == 0, alone.stderr
+    assert f"  {tmp_path}/runs/localiser/artifact" in alone.stdout
+    assert "8 images, 0 unreadable left out" in alone.stdout
     again = run_job("localise", *words)
     assert again.returncode == 0, again.stderr
     assert "localiser is finished" in again.stdout

@@ -26,7 +26,8 @@ def test_strong_recipes_say_first_what_their_source_published(name: str):
     lines = describe(found, 1_281_167, 50_000, 1000)
     assert f"published  elsewhere: {text}" in lines
     assert f": {STRONG[name]:.1f} epochs" in lines
-    assert ("judged at  224 px" in lines) == (found.data.size != 224)
+    judged = f"judged at  {found.data.judged_at} px"
+    assert (judged in lines) == (found.data.size != found.data.judged_at) == (name in ("a3", "torchvision-v2", "short"))
     assert recipe_hash(found) == recipe_hash(found.model_copy(update={"published": ""}))
     assert found.model.zero_init_residual == (name in ("a2", "a3"))
     assert "25,557,032 parameters" in lines

@@ -142,7 +142,7 @@ def test_bad_images_are_named_or_replaced_on_every_path(plain: Path, decode: str
     assert sum(len(batch["bad"]) for batch in found) == samples.count(3) > 0
     assert all("class/3.jpg: " in name for batch in found for name in batch["bad"])
     images, place = torch.cat([batch["images"] for batch in found]), samples.index(3)
-    four, _ = train.decoded(Undecoded(0, 0, 4, 0, b""), [])
+    four, _ = train.decoded(Undecoded(0, 0, 4, 0, b""), SIZE, [])
     difference = (images[place].float() - four).abs().mean()
     assert difference < 4 if decode == "nvjpeg" else difference == 0  # the next one, as of the same epoch
 
@@ -166,6 +166,18 @@ def test_what_the_gpu_cannot_read_is_read_on_the_host_or_replaced(plain: Path, m
     samples = [train.stream[position][1] for position in range(8 * STEPS)]
     assert torch.cat([batch["labels"] for batch in found]).tolist() == [4 if one == 3 else one for one in samples]
     assert sum(len(batch["bad"]) for batch in found) == samples.count(3)
+
+
+@pytest.mark.parametrize("decode", ["exact", "scaled", "nvjpeg"])
+def test_images_grow_with_the_epoch_on_every_path(plain: Path, decode: str):
+    """Each micro-batch as where its size is that of all; three begin in epoch 0, two in 1, three in 2."""
+    grows = {"from_size": 16, "start": 0, "end": 2, "step": 16}
+    found = load(train_set(plain, decode, progressive=grows))
+    alone = {size: load(train_set(plain, decode, size=size)) for size in (16, 32, SIZE)}
+    sides = [batch["images"].shape[-1] for batch in found]
+    assert sides == [16, 16, 16, 32, 32, SIZE, SIZE, SIZE]
+    for k, (one, side) in enumerate(zip(found, sides, strict=True)):
+        assert torch.equal(one["images"], alone[side][k]["images"])
 
 
 def test_policies_vary_what_the_device_decoded(plain: Path):

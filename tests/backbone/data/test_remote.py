@@ -111,6 +111,14 @@ def test_ranks_get_what_their_loaders_give(make, folder: Path, monkeypatch):
             kill_one()
 
 
+def test_images_grow_as_they_do_here(make) -> None:
+    train_set = make(progressive={"from_size": 16, "end": 2, "step": 8})
+    batches = MicroBatches(8, 4, 0, 1, 0, 10)
+    expected = here(train_set, batches)
+    assert {batch["images"].shape[-1] for batch in expected} == {16, 24, 32}
+    assert_same(copies(train_loader(train_set, batches)), expected)
+
+
 def test_a_bad_image_stops_in_its_place_and_frees_the_cpus(make, ray_cluster):
     train_set = make(on_bad="stop")
     batches = MicroBatches(8, 4, 0, 1, 0, 8)

@@ -20,9 +20,9 @@ def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.Monke
     """As one whole graph. Traced only: generating code would take a minute here."""
     modes, original = [], nn.Module.compile
 
-    def traced(module: nn.Module, mode: str) -> None:
+    def traced(module: nn.Module, mode: str, dynamic: bool) -> None:
         modes.append(mode)
-        original(module, backend="eager", fullgraph=True)
+        original(module, backend="eager", fullgraph=True, dynamic=dynamic)
 
     monkeypatch.setattr(nn.Module, "compile", traced)
     options = {"optim.micro_batch": 8, "schedule.total": 4, "model.bn_group": 4, "run.checkpoint_every": 2}
@@ -33,6 +33,30 @@ def test_a_compiled_run_agrees_and_resumes(tiny: Make, monkeypatch: pytest.Monke
     assert modes == ["reduce-overhead"] * 2
     a, b = weights(plain), weights(compiled)
     assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_each_size_of_images_that_grow_is_compiled_as_it_is(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sizes, three graphs of whole numbers, and the weights of the run that is not compiled."""
+    graphs, original = list[torch.fx.GraphModule](), nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        assert all(isinstance(side, int) for one in inputs if isinstance(one, torch.Tensor) for side in one.shape)
+        return graph
+
+    def traced(module: nn.Module, mode: str, dynamic: bool) -> None:
+        original(module, backend=backend, fullgraph=True, dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    grows = {"data.progressive": {"from_size": 16, "start": 0, "end": 2, "step": 8}, "data.augment.kind": "modern"}
+    options = {**grows, "data.train_images": 16, "schedule.total": 3, "run.checkpoint_every": 0, "run.precise_bn": 0}
+    plain, compiled = tiny({**options, "name": "plain"}), tiny({**options, "compute.compile": "default"})
+    run(plain)
+    run(compiled)
+    assert len(graphs) == 3
+    a, b = weights(plain), weights(compiled)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 

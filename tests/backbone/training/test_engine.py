@@ -95,6 +95,9 @@ OPTIONS = [
     ),
     pytest.param(STRONG, id="strong"),
     pytest.param(
+        {"data.augment": {"kind": "modern"}, "data.progressive": {"from_size": 16, "end": 2, "step": 8}}, id="growing"
+    ),
+    pytest.param(
         {"model": {"net": "vgg", "depth": 11, "norm": "none", "width": 0.05}, "schedule.kind": "plateau"}, id="dropout"
     ),
 ]

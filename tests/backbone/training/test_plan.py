@@ -3,8 +3,11 @@
 import pytest
 
 from backbone.cli import load, read_yaml, validate
-from backbone.training.plan import describe, doubts
+from backbone.nets import build
+from backbone.nets.count import macs
+from backbone.training.plan import describe, doubts, images_of_sizes, mean_macs
 from backbone.training.recipe import Recipe
+from backbone.training.schedule import in_steps
 from detection.finetune import places
 from detection.recipe import Finetune
 from tests.conftest import ROOT
@@ -25,6 +28,23 @@ def test_a_schedule_for_more_images() -> None:
     assert doubts(recipe, 90_000 * 256 // 1000) == []
     (line,) = doubts(recipe, 4672)
     assert line.startswith("4,932 epochs: the schedule is for more images than 4,672; ")
+
+
+def test_images_that_grow() -> None:
+    """Sizes by the epoch, multiply-adds of each weighted by its share of images, and a schedule too short for them."""
+    grows = {"from_size": 64, "start": 1, "end": 3}
+    tree = {"data": {"size": 128, "train_images": 512, "progressive": grows}, "model": {"depth": 18}}
+    recipe = validate(Recipe, {**tree, "schedule": {"total": 5}}, "")
+    steps = in_steps(recipe.schedule, recipe.optim.batch, 512)
+    assert images_of_sizes(recipe.data, steps) == {64: 1024, 96: 512, 128: 1024}
+    net = build(recipe.model, 10)
+    each = (2 * macs(net, 64) + macs(net, 96) + 2 * macs(net, 128)) / 5
+    assert mean_macs(net, recipe.data, steps) == round(each)
+    said = describe(recipe, 512, 100, 10)
+    assert "sizes      64 px for 2 epochs, 96 px for 1 epochs, 128 px for 2 epochs; " in said
+    assert doubts(recipe, 512) == []
+    (line,) = doubts(validate(Recipe, {**tree, "schedule": {"total": 3}}, ""), 512)
+    assert line.startswith("data.progressive.end 3: training ends in epoch 2, at 96 px; --data.progressive.end 2 reach")
 
 
 def test_one_folder_for_both() -> None:

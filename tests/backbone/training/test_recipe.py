@@ -15,6 +15,7 @@ from backbone.training.run import check_split
 FILES = {"data.source": "imagefolder", "data.train": "a", "data.val": "b"}
 PLATEAU = {"schedule.kind": "plateau"}
 HOLD = {"schedule.hold_lr": 0.01}
+GROWS = {"data.progressive": {"from_size": 160, "end": 3}}
 PIECES = {"schedule.kind": "pieces", "schedule.milestones": [30]}
 
 
@@ -102,6 +103,21 @@ def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
         ({"data.augment.policy": "increasing", "data.augment.magnitude": 11}, "takes 0 to 10"),
         ({"data.eval_size": 8}, "give 16 pixels or more"),
         ({"data.eval_size": 256, "data.normalize": "pixel"}, "leave eval_size out"),
+        ({"data.progressive.end": 3}, "read with from_size only"),
+        ({"data.progressive": {"from_size": 8, "end": 3}}, "give 16 pixels or more"),
+        ({"data.progressive": {"from_size": 160, "start": 3, "end": 3}}, "end must be the later epoch"),
+        ({"data.progressive": {"from_size": 224, "end": 3}}, "from_size 224: give less than size 224"),
+        (
+            {"data.progressive": {"from_size": 96, "end": 90, "step": 8}},
+            "has 17 sizes, .* progressive.step above 8",
+        ),
+        ({**GROWS, "data.augment.kind": "paper"}, "for augment modern, .* not for paper; set progressive.from_size 0"),
+        ({**GROWS, "data.normalize": "pixel"}, "set progressive.from_size 0, or take dataset"),
+        ({**GROWS, "data.resident": True}, "resident is for augment cifar or none"),
+        (
+            {**ONE, "model.depth": 18, "data.size": 64, "data.progressive": {"from_size": 32, "end": 3}},
+            "one value a ch",
+        ),
         ({"data.augment.mixup": 0.2, "optim.batch": 15}, "must be even"),
         ({"data.augment.cutmix": 1, "optim.batch": 30, "optim.micro_batch": 15}, "must be even"),
         ({"optim.batch": 256, "optim.micro_batch": 30}, r"near it: \[8, 16, 32\]"),
@@ -190,6 +206,7 @@ OTHER = {
     "run.export": "best",
     "data.hold_out": 5,
     "data.eval_size": 288,
+    "data.progressive": {"from_size": 160, "start": 0, "end": 3},
     "data.augment.repeats": 2,
     "model.stochastic_depth": 0.1,
     "optim.kind": "lamb",

@@ -1,6 +1,7 @@
 """The R-CNN step: its net, its boxes, and the job that trains it on a localiser's proposals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.nets import build as build_net
 from backbone.options import NetOptions
+from backbone.training.notice import Leaving
 from backbone.training.recipe import identity
 from backbone.training.world import World
 from detection.localisation import artifact
 from detection.localisation.judge import DENSE, wrong
-from detection.localisation.localise import finished
+from detection.localisation.localise import finished, localise, prepare
 from detection.localisation.picture import table
 from detection.localisation.plan import describe
 from detection.localisation.rcnn import RegionNet, build_regions, losses, refine
 from detection.localisation.recipe import Localise, RegionOptions
-from detection.localisation.refinement import Refinement
+from detection.localisation.refinement import Refinement, proposals_bytes
 from detection.localisation.regions import warp
 from tests.detection.localisation.conftest import Make, write_classifier
 from tests.detection.localisation.test_clsloc import CAT, DOG
@@ -255,6 +257,79 @@ def test_two_ranks_make_the_same_proposals_and_weights(where: Make, tmp_path: Pa
     results = json.loads((place(both) / "results/results.json").read_text())["results"]
     assert results == json.loads(json.dumps(one["results"]))
     assert [(row["images"], len(row["unreadable"])) for row in results] == [(6, 1)] * 2
+
+
+def test_a_stop_is_heeded_while_proposals_are_made(second: Make) -> None:
+    """Nothing half made is left, and the run that goes on is the one that was not stopped."""
+    whole, stopped = second({"name": "whole", "schedule.total": 1}), second({"name": "stopped", "schedule.total": 1})
+    run(whole)
+    said: list[str] = []
+    asked = World(0, 1, torch.device("cpu"), lambda: "told to stop" if len(said) else "")
+
+    def report(record: dict[str, Any]) -> None:
+        said.append(record.get("text", ""))
+
+    with pytest.raises(Leaving, match=r"told to stop; the proposals of training images were not all made"):
+        localise(prepare(stopped, lambda text: None), asked, report)
+    assert said[0] == "proposals of 48 training images"
+    assert not (place(stopped) / "proposals").exists()
+    run(stopped)
+    for file in ("artifact/model.safetensors", "proposals/boxes.npy"):
+        assert (place(whole) / file).read_bytes() == (place(stopped) / file).read_bytes()
+
+
+def test_damaged_proposals_are_refused(second: Make) -> None:
+    recipe = second({"schedule.total": 2, "run.checkpoint_every": 1})
+    run(recipe, stop_at=3)
+    shutil.rmtree(place(recipe) / "artifact")
+    file = place(recipe) / "proposals/boxes.npy"
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"proposals: SHA-256 is not the one in proposals\.json.* remove that folder"):
+        run(recipe)
+    shutil.rmtree(file.parent)
+    run(recipe)
+    assert file.read_bytes() == intact
+
+
+def test_the_disk_that_proposals_need_is_foretold(second: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = second({"schedule.total": 1})
+    run(recipe)
+    options = recipe.localiser
+    assert isinstance(options, RegionOptions)
+    most = proposals_bytes(options, 48)
+    arrays = sum((place(recipe) / f"proposals/{name}.npy").stat().st_size - 128 for name in ("boxes", "starts"))
+    assert most / 3 < arrays <= most  # 128 bytes are numpy's header
+    imagenet = proposals_bytes(RegionOptions.model_validate({"kind": "rcnn", "norm": "frozen"}), 544_546)
+    assert imagenet == pytest.approx(544_546 * 200 * 16, rel=0.01)
+    many = second({"localiser": {**RCNN, "proposals": 4_000_000}, "name": "many"})
+    assert "up to 2.86 GiB of proposals" in describe(many)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2**30))
+    with pytest.raises(
+        UserError, match=r"1024 MiB free, but checkpoints take .* and what the run makes besides 2930 MiB"
+    ):
+        prepare(many, lambda text: None)
+    prepare(second({"name": "few"}), lambda text: None)
+
+
+def test_who_judges_too_much_at_once_is_told_the_option_that_helps(
+    second: Make, where: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real allocation, while proposals are made and while boxes are judged."""
+
+    def too_large(*given: Any) -> Any:
+        return torch.empty(2**55, dtype=torch.uint8)
+
+    recipe = second({"name": "one"})
+    for module, function, chosen in (
+        ("refinement", "propose", recipe),
+        ("task", "guess", where({"name": "two", "schedule.total": 1})),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"detection.localisation.{module}.{function}", too_large)
+            with pytest.raises(UserError, match=r"out of memory on cpu: eval_batch 4 is too much; .*--eval_batch 2"):
+                run(chosen)
 
 
 def test_the_plan_names_the_proposals(second: Make) -> None:

@@ -128,7 +128,7 @@ def test_ranks_write_one_files_parts(planted: Path, tmp_path: Path) -> None:
 
 
 def test_a_box_goes_with_each_class(planted: Path, tmp_path: Path) -> None:
-    chosen = options(planted, tmp_path, localiser=str(planted / "localiser"), scales=[224])
+    chosen = options(planted, tmp_path, localiser=[str(planted / "localiser")], scales=[224])
     submit(prepare(chosen, lambda text: None), ALONE, lambda record: None)
     read = np.loadtxt(tmp_path / "entry/predictions.txt").reshape(5, 5, 5)
     model, inputs, _, _ = localisers.load(planted / "localiser")
@@ -187,7 +187,7 @@ def test_a_net_that_multi_scale_is_not_for_is_told_a_protocol_that_it_may_have(p
     with pytest.raises(UserError, match="--protocol 10-crop"):
         prepare(options(planted, tmp_path, **own), lambda text: None)
     with pytest.raises(UserError, match="--protocol 1-crop"):
-        prepare(options(planted, tmp_path, **own, localiser=str(planted / "localiser")), lambda text: None)
+        prepare(options(planted, tmp_path, **own, localiser=[str(planted / "localiser")]), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_a_net_that_multi_scale_is_not_for_is_told_a_protocol_that_it_may_have(p
         ({"backbone": []}, "give one of them, none is given"),
         ({"detections": "found"}, "give one of them, both are given"),
         ({"backbone": ["a", "a"]}, "one is named twice"),
-        ({"localiser": "l", "protocol": "10-crop"}, "a localiser sees 1-crop or multi-scale"),
-        ({"backbone": [], "detections": "found", "localiser": "l"}, "says where, not what"),
+        ({"localiser": ["l"], "protocol": "10-crop"}, "a localiser sees 1-crop or multi-scale"),
+        ({"backbone": [], "detections": "found", "localiser": ["l"]}, "says where, not what"),
         ({**DETECTION, "detections": "found", "by_position": True}, "by_position: read with backbone only"),
         ({**DETECTION, "detections": "found", "protocol": "1-crop"}, "protocol: read with backbone only"),
         ({"backbone": [], "detections": "found"}, "scales, batch, loaders: read with backbone only"),

@@ -30,10 +30,9 @@ from backbone.training.meter import Meter
 from backbone.training.state import Store
 from backbone.training.world import World, local_world
 from detection import artifact, forward, scoring
-from detection.data.options import CocoData
 from detection.data.sources import open_sources
 from detection.data.synthetic import SyntheticScenes
-from detection.finetune import Detection, build_detector, finetune, finished, load_backbone, places, prepare
+from detection.finetune import Detection, build_detector, finetune, finished, load_backbone, prepare
 from detection.recipe import Finetune
 from tests.detection.conftest import ALONE, Make, write_backbone
 
@@ -396,15 +395,6 @@ def test_steps_equal_bare_torchvision_steps(small: Make) -> None:
 
 def test_learning(trained: Path) -> None:
     """80 steps on 24 images, judged on the same."""
-    history = json.loads((trained / "history.json").read_text())
-    losses = [r["loss"] for r in history if "loss" in r]
+    losses = [r["loss"] for r in json.loads((trained / "history.json").read_text()) if "loss" in r]
     assert losses[-1] < losses[0] / 1.5
     assert finished(str(trained))["bbox"]["AP50"] > 0.2
-
-
-def test_one_folder_of_images_with_two_lists_is_no_doubt() -> None:
-    """Only where both splits are one are they trained on and judged by the same."""
-    two = CocoData(train="images", val="images", train_annotations="train.json", val_annotations="val.json")
-    assert places(two) == ("", "")
-    assert places(two.model_copy(update={"val_annotations": "train.json"})) == ("images", "images")
-    assert places(CocoData(train="images", val="images")) == ("images", "images")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from backbone.errors import UserError
+from detection.data.options import CocoData
 from detection.data.synthetic import SyntheticScenes
-from detection.finetune import build_detector, load_backbone
+from detection.finetune import build_detector, load_backbone, places
 from detection.plan import describe
 from tests.detection.conftest import Make, coco, write_scenes
 
@@ -75,3 +76,11 @@ def test_batch_norm_over_few_images_is_warned_of(small: Make) -> None:
     few = {"detector.norm": "trainable", "optim.micro_batch": 2}
     assert "batch norm would take its statistics over 2 image(s)" in lines(describe(small(few)))["warning"]
     assert "warning" not in lines(describe(small(few | {"optim.micro_batch": 8})))
+
+
+def test_one_folder_of_images_with_two_lists_is_no_doubt() -> None:
+    """Only where both splits are one are they trained on and judged by the same."""
+    two = CocoData(train="images", val="images", train_annotations="train.json", val_annotations="val.json")
+    assert places(two) == ("", "")
+    assert places(two.model_copy(update={"val_annotations": "train.json"})) == ("images", "images")
+    assert places(CocoData(train="images", val="images")) == ("images", "images")

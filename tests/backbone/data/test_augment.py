@@ -1,8 +1,6 @@
 """Views against torchvision, timm and PIL; draws against closed forms; blending against a plain loop."""
 
 import math
-import random
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -391,24 +389,3 @@ def test_weight_is_the_share_of_pixels_left():
     found, own = blend(images.contiguous(memory_format=torch.channels_last), blending)
     assert found[::2].mean((1, 2, 3)).numpy() == pytest.approx(own[::2].numpy(), abs=1e-5)
     assert torch.equal(own[::2], own[1::2])
-
-
-def test_draws_are_those_of_generators_of_their_own():
-    """Whatever was drawn before, and by whichever thread: generators are used again."""
-    view = TrainingView(ModernAugment(), 32, 1.0, FILL)
-    keys = [mix(7, i) for i in range(300)]
-
-    def drawn(key: int) -> tuple:
-        return view.box(300, 400, key), view.flips(key), view.box(300, 400, key), view.box(400, 300, key)
-
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(drawn, keys))
-    for key, (box, flips, again, other) in zip(keys, found, strict=True):
-        assert flips == (random.Random(mix(key, 1)).random() < 0.5)
-        assert (box, other) == (again, TrainingView(ModernAugment(), 32, 1.0, FILL).box(400, 300, key))
-        draw = random.Random(mix(key, 0))
-        area = draw.uniform(0.08 * 120_000, 120_000)
-        aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-        if (side := round(math.sqrt(area / aspect))) <= 300 and round(math.sqrt(area * aspect)) <= 400:
-            assert box.height == side
-            assert box.top == int((300 - side + 1) * draw.random())

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -30,6 +30,7 @@ from backbone.compute import Scaling
 from backbone.errors import UserError, last_line
 from backbone.stopping import heed_again
 from detection.serving.app import make_app
+from detection.serving.claims import Claims, must_wait, untold
 from detection.serving.models import Look, Model, answers, described, load, look, prepare_process
 from detection.serving.options import LOOPBACK, TOKEN, Serving, token_hash
 from detection.serving.questions import Answer, Question, Refused, too_many
@@ -41,6 +42,9 @@ DEEP = 8  # times what a replica is working on may lie in its own queue, so that
 BACKOFF = 0.05  # seconds, at most, until a front asks again whether a full replica has room; Serve's 0.5 leave it idle
 SURGE = 25  # percent of the replicas that are started beside the old ones when they are replaced, at least one
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+GRACE = 5  # seconds beyond those of a request, in which what is replaced or ended answers what it has begun
+TURN = 120.0  # seconds a job waits for another that serves under the same name now: it may have been killed
+WORDS = "raybone-serve"  # where claims lie on the cluster
 Key = tuple[str, str, tuple[int, int]]  # model, task, padded sides
 Say = Callable[[str], None]
 
@@ -102,10 +106,8 @@ class Replica:
 class Front:
     """Reads and checks requests, and asks replicas."""
 
-    def __init__(
-        self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str, job: str
-    ):
-        self.replicas, self.models, self.token, self.job = replicas, models, token, job
+    def __init__(self, replicas: DeploymentHandle, tree: dict[str, Any], models: list[dict[str, Any]], token: str):
+        self.replicas, self.models, self.token = replicas, models, token
         options = Serving.model_validate(tree)
         self.limits, self.chooses = options.limits, bool(options.resident)
         tags = ("route", "model", "status")
@@ -114,10 +116,6 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self.models, self.limits, self.token, self._ask, self._observe)
-
-    async def whose(self) -> str:
-        """Which job put it on the cluster last."""
-        return self.job
 
     async def _ask(self, question: Question) -> Answer | Refused:
         """Asked again where the replica died, which answering twice does not hurt."""
@@ -179,8 +177,8 @@ def under_way(options: Serving) -> int:
     return 2 * options.batch
 
 
-def bound(options: Serving, token: str, models: list[dict[str, Any]], job: str = "") -> serve.Application:
-    """The application of verified models; `token` is the hash of what requests must bring, `job` who ends it."""
+def bound(options: Serving, token: str, models: list[dict[str, Any]]) -> serve.Application:
+    """The application of verified models; `token` is the hash of what requests must bring."""
     tree, hashes = options.model_dump(), {model["name"]: model["sha256"] for model in models}
     resources = {"num_cpus": options.cpus_per_replica, "num_gpus": int(options.use_gpu)}
     replica = serve.deployment(
@@ -196,7 +194,7 @@ def bound(options: Serving, token: str, models: list[dict[str, Any]], job: str =
         request_router_config=RequestRouterConfig.model_validate({"max_backoff_s": BACKOFF}),
         max_surge_percent=SURGE,
         max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=options.limits.seconds + 5,
+        graceful_shutdown_timeout_s=options.limits.seconds + GRACE,
         health_check_period_s=2,
     )(Replica)
     front = serve.deployment(
@@ -208,9 +206,9 @@ def bound(options: Serving, token: str, models: list[dict[str, Any]], job: str =
         max_queued_requests=options.limits.waiting,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_surge_percent=SURGE,
-        graceful_shutdown_timeout_s=options.limits.seconds + 5,
+        graceful_shutdown_timeout_s=options.limits.seconds + GRACE,
     )(Front)
-    return front.bind(replica.bind(tree, hashes), tree, models, token, job)
+    return front.bind(replica.bind(tree, hashes), tree, models, token)
 
 
 def start(options: Serving, say: Say = print) -> Callable[[], None]:
@@ -229,22 +227,28 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     ray, started = connect(say)
     check_room(options)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    listens = _listen(options)
-    others = options.name in serve.status().applications
-    job, served = uuid.uuid4().hex, False
+    claims, listens, served = Claims(Words(), options.name), False, False
+    if told := untold(claims.states(), options.name in serve.status().applications):
+        claims.claim(told)
+    mine = claims.claim("deploys")
 
     def end() -> None:
-        there = options.name in serve.status().applications
-        # One that does not answer is of no use to anybody; one of another job's, in this one's place, is.
-        if there and ((not others and not served) or _whose(options.name) in (job, "")):
-            serve.delete(options.name)
-        if joined and listens and not serve.status().applications:
+        if last := claims.give_up(mine, "left" if served else "failed"):
+            if options.name in serve.status().applications:
+                serve.delete(options.name)
+            claims.say(last, "ended")
+        if joined and listens and not serve.status().applications and "deploys" not in Words().read("").values():
             serve.shutdown()
         if started:
             ray.shutdown()
 
     try:
-        serve.run(bound(options, token, models, job), name=options.name, route_prefix=options.route)
+        listens = _listen(options)
+        if must_wait(claims.states(), mine):
+            say(f"waiting for another job, which puts {options.name} there or takes it down, {TURN:g} s at most")
+            _wait_while(lambda: must_wait(claims.states(), mine), TURN)
+        serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
+        claims.say(mine, "stays" if options.detach else "serves")
         served = True
     except (RuntimeError, RayServeException) as error:
         raise UserError(
@@ -252,7 +256,7 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
         ) from error
     finally:
         heed_again()
-        if not served and not others:  # stopped meanwhile, or refused: nothing is left half served
+        if not served:  # stopped meanwhile, or refused: nothing is left half served
             end()
     host = f"[{options.host}]" if ":" in options.host else options.host
     where = f"http://{host}:{options.port}{options.route.rstrip('/')}/"
@@ -261,12 +265,25 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     return end
 
 
-def _whose(name: str) -> str:
-    """Which job put an application on the cluster last; empty: it is not there, or does not say."""
-    try:
-        return serve.get_app_handle(name).whose.remote().result(timeout_s=30)
-    except (RayServeException, RayActorError, TimeoutError):
-        return ""
+class Words:
+    """What jobs tell each other, on the cluster's head."""
+
+    def put(self, key: str, value: str) -> None:
+        _internal_kv_put(key, value, namespace=WORDS)
+
+    def add(self, key: str, value: str) -> bool:
+        return not _internal_kv_put(key, value, overwrite=False, namespace=WORDS)
+
+    def read(self, start: str) -> dict[str, str]:
+        keys = _internal_kv_list(start, namespace=WORDS)
+        return {key.decode(): (_internal_kv_get(key, namespace=WORDS) or b"").decode() for key in keys}
+
+
+def _wait_while(holds: Callable[[], bool], seconds: float) -> None:
+    """No longer than so many seconds: who is waited for may be gone."""
+    until = time.monotonic() + seconds
+    while holds() and time.monotonic() < until:
+        time.sleep(PAUSE)
 
 
 def check_room(options: Serving) -> None:

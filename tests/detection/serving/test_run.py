@@ -118,6 +118,48 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
         serve.shutdown()
 
 
+@pytest.mark.ray
+def test_a_job_ends_while_another_replaces_it_and_that_one_fails(ray_cluster: Any, tmp_path: Path) -> None:
+    """The first leaves what it served, for the second is there; the second takes it down, for nobody else is."""
+    from ray import serve
+
+    from detection.serving.claims import Claims
+    from detection.serving.run import Words, start
+
+    first, second = (write_detector(tmp_path / name / "artifact", seed) for seed, name in enumerate(("one", "two")))
+    other = Path(write_detector(tmp_path / "other/artifact", seed=2))
+    options = Serving(artifact=(f"masks={first}",), name="in turn", port=free_port())
+    told: list[dict[str, Any] | str] = []
+
+    def exchange(line: str) -> None:
+        """The second's artifact is another one when its replicas read it, and they refuse it."""
+        if line.startswith("verified"):
+            for file in other.iterdir():
+                (Path(second) / file.name).write_bytes(file.read_bytes())
+
+    def end_first() -> None:
+        until(lambda: Claims(Words(), options.name).states().get(2) == "deploys")
+        end()
+        told.append(str(serve.status().applications[options.name].status))
+        told.append(ask(f"http://127.0.0.1:{options.port}/detect", png(picture(64, 96))))
+
+    try:
+        end = start(options, told.append)
+        told.clear()
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(end_first)
+            with pytest.raises(UserError, match="in turn: Ray Serve does not take it"):
+                start(options.model_copy(update={"artifact": (f"masks={second}",)}), exchange)
+            ended.result()
+        status, answer = told
+        assert status == "DEPLOYING"
+        check_same(answer, detection.detect(detection.load(first), [picture(64, 96)])[0])  # ty: ignore[invalid-argument-type]
+        assert options.name not in serve.status().applications
+        assert list(Claims(Words(), options.name).states().values()) == ["left", "failed", "ended"]
+    finally:
+        serve.shutdown()
+
+
 def test_a_configuration_file_gives_the_jobs_options_and_always_wants_a_token(
     artifacts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

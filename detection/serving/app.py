@@ -15,7 +15,17 @@ from starlette.exceptions import HTTPException
 
 from backbone.pages import style
 from detection.serving.options import Limits, is_token
-from detection.serving.questions import MEGA, Answer, Question, Refused, check_image, too_large, too_long, too_many
+from detection.serving.questions import (
+    MEGA,
+    Answer,
+    Question,
+    Refused,
+    check_image,
+    too_large,
+    too_long,
+    too_many,
+    too_much,
+)
 
 Ask = Callable[[Question], Awaitable[Answer | Refused]]
 Observe = Callable[[str, str, int, float], None]
@@ -113,7 +123,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
     """
     app = FastAPI(title="raybone", description=ABOUT, version="1", docs_url=None, redoc_url=None)
     by_name = {model["name"]: model for model in models}
-    under_way = 0
+    under_way = held = 0
 
     def allowed(request: Request) -> None:
         if token and not is_token(request.headers.get("authorization", ""), token):
@@ -132,15 +142,22 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
 
     async def answered(request: Request, task: Any, name: str | None, **more: Any) -> Response:
         """Read the image and ask; every request ends here in a response, within the limits."""
-        nonlocal under_way
-        began, status, model = time.perf_counter(), 500, ""
+        nonlocal under_way, held
+        began, status, model, size = time.perf_counter(), 500, "", 0
         under_way += 1
+
+        def hold(more: int) -> None:
+            nonlocal held, size
+            if held + more > limits.waiting_mb * MEGA:
+                raise too_much(limits)
+            held, size = held + more, size + more
+
         try:
             if under_way > limits.waiting:  # before its body is read
                 raise too_many(limits)
             model = model_for(task, name)
             async with asyncio.timeout(limits.seconds):
-                data = await body_of(request, limits)
+                data = await body_of(request, limits, hold)
                 check_image(data, limits)
                 answer = await ask(Question(model, task, data, **more))
             if isinstance(answer, Refused):
@@ -154,7 +171,7 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
             status = refused.status
             return refusal(refused)
         finally:
-            under_way -= 1
+            under_way, held = under_way - 1, held - size
             observe(task, model, status, time.perf_counter() - began)
 
     @app.post(
@@ -242,20 +259,25 @@ def refusal(refused: Refused) -> JSONResponse:
     return JSONResponse(refused.body(), refused.status, headers.get(refused.status))
 
 
-async def body_of(request: Request, limits: Limits) -> bytes:
-    """The body, of which no more is kept than the limit.
+async def body_of(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
+    """The body, of which no more is kept than the limit. `hold` is told of bytes before they are, and may refuse them.
 
     Raises:
         Refused: 413, by its Content-Length or when it has become too large.
     """
     most, length = limits.body_mb * MEGA, request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
+    room = int(length) if length.isdecimal() else 0
+    if room > most:
         raise too_large(limits)
+    hold(room)
     parts, count = [], 0
     async for part in request.stream():
         count += len(part)
         if count > most:
             raise too_large(limits)
+        if count > room:
+            hold(count - room)
+            room = count
         parts.append(part)
     return b"".join(parts)
 

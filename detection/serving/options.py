@@ -34,8 +34,17 @@ class Limits(Strict):
     waiting: int = Field(256, ge=1)
     """Requests under way in one front, those that wait for a replica included. Beyond: 429."""
 
+    waiting_mb: float = Field(1000, gt=0)
+    """Megabytes of bodies under way in one front, at least `body_mb`. Beyond: 429."""
+
     values: int = Field(4_000_000, ge=1)
     """Numbers of the whole maps that one answer of /features holds. Beyond: 413."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Limits":
+        if self.waiting_mb < self.body_mb:
+            raise ValueError(f"waiting_mb {self.waiting_mb:g} is below body_mb {self.body_mb:g}: no such body goes in")
+        return self
 
 
 class Serving(Strict):

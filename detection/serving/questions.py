@@ -102,3 +102,8 @@ def too_long(limits: Limits) -> Refused:
 def too_many(limits: Limits) -> Refused:
     """What is said when more requests wait than may."""
     return Refused(429, "too_many_requests", f"{limits.waiting:,} requests are under way; try again")
+
+
+def too_much(limits: Limits) -> Refused:
+    """What is said when the bodies under way are larger together than they may be."""
+    return Refused(429, "too_many_bytes", f"{limits.waiting_mb:g} MB of images are under way; try again")

@@ -2,13 +2,54 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+
+class Room:
+    """Holds so many at a time, and so many bytes; who comes first goes in first.
+
+    One that is larger than the whole room goes in alone.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self.inside = self.taken = 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def of(self, size: int) -> AsyncIterator[None]:
+        """Wait for room for that many bytes, and take it meanwhile."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((size, turn))
+        self._let_in()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.cancelled():  # it gave up before it was let in, and may have kept others from it
+                self._let_in()
+            else:
+                self.inside -= 1
+                self.taken -= size
+                self._let_in()
+
+    def _let_in(self) -> None:
+        while self.waiting:
+            size, turn = self.waiting[0]
+            if not turn.done():
+                if self.inside and (self.inside >= self.count or self.taken + size > self.size):
+                    return
+                self.inside += 1
+                self.taken += size
+                turn.set_result(None)
+            self.waiting.popleft()
 
 
 class Groups(Generic[K, Q, A]):

@@ -33,13 +33,14 @@ from detection.serving.app import make_app
 from detection.serving.claims import Claims, must_wait, untold
 from detection.serving.models import Look, Model, answers, described, load, look, prepare_process
 from detection.serving.options import LOOPBACK, TOKEN, Serving, token_hash
-from detection.serving.questions import Answer, Question, Refused, too_many
-from detection.serving.queue import Groups
+from detection.serving.questions import MEGA, Answer, Question, Refused, too_many
+from detection.serving.queue import Groups, Room
 
 DEATHS = 3  # replicas that may die of a question before it is refused: it may be what they die of
 PAUSE = 0.2  # seconds until an old replica, which does not know a new artifact yet, is asked again
 DEEP = 8  # times what a replica is working on may lie in its own queue, so that it is never without work
 BACKOFF = 0.05  # seconds, at most, until a front asks again whether a full replica has room; Serve's 0.5 leave it idle
+HANDED = 64 * MEGA  # bytes of bodies, for each replica there may be, that a front hands over before some are answered
 SURGE = 25  # percent of the replicas that are started beside the old ones when they are replaced, at least one
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 GRACE = 5  # seconds beyond those of a request, in which what is replaced or ended answers what it has begun
@@ -110,6 +111,8 @@ class Front:
         self.replicas, self.models, self.token = replicas, models, token
         options = Serving.model_validate(tree)
         self.limits, self.chooses = options.limits, bool(options.resident)
+        # Here they wait in turn, where Serve's router would ask full replicas again and again.
+        self.handed = Room(options.max_replicas * DEEP * under_way(options), options.max_replicas * HANDED)
         tags = ("route", "model", "status")
         self.requests = Counter("raybone_requests", "Requests answered or refused.", tags)
         self.seconds = Histogram("raybone_request_seconds", "From a request to its answer.", SECONDS, tags)
@@ -120,6 +123,10 @@ class Front:
     async def _ask(self, question: Question) -> Answer | Refused:
         """Asked again where the replica died, which answering twice does not hurt."""
         handle = self.replicas.options(multiplexed_model_id=question.model) if self.chooses else self.replicas
+        async with self.handed.of(len(question.data)):
+            return await self._asked(handle, question)
+
+    async def _asked(self, handle: DeploymentHandle, question: Question) -> Answer | Refused:
         for _ in range(DEATHS):
             try:
                 while isinstance(found := await _answer(handle, question), Refused) and found.code == "not_here":

@@ -267,6 +267,37 @@ def test_more_at_a_time_than_may_wait_are_refused_and_none_later(models: dict[st
     assert [one.status_code for one in answered] == [200, 200, 200]
 
 
+def test_bodies_are_bounded_together_and_room_comes_back(models: dict[str, Model]) -> None:
+    server, image, read = Server(models, Limits(body_mb=0.02, waiting_mb=0.03)), png(picture(64, 64)), []
+    assert len(image) < 10_000
+
+    async def asks(client: httpx.AsyncClient) -> list[httpx.Response]:
+        go = asyncio.Event()
+
+        async def body(size: int, start: bytes) -> AsyncIterator[bytes]:
+            read.append(size)
+            yield start
+            yield bytes(size - len(start))
+            await go.wait()
+
+        async def one(size: int, start: bytes, **headers: str) -> httpx.Response:
+            return await client.post("/detect", content=body(size, start), headers=headers)
+
+        said = asyncio.create_task(one(19_000, image, **{"content-length": "19000"}))  # counts before it is there
+        async with asyncio.timeout(60):
+            while not read:
+                await asyncio.sleep(0.01)
+        refused = [await one(12_000, image, **{"content-length": "12000"}), await one(12_000, image)]
+        small = await client.post("/detect", content=image)
+        go.set()
+        return [*refused, small, await said, await client.post("/detect", content=image + bytes(10_000))]
+
+    said, unsaid, *answered = run(server, asks)
+    assert fault(said) == fault(unsaid) == (429, "too_many_bytes")
+    assert read == [19_000, 12_000]  # of what said how large it is nothing was read
+    assert [one.status_code for one in answered] == [200, 200, 200]
+
+
 def test_a_fault_of_the_servers_is_told_as_every_other(models: dict[str, Model]) -> None:
     server = Server(models, Limits())
 

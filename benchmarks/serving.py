@@ -46,16 +46,20 @@ CLIENTS = (1, 8, 64)
 HOST = "127.0.0.1"
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 TITLES = {"ProxyActor": "proxy", ":front#": "front", ":replica#": "replica"}
-SIZES = {"resnet-18 of half width": (18, 0.5, 112), "resnet-50": (50, 1.0, 480)}  # depth, width, shorter side
+FEW = {"channels": 64, "hidden": 256, "rpn": {"pre_nms_test": 100, "post_nms_test": 30}}
+SIZES: dict[str, tuple[int, float, int, dict[str, Any]]] = {  # depth, width, shorter side, options of the detector
+    "small resnet-18": (18, 0.5, 112, FEW),
+    "resnet-50": (50, 1.0, 480, {}),
+}
 
 
 def make(folder: Path) -> dict[str, str]:
-    """Name -> artifact of a Faster R-CNN with FPN, of random weights: it finds a hundred boxes in anything."""
+    """Name -> artifact of a Faster R-CNN with FPN, of random weights: it finds many boxes in anything."""
     found = {}
-    for name, (depth, width, side) in SIZES.items():
+    for name, (depth, width, side, more) in SIZES.items():
         torch.manual_seed(0)
         net = build_backbone(NetOptions(net="resnet", depth=depth, width=width), 3)
-        options = detector_options({"kind": "fpn", "norm": "trainable", "freeze_at": 0})
+        options = detector_options({"kind": "fpn", "norm": "trainable", "freeze_at": 0, **more})
         inputs = InputConvention(size=224, channel_order="RGB", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         found[name] = str(folder / name.replace(" ", "-"))
         sides = (side, side * 5 // 3)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
@@ -24,7 +24,7 @@ class Room:
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def of(self, size: int) -> AsyncIterator[None]:
+    async def of(self, size: int) -> AsyncGenerator[None]:
         """Wait for room for that many bytes, and take it meanwhile."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((size, turn))

@@ -140,7 +140,7 @@ def test_a_job_ends_while_another_replaces_it_and_that_one_fails(ray_cluster: An
     def end_first() -> None:
         until(lambda: Claims(Words(), options.name).states().get(2) == "deploys")
         end()
-        told.append(str(serve.status().applications[options.name].status))
+        told.append(serve.status().applications[options.name].status.value)
         told.append(ask(f"http://127.0.0.1:{options.port}/detect", png(picture(64, 96))))
 
     try:

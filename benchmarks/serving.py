@@ -40,7 +40,7 @@ from detection import artifact
 from detection.data.contract import Categories
 from detection.nets import build
 from detection.options import detector_options
-from detection.serving.options import Serving
+from detection.serving.options import Limits, Serving
 
 CLIENTS = (1, 8, 64)
 HOST = "127.0.0.1"
@@ -215,7 +215,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked = {url: url for url in given.detector} if given.detector else make(Path(folder))
         for number, (name, url) in enumerate(asked.items()):
-            end = start(Serving(artifact=(f"asked={url}",), name=f"benchmark-{port}-{number}", port=port))
+            patient = Limits(seconds=600)  # 64 clients of a net that takes a second wait for a minute
+            name_there = f"benchmark-{port}-{number}"  # processes are found by it
+            end = start(Serving(artifact=(f"asked={url}",), name=name_there, port=port, limits=patient))
             rows += measure(name, url, port, data, given.seconds, given.turns)
             write(given.output, rows, **more)
             if not number:

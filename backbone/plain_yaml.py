@@ -22,16 +22,7 @@ class GivenTwice(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise GivenTwice(f"{key.value} is given twice, in lines {lines[key.value]} and {line}; keep one")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
+    """As PyYAML's, with what looks like a word being one."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -46,4 +37,28 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is none, or `GivenTwice`.
     """
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_keys(root, set())  # before anything is constructed: then what is merged stands beside what was given
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_keys(node: yaml.Node, seen: set[int]) -> None:
+    """GivenTwice where a section below has a key twice. `seen`: nodes done, since aliases name one again."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for item in node.value:
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise GivenTwice(f"{key.value} is given twice, in lines {lines[key.value]} and {line}; keep one")
+            lines[key.value] = line
+        _check_keys(value, seen)

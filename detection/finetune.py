@@ -5,7 +5,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -69,6 +69,7 @@ def load_backbone(recipe: Finetune) -> tuple[Backbone, InputConvention, dict[str
         old = artifact.load(recipe.from_detector)
         return build_backbone(net_options(old.block["net"]), 1), old.inputs, {**old.block, "classes": ["none"]}
     net, inputs, block = backbones.load(recipe.backbone)
+    inputs = replace(inputs, mean_image=None)  # of whole images of one size; a batch may have that size by chance
     if recipe.from_scratch:
         options = scratch_net(net_options(block["net"]), recipe.detector.norm)
         torch.manual_seed(mix(recipe.seed, 1) >> 1)

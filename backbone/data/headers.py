@@ -78,6 +78,8 @@ def _ends_well(data: bytes, at: int, progressive: bool) -> bool:
     OpenCV does not look for the end: it takes a marker in the midst for it and calls the rest grey.
     """
     coded = np.frombuffer(data, np.uint8, offset=at)
+    if len(coded) < 2:  # a damaged length: the end marker lies within the segment before
+        return False
     # Most often the first marker is the end: to look for that alone takes a third of the time of listing all.
     starts = coded[:-1] == 0xFF
     starts &= coded[1:] != 0

@@ -19,7 +19,7 @@ class Part(IndexedSource):
         self._whole, self._given = whole, (held_out, which)
         mixed = order(0, 0, len(whole))
         self._ids = np.sort(mixed[held_out:] if which == "train" else mixed[:held_out])
-        self.labels = whole.labels[self._ids]
+        self.labels, self.sizes = whole.labels[self._ids], whole.sizes[self._ids]
         self.classes = whole.classes
         words = f"{whole.fingerprint} {which} {held_out}"
         self.fingerprint = hashlib.sha256(words.encode()).hexdigest()
@@ -37,6 +37,10 @@ class Part(IndexedSource):
     def data(self, i: int) -> bytes:
         """See `IndexedSource.data`."""
         return self._whole.data(int(self._ids[i]))
+
+    def place(self, i: int, suffix: bytes) -> tuple[int, int] | None:
+        """See `IndexedSource.place`."""
+        return self._whole.place(int(self._ids[i]), suffix)
 
     def ahead(self, ids: Iterable[int]) -> None:
         """See `IndexedSource.ahead`."""

@@ -197,8 +197,13 @@ def _joined(location: str) -> str:
     """How to name several places at once, to end a message, where they were joined as elsewhere."""
     for mark in ("::", ","):
         places = [place.strip() for place in location.split(mark)]
-        if len(places) > 1 and all("/" in place for place in places):
-            start = posixpath.commonprefix(places).rpartition("/")[0] + "/"
+        start = posixpath.commonprefix(places).rpartition("/")[0] + "/"
+        if (
+            len(places) > 1
+            and all("/" in place for place in places)
+            and not start.endswith(("://", "//"))
+            and start != "/"
+        ):
             named = f"{start}{{{','.join(place.removeprefix(start) for place in places)}}}"
             return f"; several places are named by braces: {shlex.quote(named)}"
     return ""

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-OF = re.compile(r"(.*?)(\d{1,9})(-of-(\d{1,9})\D*)")
+OF = re.compile(r"(.*?)(\d{1,9})(-of-(\d{1,9}))\D*?((?:\.[^.\d]*)?)")
 NUMBERED = re.compile(r"(.*?)(\d{1,9})(\D*)")  # one number in all
+DATE = re.compile(r"(?:19|20)\d\d(?:[01]\d[0-3]\d)?")  # a year or a day: nobody says that each of them has a file
 
 
 class _Series(NamedTuple):
@@ -23,14 +24,16 @@ def lacking(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     found: dict[_Series, list[str]] = {}
     for name in names:
         if match := OF.fullmatch(name):
-            found.setdefault(_Series(match[1], match[3], int(match[4])), []).append(match[2])
-        elif match := NUMBERED.fullmatch(name):
+            # Between number and suffix some write a hash of their own for each file.
+            found.setdefault(_Series(match[1], match[3] + match[5], int(match[4])), []).append(match[2])
+        elif (match := NUMBERED.fullmatch(name)) and not DATE.fullmatch(match[2]):
             found.setdefault(_Series(match[1], match[3], 0), []).append(match[2])
     for series, numbers in found.items():
         there = set(map(int, numbers))
         first, last = min(there), max(there)
         if series.total:
             first, last = (1, series.total) if last == series.total else (0, series.total - 1)
+        there = {number for number in there if first <= number <= last}
         count = last - first + 1 - len(there)
         if count > 0 and (series.total or count <= len(there)):
             lost = next(number for number in range(first, last + 1) if number not in there)

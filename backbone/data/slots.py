@@ -72,7 +72,7 @@ def shared(shape: torch.Size, workers: int) -> Tensor:
             raise
         stat = os.statvfs(SHARED)
         raise UserError(
-            f"data.workers {workers} need {shape.numel() / 2**20:.0f} MiB of shared memory for their batches, {SHARED} "
+            f"data.workers {workers} need {shape.numel() / 2**20:.0f} MiB more of shared memory for batches, {SHARED} "
             f"has {stat.f_bavail * stat.f_frsize / 2**20:.0f} free; set data.workers or optim.micro_batch lower, or "
             "enlarge it (docker run --shm-size, Kubernetes: an emptyDir of medium Memory)"
         ) from error

@@ -62,7 +62,7 @@ def run_alone(
             left -= 1
             post.put(failed_record(f"worker 0 failed ({type(cause).__name__}: {last_line(cause)})", True))
         except RayError as error:
-            if attempt.is_asked:
+            if attempt.asked:
                 post.put(failed_record("worker 0's node was taken away", False))
             elif not left:
                 raise Lost(
@@ -91,7 +91,7 @@ class _Attempt:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self.post, self.is_asked = post, False
+        self.post, self.asked = post, ""
         # A group, as Ray Train's workers have: by it others see what training holds, and what it waits for. Each
         # attempt has its own: the one before may lie on a node that will be taken away.
         self.group = placement_group([bundle(scaling)])
@@ -113,11 +113,13 @@ class _Attempt:
 
         if ray.wait([self.running], timeout=seconds)[0]:
             return True
-        if not self.is_asked and (gone := draining()):
+        if self.asked:
+            self.post.ask(self.asked)
+        elif gone := draining():
             for node in ray.util.placement_group_table(self.group)["bundles_to_node_id"].values():
                 if node in gone:
-                    self.post.ask(f"node {gone[node]} will be taken away")
-                    self.is_asked = True
+                    self.asked = f"node {gone[node]} will be taken away"
+                    self.post.ask(self.asked)
         return False
 
     def result(self) -> dict[str, Any]:

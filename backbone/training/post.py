@@ -57,7 +57,8 @@ class Post:
     def begin(**options: Any) -> "Post":
         """Start the process, with Ray's `options` of an actor.
 
-        A node short of memory may take it, as any process: it is started again, and what lay in it is not shown.
+        A node short of memory may take it, as any process: it is started again, and what lay in it is not shown, nor
+        are failures before that counted.
         """
         import ray
 
@@ -82,7 +83,7 @@ class Post:
                 time.sleep(POLL)
 
     def get(self, timeout: float) -> list[dict[str, Any] | None]:
-        """The next record; none where no one comes in `timeout` seconds. RayError: the process is gone."""
+        """The next record; none where no one comes in `timeout` seconds. RayError: the process is gone, or away."""
         import ray
 
         return ray.get(self.box.get.remote(timeout))
@@ -91,10 +92,18 @@ class Post:
         """How many were told of."""
         import ray
 
-        return ray.get(self.box.failed.remote(), timeout=PATIENCE)
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return ray.get(self.box.failed.remote(), timeout=PATIENCE)
+            except _passing() as error:
+                if time.monotonic() > until:
+                    raise Lost(f"the process that counts failures does not answer for {PATIENCE} s") from error
+                time.sleep(POLL)
 
     def ask(self, reason: str) -> None:
-        """Ask the workers to leave; with an empty reason no more."""
+        """Ask the workers to leave; with an empty reason no more. To be repeated until they have: the process that is
+        told may be killed before they ask it."""
         self.box.ask.remote(reason)
 
     @contextmanager

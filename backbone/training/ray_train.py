@@ -48,6 +48,9 @@ P = TypeVar("P", bound=Payload)
 SAME_FAILURE_S = 3.0
 """Errors of workers that come sooner after others are those others; to start workers anew takes longer."""
 
+LAST_WORD_S = 60
+"""Until the last word is said again, which may have been lost on its way."""
+
 ENVIRONMENT = {"NO_ALBUMENTATIONS_UPDATE": "1"}
 Worker = Callable[[P, World, Report], dict[str, Any]]
 
@@ -160,14 +163,19 @@ def _launch_on_ray(
             told["scaling"] = scaling
 
             def wait_for(done: Callable[[float], bool]) -> None:
+                asked: list[str] = []
+
                 def ask() -> float:
                     display.stopped(_again(held))
+                    asked.append("stopped")
                     post.ask("stopped")
                     return _grace(scaling) if display.has_begun else 0
 
                 def is_done(seconds: float) -> bool:
                     if in_vain:
                         raise Lost(in_vain[0])
+                    if asked:
+                        post.ask(asked[0])
                     return done(seconds)
 
                 until(is_done, ask)
@@ -176,8 +184,9 @@ def _launch_on_ray(
                 result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)
             else:
                 result = _fit_until_done(told, scaling, wait_for)
-            post.put(None)
-            listener.join()
+            while listener.is_alive():
+                post.put(None)
+                listener.join(LAST_WORD_S)
             return result
     finally:
         if post is not None:

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,8 +98,8 @@ def in_parallel(module: nn.Module, world: World) -> nn.Module:
         # Where three or more add up, the order of a sum follows from where a gradient lies in its bucket. DDP lays
         # buckets out anew after its first step, unless it looks for unused parameters, of which there are none: a run
         # that is resumed would add in another order than one that goes on.
+        # (Each process then says once, from C++, that it found none and that this costs time. It is meant.)
         options["find_unused_parameters"] = True
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     device_ids = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **options)
 

@@ -3,6 +3,7 @@
 from itertools import chain, pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as rle
 
@@ -89,7 +90,7 @@ def patches(encoded: list[dict[str, Any]], height: int) -> list[Patch]:
     offsets = np.cumsum([0, *map(len, counts)])
     values, starts = _numbers(np.frombuffer(b"".join(counts), np.uint8), offsets)
     found = []
-    for (x, y, w, h), (a, b) in zip(rle.toBbox(encoded).astype(int).tolist(), pairwise(starts.tolist()), strict=True):
+    for (x, y, w, h), (a, b) in zip(_boxes(encoded).astype(int).tolist(), pairwise(starts.tolist()), strict=True):
         runs = values[a:b].copy()
         runs[1::2] = runs[1::2].cumsum()
         runs[2::2] = runs[2::2].cumsum()
@@ -98,6 +99,19 @@ def patches(encoded: list[dict[str, Any]], height: int) -> list[Patch]:
         columns = np.repeat(np.arange(len(ends), dtype=np.uint8) & 1, ends).reshape(w, height)
         found.append(Patch(np.ascontiguousarray(columns[:, y : y + h].T), y, x))
     return found
+
+
+def _boxes(encoded: list[dict[str, Any]]) -> np.ndarray:
+    """A box around what each mask shows, x y width height, float64 [A, 4]; zeros where it shows nothing.
+
+    pycocotools' is around runs of no pixels, too, and from one that comes first it counts below 0.
+    """
+    boxes = np.asarray(rle.toBbox(encoded), np.float64).reshape(-1, 4)
+    sides = np.array([one["size"][::-1] for one in encoded])
+    odd = (boxes[:, :2] + boxes[:, 2:] > sides).any(1) | (np.asarray(rle.area(encoded)) == 0)
+    for i in np.flatnonzero(odd):
+        boxes[i] = cv2.boundingRect(rle.decode(encoded[i]))
+    return boxes
 
 
 def polygons_of(arrays: Arrays, j: int) -> list[list[float]]:
@@ -130,6 +144,6 @@ def outlines(arrays: Arrays, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     if encoded:
         masks = [encode(arrays, j, *map(int, sizes[j])) for j in encoded]
         areas[encoded] = rle.area(masks)
-        boxes = np.asarray(rle.toBbox(masks), np.float64).reshape(-1, 4)
+        boxes = _boxes(masks)
         extents[encoded] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
     return areas, extents

@@ -17,7 +17,7 @@ unlike rows it holds the truth 92 % of the time. Here each part weighs 1 + 2 / d
 benchmarks/interval_coverage.py measures both, and a hierarchical bootstrap, which is worse than either.
 Estimates may contradict each other: few trainings that agree by luck have S² below the model's last term, which is a
 part of it, and the interval comes out narrower than that of the images alone. Taking the sum for no less than that
-was tried: with three trainings it then holds the truth 97.5 % of the time, so that it is wider than it says.
+was tried: with few trainings it then holds the truth more often than it says, being too wide.
 
 Rows count as independent, though they may share seeds (Welch 1947): what a seed does to both alike would make
 the interval too wide, not too narrow.

@@ -50,6 +50,9 @@ def test_a_key_given_twice_is_refused(text: str, said: str) -> None:
 
 def test_anchors_may_be_merged_and_written_over() -> None:
     assert parse_yaml("a: &a {b: 1, c: 2}\nd: {<<: *a, b: 3}")["d"] == {"b": 3, "c": 2}
+    twice = "a: &a {x: 0, y: 2}\nb: {c: &c {<<: *a, x: 1}}\nd: {<<: *c}"
+    assert parse_yaml(twice)["d"] == {"x": 1, "y": 2}
+    assert parse_yaml("") is None
 
 
 def test_a_recipe_with_a_section_twice_names_its_lines(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_segments_that_are_longer_than_the_file_are_no_header():
         decode(bytes(data), "x")
 
 
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_segments_that_take_in_the_end_are_no_header(beyond: int):
+    data = bytearray(encode(PHOTO, "JPEG"))
+    at = data.index(b"\xff\xda")
+    data[at + 2 : at + 4] = (len(data) - at - 2 - beyond).to_bytes(2)
+    assert jpeg_header(bytes(data)) is None
+    with pytest.raises(BadImage):
+        decode(bytes(data), "x")
+
+
 def test_markers_in_the_midst_of_coded_data_are_damage():
     """OpenCV reads grey from there on; PIL does not read such an image."""
     data = encode(NOISE, "JPEG")

@@ -10,6 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from backbone.data.batches import TrainSet
+from backbone.data.holdout import hold_out
 from backbone.data.index import IndexedSource
 from backbone.data.options import Data
 from backbone.data.raw import encode_raw, read_box
@@ -98,3 +99,17 @@ def test_a_box_is_cut_from_its_rows(tmp_path: Path):
             read_box(file, 6, len(data), lambda height, width: (0, 0, height, width))
     finally:
         os.close(file)
+
+
+def test_what_is_held_out_is_read_likewise(train: TrainSet):
+    source = train.source
+    assert isinstance(source, IndexedSource)
+    source.image(0)
+    part, _ = hold_out(source, 2)
+    own = TrainSet(part, train.options, SEED, (1, 2, 3))
+    wanted = np.empty((len(part), 3, 48, 48), np.uint8)
+    for position, planes in enumerate(wanted):
+        epoch, sample = own.stream[position]
+        own.view.fill(planes, part.image(sample), mix(SEED, epoch, sample))
+    assert part.place(3, b".npy") is not None
+    assert (own.batch(range(len(part)))["images"].numpy() == wanted).all()

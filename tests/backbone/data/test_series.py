@@ -18,6 +18,10 @@ from backbone.data.series import lacking
         (["s-8.tar", "s-9.tar", "s-11.tar"], [("s-10.tar", 1)]),
         (["s-4.tar", "s-5.tar"], []),  # a part of a series, whole in itself
         (["20260101.tar", "20260214.tar"], []),  # days
+        (["20260101.tar", "20260102.tar", "20260104.tar"], []),
+        (["s-2020.tar", "s-2021.tar", "s-2023.tar"], []),  # years
+        (["t-00005-of-00004.tar", "t-00006-of-00004.tar"], [("t-00000-of-00004.tar", 4)]),
+        (["t-0-of-3-abc.tar", "t-1-of-3-xyz.tar"], [("t-2-of-3.tar", 1)]),
         (["train.tar", "v2-1.tar"], []),
     ],
 )

@@ -72,6 +72,24 @@ def test_run_lengths_become_patches_with_pycocotools_pixels(height: int, width: 
     assert patches([], height) == []
 
 
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        ([2000, 0], []),
+        ([0, 0, 2000], []),
+        ([4, 0, 1996], []),
+        ([0, 0, 45, 3, 1952], [45, 46, 47]),
+        ([9, 0, 1, 2, 1988], [10, 11]),
+    ],
+)
+def test_runs_of_no_pixels_show_nothing(runs: list[int], shown: list[int]):
+    """As some tools write them. pycocotools' own boxes of them lie outside of the image."""
+    encoded = rle.frPyObjects({"size": [40, 50], "counts": runs}, 40, 50)
+    (patch,) = patches([encoded], 40)
+    assert np.flatnonzero(patch.plane(40, 50).T).tolist() == shown
+    assert (patch.plane(40, 50) == rle.decode(encoded)).all()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_done_with_patches_is_what_is_done_with_planes(seed: int):
     draws = np.random.default_rng(seed)

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from backbone import artifact
 from backbone.errors import UserError
 from detection.data.options import CocoData
 from detection.data.synthetic import SyntheticScenes
 from detection.finetune import build_detector, load_backbone, places
 from detection.plan import describe
-from tests.detection.conftest import Make, coco, write_scenes
+from tests.detection.conftest import Make, coco, write_backbone, write_scenes
 
 
 def lines(text: str) -> dict[str, str]:
@@ -84,3 +86,13 @@ def test_one_folder_of_images_with_two_lists_is_no_doubt() -> None:
     assert places(two) == ("", "")
     assert places(two.model_copy(update={"val_annotations": "train.json"})) == ("images", "images")
     assert places(CocoData(train="images", val="images")) == ("images", "images")
+
+
+def test_a_mean_image_is_for_whole_images_of_its_size(small: Make, tmp_path: Path) -> None:
+    """A batch of a detector may have its size by chance; the channels' means are what detectors are judged with."""
+    where = write_backbone(tmp_path / "pixels")
+    net, inputs, block = artifact.load(where)
+    other = inputs.with_mean_image(torch.rand(3, 64, 64))
+    artifact.save(tmp_path / "mean", net, other, tuple(block["classes"]), {"train_images": 0})
+    found = load_backbone(small({"backbone": str(tmp_path / "mean")}))[1]
+    assert (found.mean_image, found.mean) == (None, other.mean)

@@ -43,7 +43,10 @@ class Limits(Strict):
     @model_validator(mode="after")
     def _possible(self) -> "Limits":
         if self.waiting_mb < self.body_mb:
-            raise ValueError(f"waiting_mb {self.waiting_mb:g} is below body_mb {self.body_mb:g}: no such body goes in")
+            raise ValueError(
+                f"waiting_mb {self.waiting_mb:g} is below body_mb {self.body_mb:g}: no such body goes in; give "
+                f"--limits.waiting_mb {self.body_mb:g}"
+            )
         return self
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ray._private.state
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -22,6 +23,7 @@ from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 from ray.util.metrics import Counter, Histogram
 
 from backbone.cli import validate
@@ -30,7 +32,7 @@ from backbone.compute import Scaling
 from backbone.errors import UserError, last_line
 from backbone.stopping import heed_again
 from detection.serving.app import make_app
-from detection.serving.claims import Claims, must_wait, untold
+from detection.serving.claims import Claims, must_wait, told
 from detection.serving.models import Look, Model, answers, described, load, look, prepare_process
 from detection.serving.options import LOOPBACK, TOKEN, Serving, token_hash
 from detection.serving.questions import MEGA, Answer, Question, Refused, too_many
@@ -44,7 +46,6 @@ HANDED = 64 * MEGA  # bytes of bodies, for each replica there may be, that a fro
 SURGE = 25  # percent of the replicas that are started beside the old ones when they are replaced, at least one
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 GRACE = 5  # seconds beyond those of a request, in which what is replaced or ended answers what it has begun
-TURN = 120.0  # seconds a job waits for another that serves under the same name now: it may have been killed
 WORDS = "raybone-serve"  # where claims lie on the cluster
 Key = tuple[str, str, tuple[int, int]]  # model, task, padded sides
 Say = Callable[[str], None]
@@ -231,29 +232,28 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
             "detach: no Ray cluster runs here, and one of this command's own ends with it: ray start --head"
         )
     models = verified(options, say)
-    ray, started = connect(say)
+    _, started = connect(say)
     check_room(options)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    claims, listens, served = Claims(Words(), options.name), False, False
-    if told := untold(claims.states(), options.name in serve.status().applications):
-        claims.claim(told)
-    mine = claims.claim("deploys")
+    store = Words()
+    claims, mine, listens, served = Claims(store, options.name), 0, False, False
 
     def end() -> None:
-        if last := claims.give_up(mine, "left" if served else "failed"):
-            if options.name in serve.status().applications:
-                serve.delete(options.name)
-            claims.say(last, "ended")
-        if joined and listens and not serve.status().applications and "deploys" not in Words().read("").values():
+        if mine and (last := claims.give_up(mine, "left" if served else "failed")):
+            _take_down(options.name, say, lambda: claims.say(last, "ended"))
+        if joined and listens and not _there() and "deploys" not in told(store, "").values():
             serve.shutdown()
         if started:
             ray.shutdown()
 
     try:
+        claims.catch_up(lambda: options.name in _there())
+        mine = claims.claim("deploys")
         listens = _listen(options)
         if must_wait(claims.states(), mine):
-            say(f"waiting for another job, which puts {options.name} there or takes it down, {TURN:g} s at most")
-            _wait_while(lambda: must_wait(claims.states(), mine), TURN)
+            say(f"waiting for another job, which puts {options.name} there or takes it down, while that runs")
+            while must_wait(claims.states(), mine):  # for as long as that job lives
+                time.sleep(PAUSE)
         serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
         claims.say(mine, "stays" if options.detach else "serves")
         served = True
@@ -275,6 +275,9 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
 class Words:
     """What jobs tell each other, on the cluster's head."""
 
+    def __init__(self) -> None:
+        self.job = ray.get_runtime_context().get_job_id()
+
     def put(self, key: str, value: str) -> None:
         _internal_kv_put(key, value, namespace=WORDS)
 
@@ -285,12 +288,25 @@ class Words:
         keys = _internal_kv_list(start, namespace=WORDS)
         return {key.decode(): (_internal_kv_get(key, namespace=WORDS) or b"").decode() for key in keys}
 
+    def gone(self) -> set[str]:
+        """Of the head's table of jobs; the public `list_jobs` asks the dashboard, which need not run."""
+        return {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
 
-def _wait_while(holds: Callable[[], bool], seconds: float) -> None:
-    """No longer than so many seconds: who is waited for may be gone."""
-    until = time.monotonic() + seconds
-    while holds() and time.monotonic() < until:
-        time.sleep(PAUSE)
+
+def _there() -> set[str]:
+    """Names of the applications that are there to stay."""
+    return {name for name, one in serve.status().applications.items() if one.status != ApplicationStatus.DELETING}
+
+
+def _take_down(name: str, say: Say, ended: Callable[[], None]) -> None:
+    """Delete an application, if it is there. Whatever comes of that, it has `ended`, so that nobody waits for it."""
+    try:
+        if name in serve.status().applications:
+            serve.delete(name)
+    except TimeoutError:  # after Serve's 60 s, which may be less than a request's
+        say(f"{name}: Ray Serve has not taken it down in 60 s, and goes on with it: serve status tells")
+    finally:
+        ended()
 
 
 def check_room(options: Serving) -> None:

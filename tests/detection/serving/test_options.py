@@ -26,6 +26,7 @@ def test_artifacts_are_called_as_their_runs_or_as_told() -> None:
         ({"artifact": ["/x"], "min_replicas": 3}, "max_replicas 1 is below min_replicas 3"),
         ({"artifact": ["/x"], "route": "photos"}, "begins with a slash"),
         ({"artifact": ["/x"], "limits": {"megapixels": 1000}}, "limits.megapixels"),
+        ({"artifact": ["/x"], "limits": {"body_mb": 2000}}, "below body_mb 2000: .*; give --limits.waiting_mb 2000"),
     ],
 )
 def test_mistakes_are_named(tree: dict, says: str) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -118,18 +120,43 @@ def test_served_killed_and_replaced(ray_cluster: Any, artifacts: dict[str, str],
         serve.shutdown()
 
 
+CLAIMS = """
+import time
+
+from backbone.cluster import connect
+from detection.serving.claims import Claims
+from detection.serving.run import Words
+
+connect(print)
+Claims(Words(), "in turn").claim("deploys")
+print("claimed", flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.mark.ray
-def test_a_job_ends_while_another_replaces_it_and_that_one_fails(ray_cluster: Any, tmp_path: Path) -> None:
-    """The first leaves what it served, for the second is there; the second takes it down, for nobody else is."""
+def test_a_job_ends_while_another_replaces_it_and_that_one_fails(joined: dict[str, str], tmp_path: Path) -> None:
+    """The first leaves what it served, for the second is there; the second takes it down, for nobody else is. Nobody
+    waits for one that was killed before while it deployed."""
     from ray import serve
 
-    from detection.serving.claims import Claims
+    from detection.serving.claims import Claims, must_wait
     from detection.serving.run import Words, start
 
     first, second = (write_detector(tmp_path / name / "artifact", seed) for seed, name in enumerate(("one", "two")))
     other = Path(write_detector(tmp_path / "other/artifact", seed=2))
     options = Serving(artifact=(f"masks={first}",), name="in turn", port=free_port())
     told: list[dict[str, Any] | str] = []
+    claims = Claims(Words(), options.name)
+    with subprocess.Popen([sys.executable, "-c", CLAIMS], env=os.environ | joined, stdout=subprocess.PIPE) as killed:
+        try:
+            assert killed.stdout is not None
+            assert b"claimed\n" in iter(killed.stdout.readline, b"")
+            assert claims.states() == {1: "deploys"}
+            assert must_wait(claims.states(), 2)
+        finally:
+            killed.kill()
+    until(lambda: claims.states() == {1: "failed"})
 
     def exchange(line: str) -> None:
         """The second's artifact is another one when its replicas read it, and they refuse it."""
@@ -138,9 +165,8 @@ def test_a_job_ends_while_another_replaces_it_and_that_one_fails(ray_cluster: An
                 (Path(second) / file.name).write_bytes(file.read_bytes())
 
     def end_first() -> None:
-        until(lambda: Claims(Words(), options.name).states().get(2) == "deploys")
+        until(lambda: claims.states().get(3) == "deploys")
         end()
-        told.append(serve.status().applications[options.name].status.value)
         told.append(ask(f"http://127.0.0.1:{options.port}/detect", png(picture(64, 96))))
 
     try:
@@ -151,11 +177,10 @@ def test_a_job_ends_while_another_replaces_it_and_that_one_fails(ray_cluster: An
             with pytest.raises(UserError, match="in turn: Ray Serve does not take it"):
                 start(options.model_copy(update={"artifact": (f"masks={second}",)}), exchange)
             ended.result()
-        status, answer = told
-        assert status == "DEPLOYING"
+        (answer,) = told
         check_same(answer, detection.detect(detection.load(first), [picture(64, 96)])[0])  # ty: ignore[invalid-argument-type]
         assert options.name not in serve.status().applications
-        assert list(Claims(Words(), options.name).states().values()) == ["left", "failed", "ended"]
+        assert list(claims.states().values()) == ["failed", "left", "failed", "ended"]
     finally:
         serve.shutdown()
 

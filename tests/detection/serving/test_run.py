@@ -171,6 +171,7 @@ def test_a_job_ends_while_another_replaces_it_and_that_one_fails(joined: dict[st
 
     try:
         end = start(options, told.append)
+        assert not [line for line in told if "waiting" in line]
         told.clear()
         with ThreadPoolExecutor(1) as pool:
             ended = pool.submit(end_first)

@@ -142,7 +142,7 @@ def outlines(arrays: Arrays, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
             extents[there, place] = reduce.reduceat(reduce.reduceat(points, offsets[:-1]), first)
     encoded = np.flatnonzero(np.diff(arrays["counts_offsets"])).tolist()
     if encoded:
-        masks = [encode(arrays, j, *map(int, sizes[j])) for j in encoded]
+        masks: list[Any] = [encode(arrays, j, *map(int, sizes[j])) for j in encoded]
         areas[encoded] = rle.area(masks)
         boxes = _boxes(masks)
         extents[encoded] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

@@ -11,6 +11,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class _Told:
     file: str = ""
     help: str = ""
     faults: list[str] = filled(default_factory=list)
+    repeated: list[str] = filled(default_factory=list)
+    """Fields that are lists and were given more than once; their values are those of all times."""
 
 
 def _carried_out(model: type[T], told: _Told) -> tuple[T | None, list[str]]:
@@ -339,13 +342,20 @@ def _read(model: type[BaseModel], argv: list[str], flags: dict[str, str]) -> _To
                 continue  # which of the recipes was meant is not known, so nothing more is said of its value
             elif found and found.field not in flags and not found.value and found.field not in told.overrides:
                 _take(told, known, found.field, values)
+    for name in dict.fromkeys(told.repeated):
+        together = f"--{name} {shlex.join(told.overrides[name])}"
+        told.faults.append(f"command line: --{name} is given twice; name all in one: {together}")
     return told
 
 
 def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> None:
     """The values of a field, as the command line has them."""
     if get_origin(known.get(name)) is tuple:
-        told.overrides[name] = values if values != [""] else []
+        values = values if values != [""] else []
+        if name in told.overrides and ... in get_args(known[name]):  # of a pair, as of one value, the last one counts
+            told.repeated.append(name)
+            values = told.overrides[name] + values
+        told.overrides[name] = values
     elif name not in known:  # below a dict, whose fields have no types here
         told.overrides[name] = parse_yaml(values[0]) if len(values) == 1 else values or True
     elif len(values) > 1:

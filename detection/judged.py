@@ -24,13 +24,14 @@ def together(words: list[str], option: str) -> list[str]:
 
 
 def what(words: list[str]) -> str:
-    """Of `JUDGED` what the command line names, or else the recipe that it names; where neither does, a detector."""
-    for option in JUDGED:
-        if option in words:
-            return option
+    """The first of `JUDGED` that the command line names or, where that is `--backbone` or none, that its recipe names;
+    where neither names any, a detector."""
+    given = next((option for option in JUDGED if option in words), "")
+    if given not in ("", "--backbone"):
+        return given
     files = [after for word, after in pairwise(words) if word == "--config"]
     try:
         told = read_yaml(files[-1]) if files else {}
     except UserError:
-        return JUDGED[0]  # `parse` says it
-    return next((option for option in JUDGED if option.removeprefix("--") in told), JUDGED[0])
+        told = {}  # `parse` says it
+    return next((option for option in JUDGED if option.removeprefix("--") in told), given or JUDGED[0])

@@ -44,7 +44,7 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: in
     """Create the run's folder, or check that this recipe may go on in it; returns the recipe with its micro-batch.
 
     `fingerprints` identify what the run is given, such as {"train data": ...}; `num_bytes` is the size of one
-    checkpoint, by which free space is judged, and `beside` that of what the run keeps beside them.
+    checkpoint, by which free space is judged, and `beside` that of what the run has still to write beside them.
 
     Raises:
         UserError: the storage cannot be written or is too full, the batch does not split over the workers, or another

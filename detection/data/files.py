@@ -49,15 +49,15 @@ class Files:
         Its own leading folders may be missing on disk (`train/a.jpg` in the folder train, `C:\\data\\a.jpg`), or it
         may lack those that are there; case, Unicode form, suffix and blanks around it may differ, and either may be
         quoted as in a URL.
-        The closest are given: a path that fits goes before a file name that fits, and that before a stem.
+        The closest are given: a path that fits goes before a file name that fits, and that before a stem; one with the
+        same blanks before one without.
         """
-        name = name.strip()
-        plain = html.unescape(name)
-        spellings = dict.fromkeys((name, unquote(name), _of_url(unquote(name)), plain, plain.replace("+", " ")))
+        tidy = _spellings(name.strip())
+        blanks = [one for one in _spellings(name) if one not in tidy]  # files' names may have them, too
         for form in (_key, lambda one: _stem(_key(one))):
-            for spelling in spellings:
-                parts = [part for part in form(spelling).split("/") if part not in ("", ".", "..")]
-                tails = ["/".join(parts[k:]) for k in range(len(parts))] + [f"*/{part}" for part in parts[-1:]]
+            without = {tail for spelling in tidy for tail in _tails(form(spelling))}
+            for spelling in [*blanks, *tidy]:
+                tails = [tail for tail in _tails(form(spelling)) if spelling in tidy or tail not in without]
                 found = next((self._by[tail] for tail in tails if tail in self._by), [])
                 if found:
                     exact = [one for one in found if _stem(_composed(spelling)).endswith(_stem(_composed(one)))]
@@ -162,6 +162,18 @@ def _remote(fs: fsspec.AbstractFileSystem, base: str, folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [f"{folder}/{posixpath.basename(path.rstrip('/'))}".lstrip("/") for path in paths]
+
+
+def _spellings(name: str) -> list[str]:
+    """What may be meant by a name, as it is first."""
+    plain = html.unescape(name)
+    return list(dict.fromkeys((name, unquote(name), _of_url(unquote(name)), plain, plain.replace("+", " "))))
+
+
+def _tails(name: str) -> list[str]:
+    """Keys of `Files` that fit a name: without more and more of its leading folders, last its file name anywhere."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[k:]) for k in range(len(parts))] + [f"*/{part}" for part in parts[-1:]]
 
 
 def _of_url(name: str) -> str:

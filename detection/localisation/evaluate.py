@@ -96,7 +96,10 @@ def prepare(options: LocaliserEvaluation, say: Callable[[str], None] = print) ->
     for line in remarks(source):
         say(f"data.val: {line}")
     targets_of(source, classes, options)
-    known = hashlib.sha256(json.dumps([weights, source.fingerprint, options.protocols]).encode()).hexdigest()[:12]
+    says = [weights[url] for url in options.backbone]
+    shows = [list(one.weights.values()) for one in localisers]  # its own and, of an R-CNN, its proposals'
+    how = [options.protocols, options.scales, options.by_position, options.compute.precision]
+    known = hashlib.sha256(json.dumps([says, shows, source.fingerprint, *how]).encode()).hexdigest()[:12]
     beside = options.localiser[0].rstrip("/").removesuffix("/artifact")
     url = options.output or join(beside, f"evaluation-{known}")
     fs, path = filesystem(url)

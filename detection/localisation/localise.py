@@ -29,7 +29,7 @@ from detection.localisation.paper import beside
 from detection.localisation.picture import draw_guesses
 from detection.localisation.rcnn import RegionNet
 from detection.localisation.recipe import Localise, LocaliserOptions, RegionOptions
-from detection.localisation.refinement import Refinement, load_proposer, proposals_bytes
+from detection.localisation.refinement import Refinement, are_made, load_proposer, proposals_bytes
 from detection.localisation.sources import open_located
 from detection.localisation.task import Localisation, build_model, classes_of, loading
 from detection.nets.policy import count_norms
@@ -69,7 +69,8 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
         "val data": val.fingerprint,
         **({"proposals": proposer.block["weights_sha256"]} if proposer else {}),
     }
-    kept = proposals_bytes(recipe.localiser, len(train)) if isinstance(recipe.localiser, RegionOptions) else 0
+    to_make = isinstance(recipe.localiser, RegionOptions) and not are_made(run_url(recipe))
+    kept = proposals_bytes(recipe.localiser, len(train)) if to_make else 0
     recipe = open_run(recipe, fingerprints, 4 * parameters(model) * recipe.optim.copies, kept)
     frozen, trained = count_norms(model)
     say(f"{titled(model)}: {parameters(model):,} parameters, {frozen} norms frozen, {trained} trained")

@@ -44,7 +44,8 @@ class LocaliserEvaluation(Strict):
     scaling: Scaling = Scaling(num_workers=0)
 
     output: str = ""
-    """Folder or URL of the results. Empty: `evaluation-<fingerprint of nets and data>` beside the first artifact."""
+    """Folder or URL of the results. Empty: `evaluation-<fingerprint>` beside the first localiser; the fingerprint is of
+    all nets' weights in their order, the data, protocols, scales, by_position and compute.precision."""
 
     @model_validator(mode="after")
     def _possible(self) -> "LocaliserEvaluation":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbone.data.index import cache_directory, is_fresh, store
 from backbone.data.loader import train_loader
 from backbone.data.stream import MicroBatches, share
-from backbone.errors import UserError
+from backbone.errors import UserError, last_line
 from backbone.evaluate.views import ViewSpec
 from backbone.inputs import InputConvention
 from backbone.storage import filesystem, is_local, join, write_folder
@@ -57,6 +57,12 @@ def load_proposer(recipe: Localise, inputs: InputConvention, classes: list[str])
 def proposals_bytes(options: RegionOptions, images: int) -> int:
     """The most that the proposals of so many training images take on disk."""
     return images * options.proposals * 4 * 4 + (images + 1) * 8
+
+
+def are_made(url: str) -> bool:
+    """Whether all proposals lie in the folder of the run at `url`: their mark is written last."""
+    fs, path = filesystem(join(url, FOLDER))
+    return fs.exists(join(path, MARK))
 
 
 @dataclass
@@ -142,8 +148,7 @@ class Refinement(Localisation):
 
     def _make(self) -> None:
         """Proposals of all training images, for their own classes, into the run's folder. All ranks call it."""
-        fs, path = filesystem(join(self.url, FOLDER))
-        if self.world.gather(fs.exists(join(path, MARK)))[0]:
+        if self.world.gather(are_made(self.url))[0]:
             return
         recipe, inputs, count = self.recipe, self.inputs, len(self.train_source)
         if self.world.is_first:
@@ -194,22 +199,55 @@ class Refinement(Localisation):
         self.world.gather(None)
 
     def _open(self) -> Boxes:
-        """The run's proposals, of a remote one by a copy in the cache."""
-        fs, path = filesystem(join(self.url, FOLDER))
-        if is_local(self.url):
-            intact = self.world.is_first and digest_of(fs, path) == json.loads(fs.cat_file(join(path, MARK)))["sha256"]
-            if not self.world.gather(intact)[0]:
-                raise damaged(f"{self.url}/{FOLDER}")
-            return Boxes(Path(path))
+        """The run's proposals, of a remote one by a copy in the cache. All ranks call it.
+
+        Raises:
+            UserError: on all ranks the same, where one of them finds the proposals damaged or the store says no.
+        """
+        place, fault = Path(filesystem(join(self.url, FOLDER))[1]), None
+        try:
+            if not is_local(self.url):
+                place = self._fetched()
+            elif self.world.is_first:
+                check(join(self.url, FOLDER))
+        except UserError as error:
+            fault = error
+        except (OSError, ValueError) as error:
+            fault = damaged(join(self.url, FOLDER), f"is not whole ({last_line(error)})")
+        if faults := [one for one in self.world.gather(fault) if one]:
+            raise faults[0]
+        return Boxes(place)
+
+    def _fetched(self) -> Path:
+        """This node's copy of a remote run's proposals, which are verified as they are fetched."""
+        folder = join(self.url, FOLDER)
+        fs, path = filesystem(folder)
         cache = self.recipe.data.cache if isinstance(self.recipe.data, ClsLocData) else None
-        state = json.loads(fs.cat_file(join(path, MARK)))["sha256"]
+        state = recorded(fs, path)
         copy = cache_directory(cache) / f"proposals-{state[:16]}.index"
         if not is_fresh(copy, state):
-            if digest_of(fs, path) != state:
-                raise damaged(f"{self.url}/{FOLDER}")
+            check(folder)
             arrays = {Path(name).stem: np.load(BytesIO(fs.cat_file(join(path, name)))) for name in FILES}
             store([copy], state, arrays)
-        return Boxes(copy)
+        return copy
+
+
+def check(folder: str) -> None:
+    """UserError unless a folder's proposals are those that were written; OSError or ValueError as `recorded`."""
+    fs, path = filesystem(folder)
+    if digest_of(fs, path) != recorded(fs, path):
+        raise damaged(folder, f"SHA-256 is not the one in {MARK}")
+
+
+def recorded(fs: Any, path: str) -> str:
+    """SHA-256 of the proposals as they were written; OSError or ValueError where the mark cannot be read."""
+    try:
+        told = json.loads(fs.cat_file(join(path, MARK)))
+    except ValueError as error:
+        raise ValueError(f"{MARK}: {error}") from error
+    if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
+        raise ValueError(f"{MARK} has no sha256")
+    return told["sha256"]
 
 
 def digest_of(fs: Any, path: str) -> str:
@@ -222,11 +260,10 @@ def digest_of(fs: Any, path: str) -> str:
     return found.hexdigest()
 
 
-def damaged(folder: str) -> UserError:
+def damaged(folder: str, why: str) -> UserError:
     """What to say of proposals that are not those that were written."""
     return UserError(
-        f"{folder}: SHA-256 is not the one in {MARK}, so the proposals are damaged; remove that folder and submit "
-        "again: they are made anew"
+        f"{folder}: {why}, so the proposals are damaged; remove that folder and submit again: they are made anew"
     )
 
 

@@ -118,6 +118,22 @@ def test_kind_that_is_none_is_listed_and_one_that_lacks_a_field_names_it(refused
     ]
 
 
+def test_lists_given_more_than_once_are_refused_and_one_value_or_pair_is_the_last(recipe_file, refused):
+    twice = "--schedule.milestones", "30", "--seed", "1", "--schedule.milestones=60"
+    says = "error: command line: --schedule.milestones is given twice; name all in one: --schedule.milestones"
+    assert refused("--schedule.kind", "steps", *twice) == [f"{says} 30 60"]
+    assert refused("--schedule.kind", "steps", *twice, "--schedule.milestones", "80 a")[0] == f"{says} 30 60 '80 a'"
+    file = recipe_file("schedule: {kind: steps, milestones: [1, 2]}\n")
+    found = accepted("--config", file, "--schedule.milestones", "30", "60").schedule
+    assert isinstance(found, StepsSchedule)
+    assert found.milestones == (30, 60)
+    pairs = "--data.augment.area", "0.5", "1", "--data.augment.area", "0.2", "0.9"
+    assert accepted(*pairs).data.augment.area == (0.2, 0.9)
+    assert accepted("--optim.lr", "0.5", "--optim.lr=0.25", "--optim.nesterov", "--optim.nesterov", "false").optim == (
+        accepted("--optim.lr", "0.25", "--optim.nesterov", "false").optim
+    )
+
+
 def test_flags_are_the_jobs_own():
     assert parse(Recipe, [], FLAGS)[1] == {"dry_run": False}
     assert parse(Recipe, ["--dry-run", "--seed", "2"], FLAGS)[1] == {"dry_run": True}

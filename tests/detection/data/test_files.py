@@ -128,4 +128,14 @@ def test_the_closest_fit_goes_first() -> None:
     assert files.find("x/sub/a.jpg") == ["sub/a.jpg"]
     assert files.find("else/a.jpg") == ["a.jpg"]
     assert files.find("b.jpg") == ["c/b.jpg"]  # its own suffix before others
+    assert files.find(" sub/a.jpg ") == ["sub/a.jpg"]
     assert files.find("") == files.find("/") == files.find("none") == []
+
+
+def test_blanks_around_a_files_own_name() -> None:
+    files = Files(["a.jpg ", "a.jpg", "b.jpg ", " sub/c.jpg", "sub/d.jpg", "d.jpg"])
+    assert files.find("A.jpg ") == ["a.jpg "]
+    assert files.find("A.jpg") == ["a.jpg"]
+    assert files.find("x/B.jpg ") == ["b.jpg "]
+    assert files.find(" Sub/c.jpg") == [" sub/c.jpg"]
+    assert files.find(" Sub/d.jpg") == ["sub/d.jpg"]

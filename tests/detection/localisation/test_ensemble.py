@@ -113,6 +113,34 @@ def test_an_rcnn_finds_the_localiser_it_was_trained_on(both: tuple[Localise, Loc
         load([second], [str(moved)], CLASSES[::-1], "x")
 
 
+def test_results_lie_where_their_makings_say(both: tuple[Localise, Localise], tmp_path: Path) -> None:
+    """Each other way to judge has a folder of its own, and the same nets under other names have the same."""
+    first, second = (place(one) / "artifact" for one in both)
+
+    def named(*localisers: Path | str, **fields: Any) -> str:
+        data = {"val_images": 4, "workers": 0, **fields.pop("data", {})}
+        told = {"localiser": [*map(str, localisers)], "backbone": [both[0].backbone], "data": data, **fields}
+        return Path(prepare(validate(LocaliserEvaluation, told, "t"), lambda text: None).url).name
+
+    usual = named(first)
+    copied = shutil.copytree(both[0].backbone, tmp_path / "net"), shutil.copytree(first, tmp_path / "copy")
+    assert named(f"{first}/") == named(copied[1]) == named(first, backbone=[str(copied[0])]) == usual
+    assert named(first, batch=3) == named(first, protocols=["1-crop", "dense"]) == usual
+    every = [
+        usual,
+        named(first, scales=[224, 256]),
+        named(first, scales=[256, 224]),
+        named(first, protocols=["dense"]),
+        named(first, by_position=True),
+        named(first, compute={"precision": "bf16"}),
+        named(first, data={"val_images": 5}),
+        named(second),
+        named(second, first),
+        named(first, second),
+    ]
+    assert len({*every}) == len(every)
+
+
 def test_a_submission_says_what_the_run_says(both: tuple[Localise, Localise], tmp_path: Path) -> None:
     """Of the R-CNN's dense testing, image by image, its classes and boxes, as the test server wants them."""
     recipe = both[1]

@@ -108,33 +108,34 @@ class NetOptions(Strict):
         """`lasting` as an artifact has it: what is of training alone and came later is not there."""
         return self.lasting.model_dump(mode="json", exclude={"stochastic_depth"})
 
-    def check_maps(self, size: int, images: int) -> None:
+    def check_maps(self, size: int, field: str, images: int) -> None:
         """Check that every map has pixels, and every norm more than one value to take statistics over.
 
         Args:
             size: side of the square images, pixels.
+            field: of the recipe, which says so.
             images: how many the statistics of batch norm are taken over, see `bn_group`.
 
         Raises:
             ValueError: five pools leave nothing, or a norm sees a single value; what that is normalised to is always 0.
         """
         if self.net == "vgg" and size < 32:
-            raise ValueError(f"data.size {size}: the five pools of {self.name} halve it to nothing; give 32 or more")
+            raise ValueError(f"{field} {size}: the five pools of {self.name} halve it to nothing; give 32 or more")
         if self.net != "resnet" or self.norm == "frozen":
             return
         for stride, base in NORM_MAPS:
             channels = scaled(base, self.width)
             if size > stride or (norm_groups(channels) < channels if self.norm == "group" else images > 1):
                 continue
-            what = f"model.norm {self.norm}: images of data.size {size} leave {self.name} a map of 1x1 pixels, where"
+            what = f"model.norm {self.norm}: images of {field} {size} leave {self.name} a map of 1x1 pixels, where"
             if self.norm == "group":
                 raise ValueError(
-                    f"{what} each of its {channels} groups is a single value; set data.size above {stride}, or a "
+                    f"{what} each of its {channels} groups is a single value; set {field} above {stride}, or a "
                     "larger model.width"
                 )
             one = "model.bn_group" if self.bn_group else "optim.micro_batch"
             raise ValueError(
-                f"{what} {one} 1 gives it one value a channel; set {one} to 2 or more, data.size above {stride}, or "
+                f"{what} {one} 1 gives it one value a channel; set {one} to 2 or more, {field} above {stride}, or "
                 "model.norm group"
             )
 

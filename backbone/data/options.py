@@ -1,6 +1,9 @@
 """The `data:` section of a recipe. Imports nothing slow."""
 
-from typing import Annotated, Literal, Self
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -156,16 +159,22 @@ class Progressive(Strict):
     """Progressive resizing: smaller images first, which cost less, then larger ones, as FFCV's recipes for ImageNet."""
 
     from_size: int = Field(0, ge=0)
-    """Side that is trained at in epochs 0 to `start`, pixels. 0: `data.size` in all."""
+    """Side that is trained at in epochs 0 to `start`, pixels. 0: `data.size` in all, whatever the other fields say."""
 
     start: int = Field(0, ge=0)
     """Last epoch, counted from 0, of the smallest images."""
 
-    end: int = Field(0, ge=0)
+    end: int = Field(0, ge=0, lt=2**31)
     """First epoch of images of `data.size`. In between the side grows with the epoch."""
 
     step: int = Field(32, ge=1)
     """Sides in between are the nearest multiples of so many pixels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, tree: Any) -> Any:
+        # So that the one word that messages name switches off what a recipe's file says.
+        return {} if isinstance(tree, dict) and tree.get("from_size") in (0, "0") and tree.keys() <= FIELDS else tree
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -184,6 +193,17 @@ class Progressive(Strict):
         share = max(0, epoch - self.start) / (self.end - self.start)
         between = self.step * round((self.from_size + share * (size - self.from_size)) / self.step)
         return min(max(between, self.from_size), size) if share else self.from_size
+
+    def sides(self, size: int) -> Iterator[int]:
+        """All of them, rising, one by one: epochs may be many."""
+        epochs = range(self.end + 1)
+        epoch = 0
+        while epoch < len(epochs):
+            yield (side := self.side(epoch, size))
+            epoch = bisect_right(epochs, side, key=lambda one: self.side(one, size))
+
+
+FIELDS = Progressive.model_fields.keys()
 
 
 class _Data(Loading):
@@ -233,12 +253,6 @@ class _Data(Loading):
                     f"progressive is for augment modern, whose crops are resized, not for {self.augment.kind}; set "
                     "progressive.from_size 0"
                 )
-            sides = {self.trained_at(epoch) for epoch in range(self.progressive.end + 1)}
-            if len(sides) > COMPILED:
-                raise ValueError(
-                    f"progressive has {len(sides)} sizes, of which a net is compiled for {COMPILED} at most; set "
-                    f"progressive.step above {self.progressive.step}, or end nearer to start"
-                )
             if self.normalize == "pixel":
                 raise ValueError(
                     "normalize pixel: its mean image is of data.size; set progressive.from_size 0, or take dataset"
@@ -250,6 +264,22 @@ class _Data(Loading):
     def trained_at(self, epoch: int) -> int:
         """Side of the square the net is trained on in an epoch, counted from 0, pixels."""
         return self.progressive.side(epoch, self.size)
+
+    def check_compiled(self, mode: str) -> None:
+        """ValueError where images grow through more sizes than a net is compiled for, if `mode` compiles it."""
+        if mode != "none" and len(list(islice(self.progressive.sides(self.size), COMPILED + 1))) > COMPILED:
+            raise ValueError(
+                f"data.progressive has more than {COMPILED} sizes, the most that compute.compile {mode} compiles a net "
+                f"for; set data.progressive.step above {self.progressive.step}, data.progressive.end nearer to start, "
+                "or compute.compile none"
+            )
+
+    @property
+    def smallest(self) -> tuple[int, str]:
+        """Side of the smallest square that the net is shown, pixels, and the field that says so."""
+        trained = "data.progressive.from_size" if self.progressive.from_size else "data.size"
+        judged = "data.eval_size" if self.eval_size else "data.size"
+        return min((self.trained_at(0), trained), (self.judged_at, judged), key=lambda one: one[0])
 
     @property
     def judged_at(self) -> int:

@@ -70,7 +70,9 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
         raise UserError(
             f"{recipe.backbone[0]}: was not trained here; name images to judge it on: --data.source, --data.val"
         )
-    tree = {} if "source" in given else trained_on.get("data", {})
+    # How images grew is of training alone, and would be held against a size given here.
+    recorded = {name: value for name, value in trained_on.get("data", {}).items() if name != "progressive"}
+    tree = {} if "source" in given else recorded
     tree = {"data": {**tree, **given, "on_bad": given.get("on_bad", "skip")}}
     asked = recipe.model_dump(mode="json", exclude_unset=True)
     recipe = validate(BackboneEvaluation, asked | tree, "with what the net was trained with")

@@ -5,9 +5,6 @@ What is trained comes as a `Task`; where and with whom as a `World`; what a resu
 
 import copy
 import math
-import os
-import shutil
-import socket
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -21,6 +18,7 @@ from backbone.compute import Compute
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import UserError
 from backbone.training import schedule
+from backbone.training.compiling import Compiling, check_compiler
 from backbone.training.meter import CURE, Meter
 from backbone.training.notice import Leaving, Lookout
 from backbone.training.optimizer import average_decay, build_optimizer
@@ -103,18 +101,18 @@ def train(task: Task, recipe: TrainingRecipe, world: World, store: Store, report
     lookout = Lookout(world, recipe.scaling.notice_every, progress.step)
     leaving = ""  # why, once there is a notice; the step after it proves its checkpoint
     unproven = False  # a checkpoint is held back until its own weights have shown a finite loss
-    compiling = recipe.compute.compile != "none" and progress.step < steps.total
-    if compiling:
-        say(f"compiling the net in the first step (compute.compile {recipe.compute.compile}), which may take minutes")
+    compiling = Compiling(recipe, world, task.num_samples)
 
     with checkpointer:
         while progress.step < steps.total:
             lr = schedule.learning_rate(recipe.schedule, recipe.optim, steps, progress.step, progress.events)
             logs = (progress.step + 1) % recipe.run.log_every == 0
+            if compiles := compiling.due(progress.step):
+                say(compiles)
+                meter.begin_apart()
             trainer.step(batches, micro_batches, lr, progress.step, meter, measures=logs)
             progress.step += 1
-            if compiling:
-                compiling = False
+            if compiles:
                 say(f"compiled in {meter.set_apart():.0f} s")
             if unproven:
                 meter.check(task.blame)
@@ -186,22 +184,6 @@ def evaluate(task: Task, model: nn.Module, world: World) -> dict[str, float]:
     metrics = {f"val_{name}": value for name, value in task.evaluate(model, world).items()}
     model.train(was_training)
     return {**metrics, "val_seconds": time.perf_counter() - began}
-
-
-def check_compiler(world: World) -> None:
-    """torch.compile writes code that another program translates, also for GPUs; slim images have none.
-
-    Raises:
-        UserError: a worker's machine has none.
-    """
-    named = "CXX" if world.device.type == "cpu" else "CC"
-    found = os.environ.get(named) or any(map(shutil.which, ("g++", "clang++") if named == "CXX" else ("gcc", "clang")))
-    without = sorted({host for ok, host in world.gather((bool(found), socket.gethostname())) if not ok})
-    if without:
-        raise UserError(
-            f"compute.compile: no C++ compiler on {', '.join(without)}; install one there (apt-get install g++), name "
-            f"it by the variable {named}, or train without: --compute.compile none"
-        )
 
 
 class Trainer:

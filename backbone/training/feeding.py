@@ -93,11 +93,14 @@ def recorded(data: Data) -> list[Feed]:
     return [Feed(rates[kind], kind) for kind in kinds if rates]
 
 
-def lines(recipe: Recipe, feed: Feed, multiply_adds: int, gpu_rate: float = 0.0) -> list[tuple[str, str]]:
+def lines(
+    recipe: Recipe, feed: Feed, multiply_adds: int, gpu_rate: float = 0.0, at_size: int = 0
+) -> list[tuple[str, str]]:
     """The line of the plan about cores, and warnings, as (label, text).
 
     `multiply_adds` are the net's for one image, forward; `gpu_rate` the images/s of one GPU, where they are known: else
-    what an H200 did with ResNet-50, scaled by multiply-adds. Small nets do not come near that, hence "at most".
+    what an H200 did with ResNet-50, scaled by multiply-adds. Small nets do not come near that, hence "at most": those
+    of few multiply-adds `at_size`, which are for an image of data.size; 0: the same, images do not grow.
     """
     data, scaling = recipe.data, recipe.scaling
     if data.resident:
@@ -106,7 +109,7 @@ def lines(recipe: Recipe, feed: Feed, multiply_adds: int, gpu_rate: float = 0.0)
         return [("cores", feed.how)]
     images, whose = gpu_images(recipe, multiply_adds, gpu_rate)
     each = math.ceil(images / feed.rate)
-    bound = "at most " if not gpu_rate and multiply_adds < RESNET50 / 2 else ""
+    bound = "at most " if not gpu_rate and (at_size or multiply_adds) < RESNET50 / 2 else ""
     text = (
         f"{feed.rate:,.0f} images/s a core ({feed.how}); {NODE} GPUs of {images:,.0f} images/s ({whose}) want "
         f"{bound}{math.ceil(NODE * images / feed.rate):,} cores"

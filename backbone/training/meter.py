@@ -32,13 +32,27 @@ class Meter:
         self._bad: list[tuple[int, str]] = []  # each with the position of its micro-batch
         self._steps_samples = 0
         self._waited = 0.0
-        self._apart = (0, 0.0, 0.0)
+        self._apart = (0, 0.0, 0.0)  # samples, seconds, seconds waited
         self._began = time.perf_counter()
+        self._mark = (0, self._began, 0.0)
+
+    def begin_apart(self) -> None:
+        """What comes now, up to `set_apart`, shows no speed: the net is compiled meanwhile."""
+        self._mark = self._steps_samples, self._now(), self._waited
 
     def set_apart(self) -> float:
-        """What came in this window so far shows no speed: the net was compiled meanwhile. Returns its seconds."""
-        self._apart = self._steps_samples, time.perf_counter() - self._began, self._waited
-        return self._apart[1]
+        """Set apart what came since `begin_apart`, beside what already is in this window. Returns its seconds."""
+        samples, began, waited = self._mark
+        seconds = self._now() - began
+        more = self._steps_samples - samples, seconds, self._waited - waited
+        self._apart = (self._apart[0] + more[0], self._apart[1] + more[1], self._apart[2] + more[2])
+        return seconds
+
+    def _now(self) -> float:
+        """The time once the device has done what it was given."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return time.perf_counter()
 
     def wait_for(self, batches: Any) -> Any:
         """The next batch on the device; counts the time it was waited for."""

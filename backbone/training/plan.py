@@ -98,7 +98,7 @@ def describe(
         lines.append(("time", HOW_TO_MEASURE))
     if feed:
         fastest = macs(net, recipe.data.trained_at(0))  # small images want the most of the loaders
-        lines += feeding.lines(recipe, feed, fastest, gpu_rate)
+        lines += feeding.lines(recipe, feed, fastest, gpu_rate, multiply_adds)
     lines += [("warning", text) for text in doubts(recipe, num_train, *places(recipe.data))]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 
@@ -152,12 +152,15 @@ def doubts(recipe: TrainingRecipe, num_train: int, train: str = "", val: str = "
             "give one in epochs, such as --schedule.unit epochs --schedule.total 50 with schedule.kind cosine"
         )
     if isinstance(recipe, Recipe) and recipe.data.progressive.from_size:
-        last = math.ceil(epochs) - 1
-        if (side := recipe.data.trained_at(last)) < recipe.data.size:
+        grows, size = recipe.data.progressive, recipe.data.size
+        last = (steps.total * optim.batch - (optim.micro_batch or 1)) // num_train  # where the last micro-batch begins
+        if (side := recipe.data.trained_at(last)) < size:
+            earlier = f"--data.progressive.start {grows.start * last // grows.end} " if last <= grows.start else ""
+            fits = f"{earlier}--data.progressive.end {last} reaches data.size {size}"
+            never = f"--data.progressive.from_size 0 trains at data.size {size} alone"
             lines.append(
-                f"data.progressive.end {recipe.data.progressive.end}: training ends in epoch {last}, at {side} px; "
-                f"--data.progressive.end {max(recipe.data.progressive.start + 1, last)} reaches data.size "
-                f"{recipe.data.size}"
+                f"data.progressive.end {grows.end}: training ends in epoch {last}, at {side} px; "
+                f"{fits if last else never}"
             )
     if train and train == val:
         lines.append(f"data.train and data.val are both {train}: what was trained on does not test anything")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from backbone.data.batches import TrainSet, ValSet, evaluation_batches
 from backbone.data.formats import some
 from backbone.data.holdout import hold_out
 from backbone.data.loader import train_loader, val_loader
-from backbone.data.options import Data, ModernAugment, PaperAugment, SyntheticData
+from backbone.data.options import Data, ModernAugment, PaperAugment, Progressive, SyntheticData
 from backbone.data.resident import Resident
 from backbone.data.sources import (
     Source,
@@ -161,7 +161,8 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
     assert isinstance(model, Backbone)
     exact = recipe.run.precise_bn and recipe.model.norm in ("batch", "sync")
     if exact:
-        precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn), world)
+        trained_to = exported_step(recipe, progress)
+        precise_bn(model, task.plain_batches(progress.step, recipe.run.precise_bn, trained_to), world)
     as_trained = not exact and exported_step(recipe, progress) == progress.step
     metrics = last_evaluation(progress) if as_trained else engine.evaluate(task, model, world)
     del metrics["val_seconds"]
@@ -263,6 +264,12 @@ class Classification:
         """This rank's training batches."""
         return train_loader(self.train, micro_batches, self.world.device, self._resident)
 
+    def _at_side_of(self, step: int) -> TrainSet:
+        """The training images, all of the size that the step before this one ended at."""
+        data, optim = self.recipe.data, self.recipe.optim
+        side = self.train.side(max(0, step * optim.batch - optim.micro_batch))
+        return replace(self.train, options=data.model_copy(update={"size": side, "progressive": Progressive()}))
+
     @cached_property
     def _resident(self) -> Resident | None:
         if not self.recipe.data.resident:
@@ -282,8 +289,9 @@ class Classification:
         """File name of the sample at this position."""
         return f"sample {self.train_source.name(self.train.stream[position][1])}"
 
-    def plain_batches(self, step: int, num_images: int) -> Iterator[Tensor]:
-        """This rank's share of the next `num_images` of the stream, normalised, without colour shift and blending."""
+    def plain_batches(self, step: int, num_images: int, trained_to: int) -> Iterator[Tensor]:
+        """This rank's share of the next `num_images` of the stream, normalised, without colour shift and blending, of
+        the size that the weights were trained at last: those of step `trained_to`."""
         size = self.recipe.optim.micro_batch
         units = -(-num_images // size)
         if self.recipe.model.norm == "sync":  # its statistics are a collective: equal shares
@@ -292,7 +300,7 @@ class Classification:
         start = step * (self.recipe.optim.batch // size)
         stream = MicroBatches(size, size, 0, 1, start + mine.start, start + mine.stop)
         with engine.autocast(self.recipe.compute, self.world.device):
-            for batch in self.batches(stream):
+            for batch in train_loader(self._at_side_of(trained_to), stream, self.world.device, self._resident):
                 yield self._normalize(batch["images"].to(self.world.device), None)
 
     @torch.no_grad()

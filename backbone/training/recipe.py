@@ -341,6 +341,7 @@ class Recipe(TrainingRecipe):
                 f"data.remote_cpus {self.data.remote_cpus}: scaling.num_workers 0 trains without Ray; set it to 1 or "
                 "more, or data.remote_cpus to 0"
             )
+        self.data.check_compiled(self.compute.compile)
         return self
 
     @property
@@ -357,7 +358,7 @@ class Recipe(TrainingRecipe):
         """See `TrainingRecipe.check_micro_batch`."""
         group = self.model.bn_group
         sharing = self.scaling.processes if self.model.norm == "sync" else 1
-        self.model.check_maps(min(self.data.trained_at(0), self.data.judged_at), sharing * (group or unit))
+        self.model.check_maps(*self.data.smallest, images=sharing * (group or unit))
         if group and unit % group:
             raise ValueError(f"model.bn_group {group} does not divide optim.micro_batch {unit}")
         if isinstance(self.data.augment, ModernAugment) and self.data.augment.blends and unit % 2:
@@ -378,8 +379,7 @@ def identity(recipe: TrainingRecipe) -> dict[str, Any]:
     if recipe.optim.ema:  # runs of earlier versions, whose averages began at full decay, are others
         sections["optim"]["ema"] = f"{recipe.optim.ema}, ramped up"
     if recipe.schedule.hold_lr or isinstance(recipe.schedule, PlateauSchedule):  # these read the run's own measurements
-        for field in ("log_every", "eval_every", "checkpoint_every"):
-            sections["run"][field] = run[field]
+        sections["run"] |= {field: run[field] for field in ("log_every", "eval_every", "checkpoint_every")}
     elif recipe.run.export == "best":  # of the weights that were evaluated
         sections["run"]["eval_every"] = run["eval_every"]
     said = flat(sections).items()

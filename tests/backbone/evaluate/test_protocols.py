@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from backbone import artifact
+from backbone.cli import parse
+from backbone.data.options import Progressive, SyntheticData
 from backbone.data.sources import Source, open_source
-from backbone.data.synthetic import render
+from backbone.data.synthetic import SyntheticSource, render
 from backbone.errors import BadImage, UserError
 from backbone.evaluate.evaluation import evaluate, prepare, training_of
 from backbone.evaluate.options import BackboneEvaluation
@@ -323,6 +325,24 @@ def test_labels_are_matched_by_name(tmp_path: Path, images: Path) -> None:
     url = write(tmp_path / "net", ("w", "z", "y", "x"))
     assert prepare(recipe(images, url)).targets.tolist() == [3, 2, 1]
     assert prepare(recipe(images, url, by_position=True)).targets.tolist() == [0, 1, 2]
+
+
+def test_how_images_grew_does_not_bind_what_is_judged(tmp_path: Path) -> None:
+    """Trained at 24, then 32 px: judged at either, and at less."""
+    torch.manual_seed(0)
+    net = build(NetOptions(net="cifar_resnet", depth=8, shortcut="A"), 10)
+    grows = {"from_size": 24, "start": 0, "end": 2, "step": 8}
+    data = SyntheticData.model_validate({"size": 32, "val_images": 12, "workers": 0, "progressive": grows})
+    made = {"recipe": {"data": data.model_dump(mode="json"), "seed": 3}}
+    url = str(tmp_path / "artifact")
+    artifact.save(url, net, InputConvention(size=32, crop_pct=1.0), SyntheticSource(3, 12, 32, "val").classes, made)
+    for size in (24, 16, 32):
+        typed, _ = parse(BackboneEvaluation, ["--backbone", url, "--data.size", str(size)])
+        payload = prepare(typed)
+        assert payload.sizes == [(size, 1.0)]
+        assert payload.options.data.progressive == Progressive()
+        assert payload.options.data.val_images == 12
+        assert payload.seed == 3
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, images: Path) -> None:

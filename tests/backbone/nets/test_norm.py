@@ -196,7 +196,7 @@ def test_nets_are_refused_exactly_where_maps_are_too_small(net: dict[str, Any], 
             else:
                 built.classify(torch.empty(images, 3, size, size, device="meta"))
         try:
-            options.check_maps(size, images)
+            options.check_maps(size, "data.size", images)
             refused = False
         except ValueError:
             refused = True

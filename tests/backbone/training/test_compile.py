@@ -11,8 +11,11 @@ from torch import nn
 from backbone.data.stream import MicroBatches
 from backbone.errors import UserError
 from backbone.training import engine
+from backbone.training.compiling import Compiling, check_compiler
 from backbone.training.meter import Meter
 from backbone.training.pretrain import Classification
+from backbone.training.recipe import Recipe
+from backbone.training.world import World
 from tests.backbone.training.test_engine import ALONE, CONVENTIONS, SOURCES, Make, assert_equal, run, weights
 
 
@@ -54,11 +57,37 @@ def test_each_size_of_images_that_grow_is_compiled_as_it_is(tiny: Make, monkeypa
     options = {**grows, "data.train_images": 16, "schedule.total": 3, "run.checkpoint_every": 0, "run.precise_bn": 0}
     plain, compiled = tiny({**options, "name": "plain"}), tiny({**options, "compute.compile": "default"})
     run(plain)
-    run(compiled)
+    records = run(compiled)
     assert len(graphs) == 3
+    said = [one["text"] for one in records if "compil" in one.get("text", "")]
+    assert [text for text in said if text.startswith("compiling")] == [
+        f"compiling the net {what} (compute.compile default), which may take minutes"
+        for what in ("in the first step", "for images of 24 px in step 1", "for images of 32 px in step 2")
+    ]
+    assert len([text for text in said if text.startswith("compiled in ")]) == 3
     a, b = weights(plain), weights(compiled)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_steps_that_compile_are_known_to_all_ranks(tiny: Make) -> None:
+    """Epochs of 40 images, steps of 16 in micro-batches of 4. Those of step 2 begin at 32, 36, 40 and 44: of two ranks
+    the second meets 24 px there, the first a step later, which the second waits for."""
+    grows = {"data.progressive": {"from_size": 16, "end": 2, "step": 8}, "data.augment.kind": "modern"}
+    recipe = tiny({**grows, "optim.micro_batch": 4, "compute.compile": "default"})
+
+    def due(recipe: Recipe, size: int, start: int = 0) -> list[tuple[int, str]]:
+        asked = Compiling(recipe, World(0, size, torch.device("cpu")), 40)
+        said = [(step, asked.due(step)) for step in range(start, 12)]
+        return [(step, text.removeprefix("compiling the net ").split(" (")[0]) for step, text in said if text]
+
+    first = (0, "in the first step")
+    assert due(recipe, 1) == [first, (2, "for images of 24 px in step 2"), (5, "for images of 32 px in step 5")]
+    both = [(step, f"for images of {side} px in step {step}") for step, side in ((2, 24), (3, 24), (5, 32))]
+    assert due(recipe, 2) == [first, *both]
+    assert due(recipe, 1, 3) == [(3, "in the first step"), (5, "for images of 32 px in step 5")]
+    plain = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"compile": "none"})})
+    assert due(plain, 2) == []
 
 
 def test_a_missing_compiler_is_named_before_training(
@@ -71,7 +100,7 @@ def test_a_missing_compiler_is_named_before_training(
     with pytest.raises(UserError, match=r"apt-get install g\+\+.*CXX.*--compute.compile none"):
         engine.Trainer(task, recipe.optim, recipe.compute, 0, ALONE)
     monkeypatch.setenv("CXX", "/opt/bin/g++")
-    engine.check_compiler(ALONE)
+    check_compiler(ALONE)
 
 
 @pytest.mark.parametrize("normalize", ["imagenet", "pixel"])

@@ -40,6 +40,18 @@ def test_cores_by_hand() -> None:
     assert text == "100 images/s a core (a round number); 8 GPUs of 3,010 images/s (as given) want 241 cores"
 
 
+def test_a_net_is_not_small_for_its_images_are_at_first() -> None:
+    """ResNet-50 does at 128 px a third of what it does at 224: that cores are short is said all the same."""
+    grows = {"data.size": 224, "data.progressive": {"from_size": 128, "end": 4}}
+    recipe = on_gpus(**grows)
+    said = describe(recipe, 100_000, 1000, 1000, feed=FEED)
+    assert "at most" not in said
+    assert "warning    a GPU wants " in said
+    (label, small), *more = lines(recipe, FEED, RESNET50 // 9, 0.0, RESNET50 // 3)
+    assert (label, more) == ("cores", [])
+    assert "want at most " in small
+
+
 def test_what_is_short_is_said_with_the_words_that_mend_it() -> None:
     enough = on_gpus(**{"data.workers": 31, "scaling.cpus_per_worker": 31})
     assert short(enough, 31, 0, 2) == []

@@ -1,5 +1,6 @@
 """What a window of steps has shown."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,3 +48,29 @@ def test_the_time_of_compiling_is_no_speed(monkeypatch: pytest.MonkeyPatch, afte
     now += 2
     meter.add(torch.tensor([3.0, 3.0]), {}, BATCH)
     assert meter.record(Progress(), str)["images_per_second"] == pytest.approx(1)  # the next window is as any
+
+
+def test_what_is_compiled_in_the_middle_is_no_speed_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a window, and another: 100 s each, between steps of a second, half of which is waited."""
+    now = 1000.0
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: now)
+    meter = Meter(World(0, 1, torch.device("cpu")), 2)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        nonlocal now
+        while True:
+            now += 0.5
+            yield BATCH
+
+    waiting = batches()
+    for compiles in (True, False, False, True, False):
+        if compiles:
+            meter.begin_apart()
+        meter.wait_for(waiting)
+        now += 99.5 if compiles else 0.5
+        meter.add(torch.tensor([1.0, 2.0]), {}, BATCH)
+        if compiles:
+            assert meter.set_apart() == 100
+    record = meter.record(Progress(), str)
+    assert record["images_per_second"] == pytest.approx(2)
+    assert record["data_wait"] == pytest.approx(0.5)

@@ -43,8 +43,45 @@ def test_images_that_grow() -> None:
     said = describe(recipe, 512, 100, 10)
     assert "sizes      64 px for 2 epochs, 96 px for 1 epochs, 128 px for 2 epochs; " in said
     assert doubts(recipe, 512) == []
-    (line,) = doubts(validate(Recipe, {**tree, "schedule": {"total": 3}}, ""), 512)
-    assert line.startswith("data.progressive.end 3: training ends in epoch 2, at 96 px; --data.progressive.end 2 reach")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "epochs", "mended"),
+    [
+        (1, 3, 3, {"end": 2}),
+        (4, 8, 3, {"start": 1, "end": 2}),  # the last epoch comes before the images begin to grow
+        (2, 3, 3, {"start": 1, "end": 2}),
+        (11, 13, 2, {"start": 0, "end": 1}),
+        (4, 8, 1, {"from_size": 0}),
+        (0, 1, 1, {"from_size": 0}),  # no end that is reached can come after a start
+    ],
+)
+def test_a_training_too_short_to_grow_is_mended_as_told(start: int, end: int, epochs: int, mended: dict) -> None:
+    grows = {"from_size": 64, "start": start, "end": end}
+    tree = {"data": {"size": 128, "progressive": grows}, "schedule": {"total": epochs}}
+    recipe = validate(Recipe, tree, "")
+    (line,) = doubts(recipe, 512)
+    before, told = line.split("; ")
+    assert before.startswith(f"data.progressive.end {end}: training ends in epoch {epochs - 1}, at ")
+    words = told[: told.rindex(" reaches" if "reaches" in told else " trains")].split()
+    given = dict(zip((word.removeprefix("--") for word in words[::2]), map(int, words[1::2]), strict=True))
+    assert given == {f"data.progressive.{name}": value for name, value in mended.items()}
+    again = validate(Recipe, tree, "", given)
+    assert doubts(again, 512) == []
+    assert again.data.trained_at(epochs - 1) == 128
+
+
+def test_the_last_micro_batch_must_have_grown() -> None:
+    """Some images of epoch 2 are trained on, in a micro-batch that begins in epoch 1, whose size it has."""
+    tree = {
+        "data": {"size": 128, "progressive": {"from_size": 64, "end": 2}},
+        "optim": {"batch": 64, "micro_batch": 64},
+        "schedule": {"unit": "iterations", "total": 16},
+    }
+    (line,) = doubts(validate(Recipe, tree, ""), 511)
+    assert "training ends in epoch 1, at 96 px; --data.progressive.end 1 reaches data.size 128" in line
+    tree["optim"] = {"batch": 64, "micro_batch": 1}
+    assert doubts(validate(Recipe, tree, ""), 511) == []
 
 
 def test_one_folder_for_both() -> None:

@@ -109,7 +109,7 @@ def test_a_micro_batch_that_follows_from_the_workers_is_checked_too():
         ({"data.progressive": {"from_size": 224, "end": 3}}, "from_size 224: give less than size 224"),
         (
             {"data.progressive": {"from_size": 96, "end": 90, "step": 8}, "compute.compile": "default"},
-            "more than 8 sizes, .* compile default .* data.progressive.step above 8, .*, or compute.compile none",
+            "more than 8 sizes, .*compile default .* data.progressive.step above 8, .*, or compute.compile none",
         ),
         ({"data.progressive": {"from_size": 160, "end": 10**12}}, "data.progressive.end: .* less than 2147483648"),
         ({"data.progressive": {"from_size": 0, "stop": 3}}, "progressive.stop: unknown key"),

@@ -7,11 +7,11 @@ import pytest
 from pydantic import BaseModel
 
 from backbone.cli import parse
-from backbone.evaluate.options import BackboneEvaluation
 from backbone.kinds import section_model
 from backbone.training.compare import Comparison
 from backbone.usage import ESSENTIAL, examples, short_help
-from tests.test_readme import MODELS, ROOT
+from detection.judged import what
+from tests.test_readme import JUDGED, MODELS, ROOT
 
 JOBS = {**MODELS, "curves": Comparison}
 
@@ -27,7 +27,7 @@ def unexplained(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("model", [*JOBS.values(), BackboneEvaluation])
+@pytest.mark.parametrize("model", [*JOBS.values(), *JUDGED.values()])
 def test_every_field_is_explained(model: type[BaseModel]) -> None:
     assert unexplained(model) == []
 
@@ -40,7 +40,7 @@ def test_examples_of_a_job_are_understood(job: str, monkeypatch: pytest.MonkeyPa
     assert len(found) >= 2
     for python, path, *words in found:
         assert (python, path) == ("python", f"jobs/{job}.py")
-        model = BackboneEvaluation if job == "evaluate" and "--backbone" in words else JOBS[job]
+        model = JUDGED[what(words)] if job == "evaluate" else JOBS[job]
         parse(model, [word for word in words if word != "..."], {"dry_run": ""})
 
 

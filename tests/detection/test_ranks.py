@@ -89,10 +89,8 @@ def run_name(kind: str, part: str) -> str:
     return f"{kind}-{part}".replace(",", "").replace(" ", "-")
 
 
-@pytest.fixture(scope="module")
-def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(root: Path) -> None:
     """Every kind on every number of ranks, whole and in two parts, in folders `<size>/<kind>-<whole or parts>`."""
-    root = tmp_path_factory.mktemp("ranks")
     backbone = write_backbone(root / "backbone")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["detection.finetune"])
@@ -116,7 +114,6 @@ def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * len(processes)
-    return root
 
 
 def folder(root: Path, size: int, kind: str, part: str) -> Path:
@@ -133,10 +130,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "artifact" / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_weights_do_not_depend_on_the_number_of_ranks(trained_on: Path, kind: str) -> None:
+def check_sizes(root: Path, kind: str) -> None:
     """The first step's losses are of the same weights, and differ in the order of their sum alone."""
-    runs = [folder(trained_on, size, kind, "whole") for size in SIZES]
+    runs = [folder(root, size, kind, "whole") for size in SIZES]
     alone, initial = weights(runs[0]), losses(runs[0])[0]
     assert len(losses(runs[0])) == TOTAL
     for run in runs[1:]:
@@ -148,14 +144,27 @@ def test_losses_and_weights_do_not_depend_on_the_number_of_ranks(trained_on: Pat
             torch.testing.assert_close(found[name], value, **WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_resumed_gives_the_same_bits(trained_on: Path, kind: str, size: int) -> None:
+def check_resumed(root: Path, kind: str, size: int) -> None:
     """Weights, statistics, each step's loss and the judgement."""
-    whole, parts = (folder(trained_on, size, kind, part) for part in ("whole", "parts"))
+    whole, parts = (folder(root, size, kind, part) for part in ("whole", "parts"))
     expected, found = weights(whole), weights(parts)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert losses(whole).tolist() == losses(parts).tolist()
     judged = "matches.npz" if kind == "semantic" else "detections.json"
     assert (whole / "results" / judged).read_bytes() == (parts / "results" / judged).read_bytes()
+
+
+def test_numbers_of_ranks_and_resuming_change_nothing(tmp_path: Path) -> None:
+    """One test, so that what takes long is trained once, whoever runs tests side by side."""
+    train(tmp_path)
+    faults = list[str]()
+    for kind in KINDS:
+        checks = [("1, 2, 3 ranks", lambda kind=kind: check_sizes(tmp_path, kind))]
+        checks += [(f"resumed on {n}", lambda kind=kind, n=n: check_resumed(tmp_path, kind, n)) for n in SIZES]
+        for what, check in checks:
+            try:
+                check()
+            except AssertionError as error:
+                faults.append(f"{kind}, {what}: {error}")
+    assert faults == []

@@ -13,6 +13,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from backbone.data.stream import MicroBatches
 from backbone.training.engine import Trainer
 from backbone.training.meter import Meter
+from detection import forward
 from detection.data.sources import open_sources
 from detection.finetune import Detection
 from detection.nets import Detector
@@ -37,7 +38,10 @@ def theirs(images: int) -> int:
 
 
 @pytest.mark.parametrize("images", [2, 4])
-def test_a_step_waits_less_than_half_as_often_as_torchvisions(small: Make, images: int) -> None:
+def test_a_step_waits_less_than_half_as_often_as_torchvisions(
+    small: Make, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "on_host", lambda images: False)
     recipe = small({"optim.batch": images, "optim.micro_batch": images})
     task = Detection(recipe, *open_sources(recipe.data), ALONE)
     trainer, meter = Trainer(task, recipe.optim, recipe.compute, 0, ALONE), Meter(ALONE, images)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone import artifact
 from backbone.data.batches import make_loader
 from backbone.data.sources import Source, none_readable
 from backbone.data.stream import share
+from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.inputs import InputConvention
@@ -52,6 +54,22 @@ class Member(NamedTuple):
     net: Backbone
     inputs: InputConvention
     name: str
+
+
+def load_members(urls: Sequence[str]) -> tuple[list[Member], list[str], dict[str, str]]:
+    """The nets of an ensemble, verified; the classes that all of them know; place -> SHA-256 of the weights.
+
+    Raises:
+        UserError: one does not verify, or they know different classes.
+    """
+    members, classes, weights = [], list[str](), dict[str, str]()
+    for url in urls:
+        net, inputs, block = artifact.load(url)
+        if members and list(block["classes"]) != classes:
+            raise UserError(f"{url}: its classes are not those of {urls[0]}; no ensemble can be made")
+        classes, weights[url] = list(block["classes"]), block["weights_sha256"]
+        members.append(Member(net, inputs, url))
+    return members, classes, weights
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from backbone.inputs import InputConvention
 from detection.localisation import artifact
 from detection.localisation.judge import Views, located
 from detection.localisation.net import Localiser
-from detection.localisation.rcnn import RegionNet, refined
+from detection.localisation.rcnn import RegionNet, refine
 from detection.localisation.regions import propose
 
 SAME = 0.5
@@ -50,7 +50,7 @@ class Where:
         pairs = zip(shown["samples"], shown["labels"].tolist(), strict=True)
         images = [source.image(sample) if label >= 0 else None for sample, label in pairs]
         how = (views.batch, views.channels_last)
-        return refined(self.step, self.inputs, images, asked.cpu().numpy(), proposals, *how)
+        return refine(self.step, self.inputs, images, asked.cpu().numpy(), proposals, *how)
 
 
 def load(urls: Sequence[str], proposals: Sequence[str], classes: Sequence[str], whose: str) -> list[Where]:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbone import artifact as backbones
 from backbone.data.batches import make_loader
 from backbone.data.sources import check_readable, remarks
 from backbone.data.stream import share
 from backbone.errors import UserError
-from backbone.evaluate.protocols import Member, member_scores
+from backbone.evaluate.protocols import Member, load_members, member_scores
 from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.job import Job
 from backbone.provenance import environment
@@ -46,14 +45,7 @@ def nets(options: LocaliserEvaluation) -> tuple[list[Member], list[Where], list[
     Raises:
         UserError: one does not verify, or they know different classes.
     """
-    members, weights = [], {}
-    classes: list[str] = []
-    for url in options.backbone:
-        net, inputs, block = backbones.load(url)
-        if classes and list(block["classes"]) != classes:
-            raise UserError(f"{url}: its classes are not those of {options.backbone[0]}; no ensemble can be made")
-        classes, weights[url] = list(block["classes"]), block["weights_sha256"]
-        members.append(Member(net, inputs, url))
+    members, classes, weights = load_members(options.backbone)
     localisers = load(options.localiser, options.proposals, classes, options.backbone[0])
     for one in localisers:
         weights |= one.weights

@@ -75,6 +75,7 @@ def losses(
     return scores, apart * positive
 
 
+@torch.no_grad()
 def refine(
     net: RegionNet,
     inputs: InputConvention,
@@ -83,9 +84,9 @@ def refine(
     proposals: Sequence[Sequence[np.ndarray]],
     batch: int,
     channels_last: bool,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each image's and class's proposals the one that the net is surest of, moved: float64 [N, J, 4], pixels of the
-    file; 0 for images that are None.
+    file; and how sure it is of each, float64 [N, J] from 0 to 1. Both are 0 for images that are None.
 
     Args:
         net: in eval mode, on its device.
@@ -96,20 +97,6 @@ def refine(
         batch: regions that go through the net at once.
         channels_last: memory format.
     """
-    return refined(net, inputs, images, classes, proposals, batch, channels_last)[0]
-
-
-@torch.no_grad()
-def refined(
-    net: RegionNet,
-    inputs: InputConvention,
-    images: Sequence[np.ndarray | None],
-    classes: np.ndarray,
-    proposals: Sequence[Sequence[np.ndarray]],
-    batch: int,
-    channels_last: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `refine`, and how sure the net is of each box, float64 [N, J] from 0 to 1; 0 likewise."""
     device = net.cls.weight.device
     red, green, blue = (round(255 * channel) for channel in inputs.mean)
     padding = net.options.padding * inputs.size // 224

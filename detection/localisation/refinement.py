@@ -80,7 +80,7 @@ class Refiner:
         pairs = zip(shown["samples"], shown["labels"].tolist(), strict=True)
         images = [self.source.image(sample) if label >= 0 else None for sample, label in pairs]
         classes, how = asked.cpu().numpy(), (views.batch, views.channels_last)
-        found = refine(self.net, views.inputs, images, classes, proposals, *how)
+        found, _ = refine(self.net, views.inputs, images, classes, proposals, *how)
         none = np.zeros(4)
         return found, np.array([[boxes[0] if len(boxes) else none for boxes in row] for row in proposals])
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backbone import artifact as backbones
 from backbone.data.batches import make_loader
 from backbone.data.stream import share
 from backbone.errors import UserError
-from backbone.evaluate.protocols import Member, member_scores
+from backbone.evaluate.protocols import Member, load_members, member_scores
 from backbone.evaluate.views import ViewSet, ViewSpec
 from backbone.job import Job
 from backbone.nets.external import External
@@ -70,20 +69,13 @@ def load(options: Submission) -> Nets:
     Raises:
         UserError: one does not verify, they know different classes, or cannot be shown images so.
     """
-    members, weights = [], {}
-    classes: list[str] = []
-    for url in options.backbone:
-        net, inputs, block = backbones.load(url)
-        if classes and list(block["classes"]) != classes:
-            raise UserError(f"{url}: its classes are not those of {options.backbone[0]}; no ensemble can be made")
-        classes, weights[url] = list(block["classes"]), block["weights_sha256"]
-        whole = options.protocol == "multi-scale"
-        if whole and (isinstance(net, External) or (isinstance(net, VGG) and inputs.size // 32 != 7)):
+    members, classes, weights = load_members(options.backbone)
+    for net, inputs, url in members if options.protocol == "multi-scale" else ():
+        if isinstance(net, External) or (isinstance(net, VGG) and inputs.size // 32 != 7):
             other = "1-crop" if options.localiser else "10-crop"
             raise UserError(
                 f"{url}: multi-scale is for raybone's own nets, a VGG's of 224 px among them; --protocol {other}"
             )
-        members.append(Member(net, inputs, url))
     localisers = load_localisers(options.localiser, options.proposals, classes, options.backbone[0])
     for one in localisers:
         weights |= one.weights

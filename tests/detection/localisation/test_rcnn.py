@@ -97,7 +97,7 @@ def test_refined_boxes_against_a_plain_loop() -> None:
     classes = np.array([[1, 4], [0, 0], [2, 2]])
     boxes[2, 1] = boxes[2, 0]
     proposals = [[boxes[i, j, : 3 - j if i == 0 else 3] for j in range(2)] for i in range(3)]
-    found = refine(model, inputs, images, classes, proposals, 4, False)
+    found, _ = refine(model, inputs, images, classes, proposals, 4, False)
     assert not found[1].any()
     for i in (0, 2):
         image = images[i]
@@ -136,7 +136,7 @@ def test_who_knows_where_things_are_is_right_whatever_was_proposed() -> None:
     boxes = [np.array([[0.0, 0, 9, 9], [12, 8, 44, 30]]), np.array([[1.0, 1, 40, 30], [18, 8, 30, 30], [0, 0, 5, 5]])]
     flat = [box for some in boxes for box in some]
     knows: Any = Knows(make(NETS[0]), flat, [truth[0]] * 2 + [truth[1]] * 3)
-    found = refine(knows, InputConvention(size=48), images, np.array([[1], [2]]), [[boxes[0]], [boxes[1]]], 3, False)
+    found, _ = refine(knows, InputConvention(size=48), images, np.array([[1], [2]]), [[boxes[0]], [boxes[1]]], 3, False)
     np.testing.assert_allclose(found[:, 0], np.stack(truth), atol=1e-3)
 
 

@@ -123,12 +123,14 @@ def end_all(job: list[subprocess.Popen[bytes]]) -> None:
 
 
 def notable(log: Path) -> list[str]:
-    """What a run said beside its progress."""
+    """What a run said beside its progress and its results; of a traceback the error alone."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    usual = r"\[W|epoch |warning: |Ray dashboard|trained in|accuracy |curves |artifact |next |.*Traceback|\(\w+ pid="
     seen: dict[str, None] = {}
     for line in lines:
-        if line.strip() and not re.match(r"\[W|epoch |step \d+/\d+  validation|warning: |Ray dashboard", line):
-            seen.setdefault(line.strip()[:400])
+        told = re.sub(r"^\[rank\d+\]: ?", "", line)
+        if told.strip() and not told.startswith(" ") and not re.match(usual, told):
+            seen.setdefault(re.sub(r"/tmp/chaos\w+/disk", "STORAGE", told.strip())[:400])
     return list(seen)[:40]
 
 
@@ -201,10 +203,10 @@ def run_all(plans: dict[str, Plan], folder: Path, given: argparse.Namespace) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def others(output: Path, cases: list[str]) -> list[dict[str, Any]]:
+def others(output: Path, by: str, cases: list[str]) -> list[dict[str, Any]]:
     """Rows of cases that were run by other commands: they stay in the file."""
     old = json.loads(output.read_text())["rows"] if output.exists() else []
-    return [row for row in old if row["case"] not in cases]
+    return [row for row in old if row["case"] not in cases or row["ranks by"] != by]
 
 
 def main() -> None:
@@ -223,11 +225,11 @@ def main() -> None:
     torch.set_num_threads(1)
     plans = {name: CASES[name] for name in given.cases}
     plans |= {f"seed {seed}": drawn(seed, given.minutes) for seed in given.seeds}
-    rows: list[dict[str, Any]] = []
+    by, rows = "torchrun's rules" if given.without_ray else "Ray Train", list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="chaos", ignore_cleanup_errors=True) as folder:
         for row in run_all(plans, Path(folder), given):
-            rows.append({**row, "options": " ".join(sys.argv[1:])})
-            save(given.output, others(given.output, list(plans)) + rows)
+            rows.append({"ranks by": by, **row, "options": " ".join(sys.argv[1:])})
+            save(given.output, others(given.output, by, list(plans)) + rows)
             print({name: value for name, value in row.items() if not isinstance(value, list)}, flush=True)
 
 

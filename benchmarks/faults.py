@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hosts import Host
+from hosts import Host, cpu_group, move, own_group
 from raylets import TRAINS, Cluster
 
 
@@ -58,6 +58,24 @@ def kill_worker(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
     yield
 
 
+def slow_node(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
+    """A tenth of a processor for all processes of a host, for a time."""
+    group = cpu_group(f"{host.name}-slow", 10_000)
+    move(host.pids(), group)
+    yield
+    move(map(int, (group / "cgroup.procs").read_text().split()), own_group())
+    group.rmdir()
+
+
+def wrong_clock(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
+    """A node whose clock is an hour ahead takes a host's place, for a time."""
+    cluster.ahead[host.name] = 3600
+    host.kill()
+    yield
+    del cluster.ahead[host.name]
+    host.kill()
+
+
 Plan = list[tuple[float, str, int, float]]
 """(seconds after training was seen to run, fault, which of the hosts that train, seconds it lasts), by time."""
 
@@ -68,6 +86,8 @@ FAULTS: dict[str, Callable[[Cluster, Host, float], Iterator[None]]] = {
     "slow wire": slow_wire,
     "full disk": full_disk,
     "kill worker": kill_worker,
+    "slow node": slow_node,
+    "wrong clock": wrong_clock,
 }
 
 CASES: dict[str, Plan] = {
@@ -80,6 +100,8 @@ CASES: dict[str, Plan] = {
     "node frozen for 20 s": [(0, "freeze node", 0, 20)],
     "node frozen for 90 s": [(0, "freeze node", 0, 90)],
     "disk full": [(0, "full disk", 0, 20)],
+    "a tenth of a processor for 30 s": [(0, "slow node", 1, 30)],
+    "clock an hour ahead for 60 s": [(0, "wrong clock", 1, 60)],
 }
 
 

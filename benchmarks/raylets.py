@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import Host, Wire
+from hosts import Host, Wire, clock_library
 
 from backbone.errors import UserError
 
@@ -28,10 +28,19 @@ class Cluster:
     raylets: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    ahead: dict[str, int] = field(default_factory=dict)
+    """Name of a host -> seconds by which its clock is ahead."""
+
+    def env_of(self, host: Host) -> dict[str, str]:
+        """What a process on this host is given."""
+        if host.name not in self.ahead:
+            return self.env
+        library = str(clock_library(self.folder))
+        return {**self.env, "LD_PRELOAD": library, "CLOCK_AHEAD": str(self.ahead[host.name])}
 
     def submit(self, words: list[str], log: Path) -> list[subprocess.Popen[bytes]]:
         """The job, on the head."""
-        return [self.hosts[0].start(words, self.env, log)]
+        return [self.hosts[0].start(words, self.env_of(self.hosts[0]), log)]
 
     def note(self, text: str) -> None:
         self.events.append(f"{time.monotonic() - self.began:.0f} s: {text}")
@@ -48,7 +57,7 @@ class Cluster:
         log = self.folder / f"{host.name}.log"
         log.write_text("")
         command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", *words]
-        self.raylets[host.name] = host.start(command, self.env, log)
+        self.raylets[host.name] = host.start(command, self.env_of(host), log)
 
     def is_up(self, host: Host) -> bool:
         """Whether its part has come up and lives."""
@@ -92,7 +101,8 @@ class Ranks(Cluster):
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": self.hosts[0].address, "MASTER_PORT": str(port)}
         words = [*words, "--scaling.num_workers", "0", "--scaling.min_workers", "0"]
         return [
-            host.start(words, {**self.env, **world, "RANK": str(rank)}, log) for rank, host in enumerate(self.hosts[:2])
+            host.start(words, {**self.env_of(host), **world, "RANK": str(rank)}, log)
+            for rank, host in enumerate(self.hosts[:2])
         ]
 
 

@@ -32,6 +32,9 @@ FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_check
 HEARTBEAT = 15.0
 """Seconds between two writes of the record when nothing happens."""
 
+SETTLED = 600.0
+"""Seconds after a trial's end when nothing of it writes any longer."""
+
 
 class Board:
     """Everything the sweep knows, and the one who writes it down."""
@@ -45,6 +48,9 @@ class Board:
         """
         self.sweep, self.say, self.held = sweep, say, held
         self.ahead = Ahead(sweep)
+        self._bare: set[str] = set()
+        """Trials without checkpoints: hundreds need not be looked for again whenever one ends."""
+
         self.tree, self.base = self.ahead.tree, self.ahead.base
         check_tracking(self.base)
         url = run_place(sweep.storage, sweep.name)
@@ -130,6 +136,7 @@ class Board:
         return recipe_of(self.sweep, self.tree, self.record.url, trial.folder, trial.point)
 
     def started(self, trial: Trial) -> None:
+        self._bare.discard(trial.id)
         trial.state, trial.started = "running", trial.started or time.time()
         self.say(f"[{trial.id}] {trial.net}: {told(trial.point)}")
         self.write()
@@ -205,12 +212,15 @@ class Board:
     def _remove_checkpoints(self) -> None:
         """Trials that have ended keep none, but for the best finished; artifacts and logs stay."""
         kept = {trial.id for trial in self._ranked()[: self.sweep.keep_checkpoints]}
-        for trial in self.record.of_state("finished", "stopped", "failed"):
+        ended = self.record.of_state("finished", "stopped", "failed")
+        for trial in [one for one in ended if one.id not in kept | self._bare]:
             fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
             # A run that was stopped just now may still be writing; what it leaves goes with the next that ends.
             with contextlib.suppress(OSError):
-                if trial.id not in kept and fs.exists(path):
+                if fs.exists(path):
                     fs.rm(path, recursive=True)
+                elif time.time() - trial.ended > SETTLED:
+                    self._bare.add(trial.id)
 
     def over_budget(self) -> str:
         """Which budget is used up; empty while none is."""

@@ -9,12 +9,12 @@ that the faults of both come together, in one form, and a pair of fields that de
 import copy
 import difflib
 import math
-import os
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as filled
 from io import TextIOWrapper
@@ -29,7 +29,7 @@ from backbone.errors import LOST, Lost, UserError
 from backbone.hints import meant, of_another_job, spelling, suggestion
 from backbone.kinds import section_model
 from backbone.plain_yaml import GivenTwice, parse_yaml
-from backbone.stopping import Stopped, asked, heed, stop_of
+from backbone.stopping import UNREAD, Stopped, asked, heed, stop_of, unread
 from backbone.supervise import BUG, end_with_watcher, is_watched
 from backbone.usage import choices, full_help, short_help, usage
 
@@ -60,11 +60,9 @@ def parse(
         found, faults = _carried_out(model, told)
         if told.help:
             shown = (model, found if told.file else None, flags, doc)
-            try:
+            with suppress(BrokenPipeError):  # `--help | head` has seen enough
                 print(short_help(*shown)) if told.help == "--help" else full_help(*shown)
-                sys.stdout.flush()
-            except BrokenPipeError:  # `--help | head` has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            unread()
             raise SystemExit(0)
         if faults or found is None:
             none = ["no recipe was given: --config FILE names one"] if recipe and not told.file else []
@@ -103,8 +101,8 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     """A job from beginning to end.
 
     Mistakes of the user's, and training that diverged, are told without a traceback: exit code 2; what was lost with
-    its cluster likewise, 75. Ctrl-C and SIGTERM end it with one line, 130 and 143. `again` is what submitting it again
-    does.
+    its cluster likewise, 75. Ctrl-C and SIGTERM end it with one line, 130 and 143, and output that nobody reads, 141.
+    `again` is what submitting it again does.
     """
     end_with_watcher()
     heed()
@@ -122,6 +120,8 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
             print(f"stopped; submit again to {again}" if again else "stopped")
         if stop:
             raise SystemExit(stop.code) from None
+        if isinstance(error, BrokenPipeError) and unread():
+            raise SystemExit(UNREAD) from None
         if is_watched() and isinstance(error, Exception):
             traceback.print_exc()
             raise SystemExit(BUG) from None

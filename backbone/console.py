@@ -11,7 +11,10 @@ import os
 import re
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from backbone.stopping import unread
 
 HERE = Path(__file__).parent
 # Beside the packages, whose hash is the same installed or not: see backbone.provenance.code.
@@ -27,7 +30,9 @@ def main() -> None:
     told, words = sys.argv[1:2], sys.argv[2:]
     jobs = commands()
     if not told or told[0] in ("-h", "--help"):
-        print(_usage(jobs), file=sys.stdout if told else sys.stderr)
+        with suppress(BrokenPipeError):  # `raybone --help | head` has seen enough
+            print(_usage(jobs), file=sys.stdout if told else sys.stderr)
+        unread()
         raise SystemExit(0 if told else 2)
     if told[0] not in jobs:
         near = difflib.get_close_matches(told[0], jobs, 1)

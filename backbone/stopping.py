@@ -12,7 +12,9 @@ enough: torch gives up Python's lock while it computes and waits.
 
 import math
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -48,6 +50,25 @@ class Stopped(KeyboardInterrupt):
     def code(self) -> int:
         """What a process exits with that was ended by a signal."""
         return 128 + self.signum
+
+
+UNREAD = 141
+"""What a process exits with whose output nobody reads any longer, as one that SIGPIPE ended."""
+
+
+def unread() -> bool:
+    """Whether nobody reads what this process says any longer, as after `| head`. What is still to be said goes nowhere
+    then."""
+    try:
+        said = sys.stdout.fileno()
+    except (AttributeError, OSError):  # no file of the system's
+        return False
+    look = select.poll()
+    look.register(said, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), said)
+    return True
 
 
 _heeded: list[signal.Signals] = []

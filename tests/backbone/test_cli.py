@@ -283,3 +283,22 @@ def test_job_answers_before_anything_slow_is_imported(words: list[str], code: in
     imported = {line.rsplit("|")[-1].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")}
     assert "backbone.training.recipe" in imported
     assert not imported & {"torch", "torchvision", "ray", "numpy", "cv2", "albumentations", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["jobs/pretrain.py", "--help-all"], 0),
+        (["-c", "from backbone.console import main; main()", "--help"], 0),
+        (["-c", "from backbone.cli import run_main; run_main(lambda: [print(i) for i in range(10_000)])"], 141),
+    ],
+    ids=["help", "console", "job"],
+)
+def test_output_that_nobody_reads_ends_a_job_without_a_traceback(words: list[str], code: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()  # as `| head` does that has seen enough
+        assert (process.stderr.read(), process.wait()) == (b"", code)

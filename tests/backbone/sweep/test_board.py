@@ -153,6 +153,19 @@ def test_only_the_best_keep_checkpoints(tmp_path: Path) -> None:
     assert len(list((tmp_path / "s" / "trials").glob("*/artifact"))) == 4
 
 
+def test_checkpoints_that_are_gone_are_not_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbone.sweep.board.SETTLED", -1.0)
+    mine = board(tmp_path, budget={"trials": 3}, keep_checkpoints=1)
+    finish(mine, mine.next(), 20.0)
+    finish(mine, behind := mine.next(), 60.0)
+    Path(mine.record.place(behind), "checkpoints").mkdir(parents=True)
+    finish(mine, mine.next(), 50.0)
+    assert Path(mine.record.place(behind), "checkpoints").is_dir()
+    mine.started(behind)  # once more
+    finish(mine, behind, 60.0)
+    assert not Path(mine.record.place(behind), "checkpoints").exists()
+
+
 def test_budgets(tmp_path: Path) -> None:
     mine = board(tmp_path, budget={"trials": 4, "device_hours": 0.025})
     a, b = mine.next(), mine.next()

@@ -39,6 +39,7 @@ from detection.serving.questions import MEGA, Answer, Question, Refused, too_man
 from detection.serving.queue import Groups, Room
 
 DEATHS = 3  # replicas that may die of a question before it is refused: it may be what they die of
+TURN = 1800.0  # seconds that another job may take until its application is there, or gone
 PAUSE = 0.2  # seconds until an old replica, which does not know a new artifact yet, is asked again
 DEEP = 8  # times what a replica is working on may lie in its own queue, so that it is never without work
 BACKOFF = 0.05  # seconds, at most, until a front asks again whether a full replica has room; Serve's 0.5 leave it idle
@@ -250,10 +251,7 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
         claims.catch_up(lambda: options.name in _there())
         mine = claims.claim("deploys")
         listens = _listen(options)
-        if must_wait(claims.states(), mine):
-            say(f"waiting for another job, which puts {options.name} there or takes it down, while that runs")
-            while must_wait(claims.states(), mine):  # for as long as that job lives
-                time.sleep(PAUSE)
+        wait_for_turn(claims, mine, options.name, say)
         serve.run(bound(options, token, models), name=options.name, route_prefix=options.route)
         claims.say(mine, "stays" if options.detach else "serves")
         served = True
@@ -270,6 +268,24 @@ def start(options: Serving, say: Say = print) -> Callable[[], None]:
     needs = f"it wants the token of {options.token_file or TOKEN}" if token else "no token is needed from this machine"
     say(f"serving   {where} ({needs})")
     return end
+
+
+def wait_for_turn(claims: Claims, mine: int, name: str, say: Callable[[str], None]) -> None:
+    """Wait while another job, which lives, puts its application there or takes it down.
+
+    Raises:
+        UserError: that takes longer than `TURN`.
+    """
+    if must_wait(claims.states(), mine):
+        say(f"waiting for another job, which puts {name} there or takes it down")
+    late = time.monotonic() + TURN
+    while must_wait(claims.states(), mine):
+        if time.monotonic() > late:
+            raise UserError(
+                f"name {name}: for {TURN / 60:.0f} min another job has been putting it there or taking it down; end "
+                "that job, or serve beside it: --name OTHER --route /other"
+            )
+        time.sleep(PAUSE)
 
 
 class Words:

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from backbone.errors import UserError
 from detection.serving.claims import Claims, is_others, must_wait, told, untold
 
 TOO_MANY = 3000  # steps of a job that waits for ever
@@ -217,6 +218,23 @@ def test_who_waits_with_another_for_one_that_is_killed_waits_for_the_other_then(
     assert must_wait(third.states(), last)
     second.say(mine, "serves")
     assert not must_wait(third.states(), last)
+
+
+def test_a_job_that_never_gets_its_room_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.serve", reason="the extra [serve] is not installed")
+    from detection.serving import run
+
+    words: dict[str, str] = {}
+    Claims(Plain(words, "A"), "app").claim("deploys")
+    claims, said = Claims(Plain(words, "B"), "app"), list[str]()
+    mine = claims.claim("deploys")
+    monkeypatch.setattr(run, "TURN", 0.0)
+    with pytest.raises(UserError, match=r"name app: .* another job .* --name OTHER --route /other"):
+        run.wait_for_turn(claims, mine, "app", said.append)
+    assert said == ["waiting for another job, which puts app there or takes it down"]
+    words["app/1"] = "serves A"
+    run.wait_for_turn(claims, mine, "app", said.append)
+    assert len(said) == 1
 
 
 def test_what_a_killed_job_left_is_taken_down_by_the_next_that_fails() -> None:

@@ -16,6 +16,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from backbone.errors import StorageError, UserError
+from backbone.extras import how_to_install
 
 # pyarrow (a dependency of Ray) speaks these itself.
 ARROW_SCHEMES = ("abfs", "abfss", "hdfs")
@@ -56,7 +57,7 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
             extra = EXTRAS[scheme]
             raise UserError(
                 f"cannot open {url}: {scheme}:// needs a package that is not installed ({error}); "
-                f"uv sync --extra {extra}, or pip install 'raybone[{extra}]', on every node"
+                f"{how_to_install(extra)}, on every node"
             ) from error
         raise UserError(f"cannot open {url}: {error}") from error
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from backbone.errors import UserError, last_line
+from backbone.extras import how_to_install
 from backbone.stopping import stop_of
 from backbone.storage import filesystem, is_local, join, replace_file
 from backbone.training.recipe import TrainingRecipe, flat, recipe_hash
@@ -52,9 +53,7 @@ def check(recipe: Any) -> None:
         return
     kind, url = recipe.run.track, recipe.run.storage
     if find_spec(PACKAGES[kind]) is None:
-        raise UserError(
-            f"run.track {kind}: the package is not installed: uv sync --extra {kind}, or pip install 'raybone[{kind}]'"
-        )
+        raise UserError(f"run.track {kind}: the package is not installed: {how_to_install(kind)}")
     if is_local(url):
         return
     if kind == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):

@@ -181,18 +181,24 @@ def check(todo: Plan) -> None:
     Raises:
         UserError: they cannot be read, or the detector does not fit them.
     """
+    from backbone.training.pretrain import PRETRAIN, open_data
     from detection import finetune
     from detection.data.sources import open_sources
 
     for recipe in (*todo.pretrainings.values(), *todo.finetunings.values()):
         check_tracking(recipe)
+    images = set[str]()
+    for made in todo.pretrainings.values():
+        if (data := made.data.model_dump_json()) not in images and PRETRAIN.finished(run_url(made)) is None:
+            open_data(made.data, made.seed)
+            images.add(data)
     opened: dict[tuple[bool, str], DetectionSource] = {}
     for recipe in todo.finetunings.values():
-        data = recipe.semantic, recipe.data.model_dump_json()
-        if data not in opened:
+        key = recipe.semantic, recipe.data.model_dump_json()
+        if key not in opened:
             train, val = open_sources(recipe.data, recipe.semantic)
             finetune.check_ground_truth(val)
-            opened[data] = train
+            opened[key] = train
     looked_at = {(key.block, recipe.backbone, recipe.from_scratch): recipe for key, recipe in todo.finetunings.items()}
     for recipe in looked_at.values():
         train = opened[recipe.semantic, recipe.data.model_dump_json()]

@@ -15,6 +15,7 @@ from pathlib import Path
 import backbone.begin  # noqa: F401
 from backbone.cli import fail, run_main
 from backbone.errors import UserError
+from backbone.extras import how_to_install
 from backbone.sweep.record import read
 
 OPTIONS = {
@@ -62,7 +63,7 @@ def serve(sweep: str, host: str, port: int) -> None:
     """Become the page's server. UserError where it is not installed or the port is taken."""
     app = importlib.util.find_spec("backbone.sweep.view.app")
     if importlib.util.find_spec("streamlit") is None or app is None or not app.origin:
-        raise UserError("the live page needs streamlit: uv sync --extra dashboard; --html FILE writes one without it")
+        raise UserError(f"the live page needs streamlit: {how_to_install('dashboard')}; --html FILE writes one without it")
     try:
         with socket.create_server((host, port)):
             pass

@@ -16,6 +16,7 @@ import backbone.begin  # noqa: F401
 from backbone.cli import parse, run_main
 from backbone.cluster import set_defaults
 from backbone.errors import UserError
+from backbone.extras import how_to_install
 from detection.serving.options import Serving, token_hash
 
 NEEDS = ("fastapi", "uvicorn")
@@ -25,7 +26,7 @@ def main() -> None:
     options, _ = parse(Serving, sys.argv[1:], doc=__doc__)
     absent = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"serving needs {absent[0]}: uv sync --extra serve, or pip install 'raybone[serve]'")
+        raise UserError(f"serving needs {absent[0]}: {how_to_install('serve')}")
     token_hash(options)  # says at once that there is none
     set_defaults()
     from detection.serving.run import start  # from here on torch and Ray are imported, which takes seconds

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from backbone.errors import UserError
+from backbone.extras import how_to_install
 from backbone.nets.contract import Backbone, RegionLayers, Stage
 from backbone.options import ExternalNet, norm_groups
 
-INSTALL = "pip install 'raybone[timm]'"
 STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 NORMS = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm, "group": nn.GroupNorm}
 NO_NORMS = ("GlobalResponseNorm",)  # of ConvNeXt V2: a layer like others, with nothing to fix
@@ -87,7 +87,7 @@ def library() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f"nets of timm need it, and it is not installed: {INSTALL}") from error
+        raise UserError(f"nets of timm need it, and it is not installed: {how_to_install('timm')}") from error
     return timm
 
 

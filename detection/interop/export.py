@@ -14,6 +14,7 @@ import numpy as np
 
 from backbone.data.stream import order
 from backbone.errors import UserError
+from backbone.extras import how_to_install
 from backbone.interop.export import BLOCK, installed
 from backbone.storage import filesystem, join, write_folder
 from detection import artifact
@@ -132,7 +133,7 @@ def export(url: str, to: str, output: str, license: str = "unknown") -> Exported
     target = TARGETS[to]
     absent = [name for name in target.packages if not installed(name)]
     if absent:
-        extra = f'pip install "raybone[{to}]"' if to == "onnx" else f"pip install {' '.join(absent)}"
+        extra = how_to_install(to) if to == "onnx" else f"pip install {' '.join(absent)}"
         raise UserError(f"{to}: its own side of the probe needs {' and '.join(absent)}: {extra}")
     loaded = artifact.load(url)
     if isinstance(loaded.detector, Semantic):

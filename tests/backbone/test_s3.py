@@ -213,7 +213,8 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in (package, "backbone.s3"):
         monkeypatch.setitem(sys.modules, name, None)
     new_s3_client()
-    with pytest.raises(UserError, match=rf"cannot open {scheme}://bucket/x.*pip install 'raybone\[{extra}\]'"):
+    says = rf"cannot open {scheme}://bucket/x.*uv sync --inexact --extra {extra}, or pip install '{package}"
+    with pytest.raises(UserError, match=says):
         filesystem(f"{scheme}://bucket/x")
 
 

@@ -98,7 +98,7 @@ def test_a_missing_extra(small: Make, tmp_path: Path, monkeypatch: pytest.Monkey
     wanted = Import(source="timm", model="test_resnet", random=True, output=str(tmp_path / "net"))
     bring(wanted)
     monkeypatch.setitem(sys.modules, "timm", None)
-    says = "nets of timm need it, and it is not installed: pip install 'raybone[timm]'"
+    says = "nets of timm need it, and it is not installed: uv sync --inexact --extra timm, or pip install 'timm>="
     for asked in (
         lambda: bring(wanted),
         lambda: prepare(small({"backbone": str(tmp_path / "net")}), quiet),

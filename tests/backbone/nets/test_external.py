@@ -115,7 +115,7 @@ def test_another_timm_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         build(options.model_copy(update={"version": "0.4.12"}), 3)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"not installed: pip install 'raybone\[timm\]'"):
+    with pytest.raises(UserError, match=r"not installed: uv sync --inexact --extra timm, or pip install 'timm>="):
         build(options, 3)
 
 

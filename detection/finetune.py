@@ -117,7 +117,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         for line in remarks(source):
             say(f"data.{split}: {line}")
     unit = recipe.optim.micro_batch or first_micro_batch(recipe)
-    for line in (*doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit)):
+    doubtful = *doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit), *mask_doubts(recipe, val)
+    for line in doubtful:
         say(f"warning: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:
@@ -328,6 +329,16 @@ def weights_digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+def mask_doubts(recipe: Finetune, val: DetectionSource) -> list[str]:
+    """Says that masks will not be judged, where that is so."""
+    if not recipe.detector.masks or val.has_masks:
+        return []
+    return [
+        "data.val: not every object has a segmentation, so that masks are not judged, and the best checkpoint is that "
+        "of boxes; jobs/doctor.py --source coco names those without: complete or remove them"
+    ]
+
+
 def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> Detector:
     """The recipe's detector for the classes of `train`, the same first weights of its heads on every rank.
 
@@ -335,7 +346,11 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
         UserError: it does not fit the net, or wants masks that the annotations lack.
     """
     if recipe.detector.masks and not train.has_masks:
-        raise UserError("detector.masks: the training annotations have no segmentations; set detector.masks false")
+        named = "jobs/doctor.py --source coco names those without: " if recipe.data.source == "coco" else ""
+        raise UserError(
+            f"detector.masks: not every object of data.train has a segmentation; {named}complete or remove them, or "
+            "set detector.masks false"
+        )
     if recipe.data.augment.paste and not train.has_masks:
         raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
     torch.manual_seed(mix(recipe.seed, 2) >> 1)

@@ -145,7 +145,9 @@ class Gains(Strict):
             raise ValueError("rows: comparing takes at least two")
         if self.pretrain_with and not any(row.pretrain for row in self.rows.values()):
             raise ValueError("pretrain_with is read by rows with pretrain, and there is none")
-        if self.scratch_with and not any(row.scratch for row in self.rows.values()):
+        blocks = self.finetune.values() if isinstance(self.finetune, dict) else ()
+        read = self.scratch_with or any(block.scratch_with for block in blocks)
+        if read and not any(row.scratch for row in self.rows.values()):
             raise ValueError("scratch_with is read by rows with scratch, and there is none")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, each once")

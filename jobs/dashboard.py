@@ -63,7 +63,9 @@ def serve(sweep: str, host: str, port: int) -> None:
     """Become the page's server. UserError where it is not installed or the port is taken."""
     app = importlib.util.find_spec("backbone.sweep.view.app")
     if importlib.util.find_spec("streamlit") is None or app is None or not app.origin:
-        raise UserError(f"the live page needs streamlit: {how_to_install('dashboard')}; --html FILE writes one without it")
+        raise UserError(
+            f"the live page needs streamlit: {how_to_install('dashboard')}; --html FILE writes one without it"
+        )
     try:
         with socket.create_server((host, port)):
             pass

@@ -114,7 +114,7 @@ def _masks(findings: Findings, table: Table) -> None:
     for j in np.flatnonzero(doubtful).tolist():
         encoded: Any = encode(arrays, j, *map(int, sizes[j]))
         empty[j] = not rle.area(encoded)
-    kind = "empty masks", "the box is trained on, with an empty mask; " + AGAIN
+    kind = "empty masks", "left out of training with masks, trained on as boxes without; " + AGAIN
     add_rows(findings, "warning", kind, empty, numbers.__getitem__)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from backbone.data.findings import Findings
-from backbone.data.formats import IMAGES
+from backbone.data.formats import IMAGES, is_hidden
 from backbone.data.listing import THREADS
 from backbone.errors import StorageLost
 from backbone.storage import filesystem
@@ -119,15 +119,21 @@ def present(fs: fsspec.AbstractFileSystem, base: str, folders: Iterable[str]) ->
         return {path for paths in found for path in paths}
 
 
-def below(fs: fsspec.AbstractFileSystem, base: str) -> list[str]:
-    """The files anywhere below `base`, as paths below it; hidden ones and those beyond `MOST` are left out."""
+def below(fs: fsspec.AbstractFileSystem, base: str, whole: bool = False) -> list[str]:
+    """The files anywhere below `base`, as paths below it, but for hidden ones. Unless the `whole` is asked for, those
+    beyond `MOST` are left out, and a folder that cannot be listed holds nothing.
+
+    Raises:
+        OSError: of the whole, a folder cannot be listed.
+    """
+    most = None if whole else MOST
     if not isinstance(fs, LocalFileSystem):
         paths = (path.removeprefix(base).lstrip("/") for path in fs.find(base))
-        return [path for path in paths if not any(part.startswith(".") for part in path.split("/"))][:MOST]
+        return [path for path in paths if not any(map(is_hidden, path.split("/")))][:most]
     found: list[str] = []
     seen: set[str] = set()
     pending = [""]
-    while pending and len(found) < MOST:
+    while pending and (most is None or len(found) < most):
         folder = pending.pop()
         place = os.path.realpath(f"{base}/{folder}")
         if place in seen:  # a link to a folder above
@@ -136,15 +142,17 @@ def below(fs: fsspec.AbstractFileSystem, base: str) -> list[str]:
         try:
             with os.scandir(place) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if is_hidden(entry.name):
                         continue
                     path = f"{folder}/{entry.name}".lstrip("/")
                     if entry.is_dir():
                         pending.append(path)
                     elif entry.is_file():
                         found.append(path)
-        except OSError:  # what cannot be looked into holds nothing to be found
-            continue
+        except OSError:
+            if whole:
+                raise
+            continue  # what cannot be looked into holds nothing to be found
     return found
 
 

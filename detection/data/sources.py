@@ -54,7 +54,7 @@ def _open_both(data: DetectionData, maps: bool) -> tuple[DetectionSource, Detect
             choice = Choice(data.partial, data.negatives)
             train, val = open_det([data.train, data.val], choice, data.keep_empty, data.devkit, cache)
     refuse_errors(train, data.source, data.train, beside[0], unreadable=data.on_bad == "skip")
-    refuse_errors(val, data.source, data.val, beside[1])
+    refuse_errors(val, data.source, data.val, beside[1], unreadable=data.on_bad == "skip")
     if nothing := nothing_to_train_on(int(train.num_objects().sum()), train.dropped):
         look = f"; look at it with {doctor(data.source, data.train)}" if data.source in KINDS else ""
         raise UserError(f"{data.train}: {nothing}{look}")
@@ -110,8 +110,8 @@ def refuse_errors(
 ) -> None:
     """Check that nothing the reader found makes training or scoring wrong.
 
-    `unreadable`: images without a file are let pass. They are left out of training one by one, and judged as images
-    without detections.
+    `unreadable`: images without a file are let pass, as with on_bad skip. They are left out of training one by one, and
+    judged as images without detections.
 
     Raises:
         UserError: a finding is an error. Names it, and the doctor.

@@ -25,6 +25,7 @@ from detection.data.contract import Categories, Objects
 from detection.data.label_map import IGNORED, regions
 from detection.data.voc import CLASSES
 from detection.data.voc_lists import IMAGES, MAP_LISTS, MAPS, image_files, list_images
+from detection.data.voc_xml import NotText, text_of
 
 NAMES = "labelmap.txt"  # CVAT and Datumaro write it: name:colour:parts:actions, in the order of the numbers
 INDEXED = ("P", "L")  # Pillow's modes of PNGs that hold numbers
@@ -172,9 +173,11 @@ def _categories(folders: tuple[str, ...]) -> Categories:
 def _names(folder: str) -> tuple[str, ...]:
     """Of labels 1, 2, ...: labelmap.txt's, or VOC's twenty where there is none."""
     try:
-        lines = read(folder, NAMES).decode().splitlines()
+        lines = text_of(read(folder, NAMES))[0].splitlines()
     except FileNotFoundError:
         return CLASSES
+    except NotText as error:
+        raise UserError(f"{shown(folder, NAMES)}: not a list of names: {error}") from error
     names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     if "ignored" in names[:-1]:
         raise UserError(

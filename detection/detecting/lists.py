@@ -10,7 +10,7 @@ import numpy as np
 
 from backbone.data.decode import decode
 from backbone.data.findings import Findings
-from backbone.data.formats import image_suffixes, is_hidden, is_image, is_other_image
+from backbone.data.formats import image_suffixes, is_image, is_other_image
 from backbone.data.index import digest
 from backbone.errors import BadImage, StorageError, UserError
 from backbone.storage import absolute, filesystem
@@ -110,7 +110,15 @@ def _folder(location: str) -> ImageList:
             f"{location}: is laid out as Pascal VOC, whose label pictures are no photographs; give one of its lists, "
             f"--images {location}:test, or its photographs, --images {location}/{IMAGES}"
         )
-    found = [path for path in below(fs, root.rstrip("/")) if not any(map(is_hidden, path.split("/")))]
+    try:
+        found = below(fs, root.rstrip("/"), whole=True)
+    except StorageError:
+        raise
+    except OSError as error:
+        where = error.filename or location
+        raise UserError(
+            f"{where}: cannot be listed ({error.strerror or error}); make it readable, or move it"
+        ) from error
     paths = sorted(path for path in found if is_image(path))
     others = Findings()
     for path in sorted(filter(is_other_image, found)):

@@ -127,11 +127,13 @@ def _claim(options: Detecting, plan: dict[str, Any], say: Say) -> dict[str, Any]
     fs, path = filesystem(output)
     try:
         found = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)]
-        for name in found:
-            if name.endswith(".tmp"):  # what a killed run left; one job at a time has a folder
-                fs.rm_file(join(path, name))
-        if MARK not in found:
-            others = [name for name in found if name != LEASE and not name.endswith(".tmp")]
+        ours = MARK in found
+        # What a killed run left; one job at a time has a folder. Where there is no mark yet, the mark's own alone.
+        left = [name for name in found if name.endswith(".tmp") and (ours or name.startswith(f"{MARK}."))]
+        for name in left:
+            fs.rm_file(join(path, name))
+        if not ours:
+            others = [name for name in found if name != LEASE and name not in left]
             if others:
                 raise UserError(f"{output}: holds {others[0]}, which is not of this job; name another --output")
             mark = {"plan": plan, "images_per_part": options.images_per_part, "results": None, "page": None}

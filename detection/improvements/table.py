@@ -185,6 +185,8 @@ def _evaluate(recipe: DetectorEvaluation, data: str, say: Callable[[str], None])
     if fs.exists(mark) and json.loads(fs.cat_file(mark)) == asked:
         return
     say(f"judging {recipe.output}")
+    if fs.exists(mark):  # what it vouches for is about to be replaced
+        fs.rm_file(mark)
     submit(EVALUATE, recipe, say=say)
     fs.pipe_file(mark, json.dumps(asked, indent=2).encode())
 

@@ -33,7 +33,8 @@ class BestToo(Matcher):
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
         """See torchvision's; in place, overlaps [objects, boxes] to matches int64 [boxes]."""
-        best = (match_quality_matrix == match_quality_matrix.amax(1, keepdim=True)).any(0)
+        highest = match_quality_matrix.amax(1, keepdim=True)
+        best = ((match_quality_matrix == highest) & (highest > 0)).any(0)  # torchvision: all, where none touches it
         matches.copy_(torch.where(best, all_matches, matches))
 
 

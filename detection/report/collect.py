@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from backbone.errors import UserError
+from backbone.errors import BadImage, UserError
 from backbone.options import net_options
 from backbone.storage import filesystem, join
 from backbone.training.recipe import flat, identity
 from backbone.training.run import run_url
 from backbone.training.schedule import in_steps
 from backbone.training.state import training_seconds
+from detection.data.contract import DetectionSource
 from detection.data.options import DetectionData, ScenesData, VocData
 from detection.data.sources import open_val
 from detection.forecast import works
@@ -88,7 +89,6 @@ def _report(
     source = open_val(first.data, first.semantic)
     metrics = next(row for row in rows if row.label == gains.baseline).trainings[0].metrics
     made_by = metrics["provenance"]
-    index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
     report = summary.GainsReport(
         title=f"What is a backbone worth? {gains.name}{f', {of}' if of else ''}",
         baseline=gains.baseline,
@@ -109,7 +109,21 @@ def _report(
         half_width=gains.half_width / 100,
         missing=tuple(missing),
     )
-    return report, lambda image_id: source.image(index[image_id])
+    return report, pictures_of(source)
+
+
+def pictures_of(source: DetectionSource) -> Callable[[int], np.ndarray]:
+    """What gives an image by its id; black, as the net was shown it, where it cannot be read (data.on_bad skip)."""
+    index = {image_id: i for i, image_id in enumerate(source.image_ids.tolist())}
+
+    def image(image_id: int) -> np.ndarray:
+        i = index[image_id]
+        try:
+            return source.image(i)
+        except BadImage:
+            return np.zeros((*source.sizes[i].tolist(), 3), np.uint8)
+
+    return image
 
 
 def _ladder(gains: Gains, todo: Plan, failed: Mapping[str, str]) -> dict[str, Any]:

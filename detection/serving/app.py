@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from backbone.pages import style
 from detection.serving.options import Limits, is_token
@@ -27,6 +28,7 @@ from detection.serving.questions import (
     too_much,
 )
 
+GONE = 499  # as proxies count it: who asked has hung up, and nobody reads the answer
 Ask = Callable[[Question], Awaitable[Answer | Refused]]
 Observe = Callable[[str, str, int, float], None]
 """Is told the route, the model, the status and the seconds of every request."""
@@ -170,6 +172,12 @@ def make_app(models: Sequence[Mapping[str, Any]], limits: Limits, token: str, as
         except Refused as refused:
             status = refused.status
             return refusal(refused)
+        except ClientDisconnect:
+            status = GONE
+            return Response(status_code=GONE)
+        except asyncio.CancelledError:  # Serve takes back what its client does not wait for
+            status = GONE
+            raise
         finally:
             under_way, held = under_way - 1, held - size
             observe(task, model, status, time.perf_counter() - began)

@@ -202,7 +202,10 @@ def detection_lines(
                 f"without folder and suffix; {fix}"
             )
     if lacking := sorted(listed.keys() - known.keys()):
-        raise UserError(f"detections: {len(lacking)} images of the list were not detected in: {some(lacking)}")
+        raise UserError(
+            f"detections: {len(lacking)} images of the list were not detected in: {some(lacking)}; those that "
+            "unreadable.txt names could not be read: put good copies in their place and detect into another --output"
+        )
     if others := sorted(known.keys() - listed.keys()):
         raise UserError(f"detections: hold {len(others)} images that are not in the list: {some(others)}")
     categories = found["categories"]

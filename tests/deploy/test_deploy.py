@@ -230,7 +230,9 @@ def test_the_image_has_every_extra_of_a_cluster_no_git_and_no_root() -> None:
         assert extras <= PROJECT["optional-dependencies"].keys()
     recipe, _ = parse(MODELS["pretrain"], entrypoints()["pretrain.yaml"][2:])
     assert recipe.compute.compile == "none" or " g++ " in steps.split(" AS run\n")[1].split("\nFROM ")[0]
-    assert all(word in steps for word in (" rsync ", " openssh-client ", f" boto3=={LOCK['boto3']['version']} "))  # ray up
+    assert all(
+        word in steps for word in (" rsync ", " openssh-client ", f" boto3=={LOCK['boto3']['version']} ")
+    )  # ray up
     assert "USER 1000" in steps
     assert steps.index("USER 1000") < steps.index("FROM run AS cpu")  # nothing after it is root again
     assert steps.count("USER ") == 1

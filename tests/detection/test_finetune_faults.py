@@ -75,7 +75,7 @@ def without_masks(folder: Path) -> None:
     [
         (lambda train, val: without_objects(train), {}, "no object to train on"),
         (lambda train, val: without_objects(val), {}, r"data\.val: no objects at all"),
-        (lambda train, val: without_masks(train), {"detector.masks": True}, "annotations have no segmentations"),
+        (lambda train, val: without_masks(train), {"detector.masks": True}, r"not every object of data\.train"),
         (lambda train, val: (val / "0.jpg").unlink(), {}, r"0\.jpg"),
     ],
     ids=["nothing to learn", "nothing to judge", "no masks", "no file"],
@@ -84,6 +84,16 @@ def test_bad_data_is_named(small: Make, scenes: tuple[Path, Path], break_: Any, 
     break_(*scenes)
     with pytest.raises(UserError, match=complaint):
         run(small({"data": coco(*scenes), **options}))
+
+
+def test_masks_that_are_not_judged_are_told_of(small: Make, scenes: tuple[Path, Path]) -> None:
+    file = scenes[1].parent / "annotations" / f"instances_{scenes[1].name}.json"
+    tree = json.loads(file.read_text())
+    tree["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]
+    file.write_text(json.dumps(tree))
+    said: list[str] = []
+    prepare(small({"data": coco(*scenes), "detector.masks": True}), said.append)
+    assert any("masks are not judged" in line for line in said)
 
 
 def test_classes_that_differ(small: Make, tmp_path: Path) -> None:

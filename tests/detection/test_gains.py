@@ -248,6 +248,11 @@ def test_data_are_looked_at_before_anything_is_pretrained(gains: MakeGains, tmp_
     rows = {"rows.two": {"pretrain": str(tmp_path / "tiny.yaml")}, "finetune_with": {}}
     with pytest.raises(UserError, match="/nowhere"):
         run(gains(rows), lambda text: None)
+    (tmp_path / "detector.yaml").write_text(yaml.safe_dump(SMALL))
+    images = {"source": "imagefolder", "train": "/nowhere/photos", "val": "/nowhere/photos", "size": 32}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {**images, "augment": {"kind": "cifar"}}}))
+    with pytest.raises(UserError, match="/nowhere/photos"):
+        run(gains(rows), lambda text: None)
     assert not (tmp_path / "runs").exists()
 
 

@@ -278,3 +278,10 @@ def test_mistakes_are_named(gains: MakeGains, tmp_path: Path, change: dict, comp
     with pytest.raises(UserError, match=complaint):
         check(plan(gains(change)))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_schedule_from_scratch_that_no_row_reads() -> None:
+    rows = {"one": {"artifact": "a"}, "two": {"artifact": "b"}}
+    blocks = {"f": {"recipe": "r.yaml", "scratch_with": {"schedule": {"total": 5}}}}
+    with pytest.raises(UserError, match="scratch_with is read by rows with scratch, and there is none"):
+        validate(Gains, {"name": "n", "baseline": "one", "finetune": blocks, "rows": rows}, "test")

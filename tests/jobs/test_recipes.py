@@ -251,6 +251,7 @@ def test_comparisons_plan(path: str, monkeypatch: pytest.MonkeyPatch):
     assert {key.label for key in todo.pretrainings} == {label for label, row in found.rows.items() if row.pretrain}
     assert {key.label for key in todo.finetunings} == set(found.rows)
     assert {key.block for key in todo.finetunings} == set(found.blocks)
+    assert len({(one.data.source, getattr(one.data, "train", "")) for one in todo.pretrainings.values()}) <= 1
     # What pretraining is worth is asked everywhere but by the ladder, which asks for an order alone.
     assert any(recipe.from_scratch for recipe in todo.finetunings.values()) == (not found.ladder)
 

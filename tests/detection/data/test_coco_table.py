@@ -337,3 +337,12 @@ def test_nothing_in_a_segmentation_raises(odd: Any) -> None:
         tree["annotations"][0]["segmentation"] = form
         table = tabulate_coco(tree)
         assert table.arrays
+
+
+def test_validation_images_without_a_file_stop_training_at_its_start(tmp_path: Path) -> None:
+    train, val = make_coco(tmp_path / "one"), make_coco(tmp_path / "two")
+    (val / f"{10:012d}.jpg").unlink()
+    data = CocoData(train=str(train), val=str(val))
+    with pytest.raises(UserError, match="images whose file is missing"):
+        open_sources(data)
+    open_sources(data.model_copy(update={"on_bad": "skip"}))

@@ -194,7 +194,9 @@ def test_what_is_wrong_with_pascal_vocs_maps_is_named(tmp_path: Path) -> None:
     assert open_segments(f"{root}:train", cache).categories.names[20] == "c20"
     (root / "labelmap.txt").write_text(named.replace("c4\n", "ignored:224,224,192::\nc4\n"))
     says(r"labelmap\.txt: ignored stands before c4, whose number is its place in the list")
-    (root / "labelmap.txt").write_text(named)
+    (root / "labelmap.txt").write_bytes(named.replace("c4", "v\xe9lo").encode("latin-1"))
+    says(r"labelmap\.txt: not a list of names: .*UTF-8")
+    (root / "labelmap.txt").write_text(named, "utf-8-sig")  # with a byte order mark
     Image.open(png).convert("RGB").save(png)
     says(r"train1\.png: holds colours \(mode RGB\), not numbers of classes")
     png.write_bytes(b"no image")

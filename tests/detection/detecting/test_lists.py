@@ -1,8 +1,11 @@
 """Which images are meant: of a folder, a COCO list, a list of Pascal VOC without annotations."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +68,26 @@ def test_what_are_no_images(tmp_path: Path) -> None:
 def test_names_in_voc_s_files_are_one_word_and_unique() -> None:
     assert stems(["a.jpg", "b c.png", "d.jpg", "d.png", "e/d.jpg"]) == ("a", "b%20c", "d.jpg", "d.png", "e/d")
     assert file_names(Categories(("a/b", "a:b", "C", "d e"), (4, 5, 6, 7))) == ["a_b_4", "a_b_5", "C", "d e"]
+
+
+def test_no_image_of_a_large_folder_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(jpeg(8, 8))
+    monkeypatch.setattr("detection.data.files.MOST", 2)
+    assert open_images(str(tmp_path)).paths == ("a/a.jpg", "b/b.jpg", "c/c.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.jpg").write_bytes(jpeg(8, 8))
+    scandir = os.scandir
+
+    def refused(place: str) -> Any:  # root, who may run this, can list every folder
+        if str(place).endswith("/shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr("detection.data.files.os.scandir", refused)
+    with pytest.raises(UserError, match=r"/shut: cannot be listed \(Permission denied\); make it readable"):
+        open_images(str(tmp_path))

@@ -176,8 +176,10 @@ def test_other_results_are_not_mixed_in(undisturbed: tuple[Path, Path], detector
     other = write_scenes(tmp_path, "other", 1)
     with pytest.raises(UserError, match=r"another run; name another --output.*number of images: 9 there, 1 now"):
         detect_all(Detecting(detector=str(detector), images=str(other), output=str(undisturbed[1])), lambda text: None)
-    with pytest.raises(UserError, match=r"holds 0\.jpg, which is not of this job; name another --output"):
+    (other / "draft.tmp").write_text("x")
+    with pytest.raises(UserError, match=r"holds \S+, which is not of this job; name another --output"):
         detect_all(again(undisturbed, detector, other), lambda text: None)
+    assert (other / "draft.tmp").exists()
 
 
 def test_an_output_that_cannot_be_written(undisturbed: tuple[Path, Path], detector: Path, tmp_path: Path) -> None:

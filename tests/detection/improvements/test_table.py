@@ -16,7 +16,7 @@ from detection import scoring
 from detection.improvements.cost import Way, costs
 from detection.improvements.entry import Entry, plan
 from detection.improvements.steps import Steps
-from detection.improvements.table import gains, grouped, paper_step, run
+from detection.improvements.table import _evaluate, gains, grouped, paper_step, run
 from tests.detection.conftest import SMALL
 
 STEPS: list[dict[str, Any]] = [
@@ -174,3 +174,20 @@ def test_costs_are_of_what_is_asked(trained: Path) -> None:
     assert found["plain"].times == (1, 1, 1)
     assert found["plain"].detections == found["again"].detections > 0
     assert found["two"].times[0] > 1.5
+
+
+def test_results_that_are_being_replaced_are_vouched_for_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*job: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detection.artifact.read_config", lambda url: {"raybone_detector": {"weights_sha256": url}})
+    monkeypatch.setattr("backbone.job.submit", killed)
+    (judged,) = plan(entry(tmp_path, "b")).rows[0].evaluations[:1]
+    mark = Path(judged.output) / "asked.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        _evaluate(judged, "data", lambda text: None)
+    assert not mark.exists()

@@ -66,7 +66,9 @@ def test_kinds_are_told_apart(artifact_of: Callable[..., Path], backbone: str, t
 
 def test_a_missing_package_is_named(artifact_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detection.interop.export.installed", lambda package: False)
-    with pytest.raises(UserError, match="needs onnx and onnxruntime: uv sync --inexact --extra onnx, or pip install 'onnx"):
+    with pytest.raises(
+        UserError, match="needs onnx and onnxruntime: uv sync --inexact --extra onnx, or pip install 'onnx"
+    ):
         export(str(artifact_of("fpn")), "onnx", "out")
 
 

@@ -114,3 +114,8 @@ def test_proposals_are_those_of_torchvision(detector: Callable[..., Detector]) -
     for ours, own in zip(found, wanted, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, own, strict=True))
         assert min(map(len, ours)) > 0
+
+
+def test_an_object_that_no_box_touches_has_none() -> None:
+    overlaps = torch.tensor([[0.8, 0.0, 0.1], [0.0, 0.0, 0.0]])
+    assert BestToo(0.7, 0.3)(overlaps).tolist() == [0, -1, -1]

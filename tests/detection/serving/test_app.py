@@ -349,3 +349,19 @@ def test_a_detector_that_finds_no_boxes_is_not_served(tmp_path: Path) -> None:
     url = write_detector(tmp_path / "pixels/artifact", detector=semantic)
     with pytest.raises(UserError, match="pixels/artifact: a detector of kind semantic finds no boxes"):
         load("pixels", url)
+
+
+def test_who_hangs_up_is_no_fault_of_the_server(models: dict[str, Model]) -> None:
+    server = Server(models, Limits())
+    came = iter([{"type": "http.request", "body": b"\xff\xd8", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        """Nobody is there to hear it."""
+
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/detect"}
+    scope |= {"raw_path": b"/detect", "root_path": "", "scheme": "http", "query_string": b"", "headers": []}
+    asyncio.run(server.app(scope | {"client": ("here", 1), "server": ("here", 80)}, receive, send))
+    assert [status for _, _, status in server.told] == [499]

@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return SURROGATES.sub(lambda one: f"\\x{ord(one[0]) - 0xDC00:02x}" if "\udc80" <= one[0] <= "\udcff" else "?", text)
 
 
+def _told(kind: type, message: str) -> str:
+    """torch's loader processes hand an error over as the text of its traceback, which ends with the message."""
+    return printable(message.rpartition(f"\n{kind.__module__}.{kind.__name__}: ")[2].rstrip())
+
+
 class UserError(ValueError):
     """Something the user gave is wrong. The message names the file, field or value, and the fix.
 
@@ -18,9 +23,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # torch's loader processes hand an error over as the text of its traceback, which ends with the message.
-        message = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")[2].rstrip()
-        super().__init__(printable(message))
+        super().__init__(_told(type(self), message))
 
 
 class BadImage(UserError):
@@ -38,7 +41,7 @@ class StorageError(OSError, UserError):
     """
 
     def __init__(self, message: str) -> None:
-        OSError.__init__(self, printable(message))
+        OSError.__init__(self, _told(type(self), message))
 
     def __reduce__(self) -> tuple:
         return type(self), (str(self),)

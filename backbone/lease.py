@@ -85,11 +85,13 @@ class Lease:
         now = time.time()  # not a monotonic clock: that stands still while a machine sleeps
         if abs(now - self.checked) < CHECKED:
             return
-        with suppress(OSError):  # the storage does not answer now; nothing can be written either
+        by = ""
+        with suppress(Exception):  # the store, whose errors are of many kinds, does not answer: nothing can be written
             if self.lost():
                 data = _read(self.url)
                 by = f"{_parse(data).who} took over" if data else f"another took over and has ended, or removed {FILE}"
-                raise UserError(f"{self.url}: {by}; this one, of which no sign had been seen, has stopped")
+        if by:
+            raise UserError(f"{self.url}: {by}; this one, of which no sign had been seen, has stopped")
         self.checked = now
 
     def lost(self) -> bool:
@@ -311,7 +313,7 @@ def _when_changed(url: str, before: bytes) -> bytes | None:
     """What the file holds once it is no longer `before`; after BOUND seconds what it held before."""
     deadline = time.monotonic() + BOUND
     while time.monotonic() < deadline:
-        with suppress(OSError):
+        with suppress(Exception):  # as in `check`
             if (data := _read(url)) != before:
                 return data
         time.sleep(POLL)
@@ -320,7 +322,7 @@ def _when_changed(url: str, before: bytes) -> bytes | None:
 
 def _renew(held: Lease, mine: Holder, stop: threading.Event) -> None:
     while not stop.wait(RENEWED):
-        with suppress(OSError):  # tried again the next time
+        with suppress(Exception):  # as in `check`; tried again the next time
             if held.lost():
                 return
             _write(held.url, replace(mine, renewed=time.time()))
@@ -329,7 +331,7 @@ def _renew(held: Lease, mine: Holder, stop: threading.Event) -> None:
 def _release(url: str, mine: Holder, made: list[Path]) -> None:
     """End the lease, and remove the folders it made where nothing was put into them."""
     fs, path = filesystem(url)
-    with suppress(OSError):
+    with suppress(Exception):  # as in `check`
         data = _read(url)
         if data and _parse(data).token == mine.token:
             fs.rm_file(join(path, FILE))

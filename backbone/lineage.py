@@ -127,7 +127,7 @@ def run_folders(below: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[st
             if path.endswith(f"/{mark}"):
                 marked.add(path.removesuffix(f"/{mark}"))
     # A comparison's blocks are folders with a report of their own, and results lie below their run.
-    inside = {f for f in marked if _above(f, marked) and not any(f"{f}/{m}" in below for m in ("run.json", LEASE))}
+    inside = {f for f in marked if _above(f, marked) and not any(f"{f}/{m}" in below for m in ("recipe.yaml", LEASE))}
     marked -= inside
     runs: dict[str, dict[str, dict[str, Any]]] = {folder: {} for folder in marked}
     for path, info in below.items():
@@ -188,7 +188,7 @@ def _read(storage: str, name: str, files: dict[str, dict[str, Any]]) -> Held:
 
 def _told(url: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Kind, state, worth and origins of a run."""
-    if "run.json" in files:
+    if {"run.json", "recipe.yaml"} <= files.keys():
         return _training(url, files)
     if "sweep.json" in files:
         return _sweep(url)
@@ -206,6 +206,9 @@ def _told(url: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "headline": headline,
             "sha256": block["weights_sha256"],
         }
+    if "run.json" in files:  # of an evaluation or a submission in a folder of its own
+        done = {"results.json", "metrics.json", "predictions.txt"} & files.keys()
+        return {"kind": "unknown", "state": "finished" if done else "stopped"}
     return {"kind": "unknown", "state": "stopped"}
 
 

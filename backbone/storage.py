@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -80,6 +80,16 @@ def absolute(url: str) -> str:
     return str(Path(url).expanduser().absolute()) if is_local(url) else url
 
 
+def for_ray(url: str) -> dict[str, Any]:
+    """A place for Ray, through our own file system: of a URL Ray would make pyarrow's, with a mind of its own."""
+    if is_local(url):
+        return {"storage_path": url}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = filesystem(url)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
 def join(url: str | Path, *parts: str) -> str:
     """Append path components to a local path or URL, before the URL's query (`s3://b/k?region=...`) if it has one."""
     place, mark, query = str(url).partition("?") if "://" in str(url) else (str(url), "", "")
@@ -108,7 +118,7 @@ def write_folder(url: str | Path, files: dict[str, bytes], what: str) -> None:
         if fs.exists(mark):
             fs.rm(mark)
         for name, data in files.items():
-            fs.pipe_file(join(path, name), data)  # whole or not at all on object stores; closing a file begun is not
+            replace_file(join(url, name), data)  # whole or not at all: a mark that is cut off would be taken for one
     except StorageError:
         raise
     except OSError as error:

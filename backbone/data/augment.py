@@ -29,19 +29,27 @@ PCA_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 PCA_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
-def evaluation_view(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray:
+def evaluation_view(image: np.ndarray, size: int, crop_pct: float, interpolation: str = "bilinear") -> np.ndarray:
     """Shorter side to size / crop_pct, then the central [size, size]; uint8 [H, W, 3] in and out.
 
-    Resized with PIL's antialiased bilinear filter and rounded as torchvision's and timm's evaluation do: published
+    Resized with PIL's antialiased filter of that name and rounded as torchvision's and timm's evaluation do: published
     accuracies are measured on these pixels.
     """
     height, width = image.shape[:2]
     target, shorter = int(size / crop_pct), min(height, width)
     if target != shorter:
         height, width = target * height // shorter, target * width // shorter
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        image = np.asarray(Image.fromarray(image).resize((width, height), pil_filter(interpolation)))
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]
+
+
+def pil_filter(interpolation: str) -> Image.Resampling:
+    """PIL's filter of a name as torchvision and timm write it; ValueError: it has none."""
+    names = [one.name.lower() for one in Image.Resampling]
+    if interpolation not in names:
+        raise ValueError(f"interpolation {interpolation}: PIL has {', '.join(names)}")
+    return Image.Resampling[interpolation.upper()]
 
 
 def evaluation_place(height: int, width: int, size: int, crop_pct: float) -> "Place":

@@ -73,7 +73,9 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
         raise UserError(f"{location}: {_instead(fs, root)}; looked for {root}/<class>/*.jpg")
     local = isinstance(fs, LocalFileSystem)
     beside, folders = Found(), []
-    for info in sorted(fs.ls(root, detail=True), key=lambda one: one["name"]):
+    # Not a bucket's mark of the folder itself.
+    listed = (info for info in fs.ls(root, detail=True) if info["name"].rstrip("/") != root)
+    for info in sorted(listed, key=lambda one: one["name"]):
         name = posixpath.basename(info["name"].rstrip("/"))
         # A link to a directory is one: subsets of ImageNet are often made so.
         is_folder = info["type"] == "directory" or (local and fs.isdir(info["name"]))
@@ -242,7 +244,7 @@ def _find(fs: fsspec.AbstractFileSystem, root: str, classes: Iterable[str]) -> l
     found = {name: Found() for name in classes}
     for path, info in fs.find(root, detail=True).items():
         top, *below = path.removeprefix(root).lstrip("/").split("/")
-        if top not in found or not below:
+        if top not in found or not below or not below[-1]:  # the last: a bucket's mark of a folder
             continue
         hidden = next((i for i, part in enumerate(below) if is_hidden(part)), None)
         if hidden is not None:

@@ -144,6 +144,8 @@ def list_files(location: str, suffix: str) -> Listing:
 def _in_directory(fs: fsspec.AbstractFileSystem, root: str, suffix: str, passed: list[str]) -> list[str]:
     paths = []
     for info in fs.ls(root, detail=True):
+        if info["name"].rstrip("/") == root:  # a bucket's mark of the folder itself
+            continue
         name = posixpath.basename(info["name"])
         if name.lower().endswith(suffix) and not is_hidden(name) and info["type"] != "directory":
             paths.append(info["name"])

@@ -21,7 +21,7 @@ from backbone.data.sources import Source, none_readable
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.options import BackboneEvaluation
-from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.evaluate.views import ViewSet, ViewSpec, view_for
 from backbone.inputs import InputConvention
 from backbone.nets import Backbone
 from backbone.nets.vgg import VGG
@@ -143,8 +143,7 @@ def score(
         UserError: no image could be read.
     """
     wanted = [
-        [ViewSpec(p, m.inputs.size, m.inputs.crop_pct, options.scales if p == "multi-scale" else ()) for m in members]
-        for p in options.protocols
+        [view_for(member.inputs, protocol, options.scales) for member in members] for protocol in options.protocols
     ]
     distinct = tuple(dict.fromkeys(view for row in wanted for view in row))
     mine = share(len(source), world.rank, world.size)

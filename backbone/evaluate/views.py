@@ -1,5 +1,6 @@
 """What a net is shown of an image to be judged: one crop, ten, or the whole image at several sizes (section 3.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from backbone.data.ahead import read_ahead
-from backbone.data.augment import evaluation_view
+from backbone.data.augment import evaluation_view, pil_filter
 from backbone.data.sources import Labelled
 from backbone.errors import BadImage
+from backbone.inputs import InputConvention
 
 
 class ViewSpec(NamedTuple):
@@ -21,6 +23,13 @@ class ViewSpec(NamedTuple):
     size: int
     crop_pct: float
     scales: tuple[int, ...] = ()
+    interpolation: str = "bilinear"
+
+
+def view_for(inputs: InputConvention, protocol: str, scales: Sequence[int] = ()) -> ViewSpec:
+    """How a net of this input convention is shown an image; `scales` are read by multi-scale alone."""
+    scales = tuple(scales) if protocol == "multi-scale" else ()
+    return ViewSpec(protocol, inputs.size, inputs.crop_pct, scales, inputs.interpolation)
 
 
 def views(image: np.ndarray, view: ViewSpec) -> list[np.ndarray]:
@@ -31,10 +40,10 @@ def views(image: np.ndarray, view: ViewSpec) -> list[np.ndarray]:
     a scale.
     """
     if view.protocol == "1-crop":
-        return [evaluation_view(image, view.size, view.crop_pct)]
+        return [evaluation_view(image, view.size, view.crop_pct, view.interpolation)]
     if view.protocol == "multi-scale":
-        return [resized(image, in_proportion(scale, view.size)) for scale in view.scales]
-    image, size = resized(image, in_proportion(256, view.size)), view.size
+        return [resized(image, in_proportion(scale, view.size), view.interpolation) for scale in view.scales]
+    image, size = resized(image, in_proportion(256, view.size), view.interpolation), view.size
     bottom, right = image.shape[0] - size, image.shape[1] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
     return [image[top : top + size, left : left + size] for top, left in corners]
@@ -45,13 +54,13 @@ def in_proportion(side: int, size: int) -> int:
     return side * size // 224
 
 
-def resized(image: np.ndarray, side: int) -> np.ndarray:
+def resized(image: np.ndarray, side: int, interpolation: str) -> np.ndarray:
     """Shorter side to `side`, filtered and rounded as in `evaluation_view`; uint8 [H, W, 3]."""
     height, width = image.shape[:2]
     if min(height, width) == side:
         return image
     size = side * width // min(height, width), side * height // min(height, width)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size, pil_filter(interpolation)))
 
 
 @dataclass

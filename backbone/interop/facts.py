@@ -4,6 +4,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+from backbone.data.augment import pil_filter
 from backbone.errors import UserError
 from backbone.interop import weights
 from backbone.interop.advice import Advice, Way, fact_words
@@ -38,6 +39,8 @@ def sound(facts: Facts) -> Facts:
         raise ValueError(f"images of {facts.size} pixels a side")
     if facts.crop_pct is not None and not 0 < facts.crop_pct <= 2:
         raise ValueError(f"crop_pct {facts.crop_pct}")
+    if facts.interpolation is not None:
+        pil_filter(facts.interpolation)
     if not all(isinstance(name, str) for name in facts.classes or ()):
         raise ValueError("classes that are no texts")
     return facts

@@ -32,6 +32,12 @@ FREE_FIELDS = ("base", "base_with", "storage", "budget", "parallel", "keep_check
 HEARTBEAT = 15.0
 """Seconds between two writes of the record when nothing happens."""
 
+SPENT = 0.05
+"""Share of its time that a sweep may spend on rewriting its record, which grows with it."""
+
+FREE = 1.0
+"""Seconds that are spared a record that is quickly written."""
+
 SETTLED = 600.0
 """Seconds after a trial's end when nothing of it writes any longer."""
 
@@ -48,6 +54,9 @@ class Board:
         """
         self.sweep, self.say, self.held = sweep, say, held
         self.ahead = Ahead(sweep)
+        self._due, self._behind = 0.0, False
+        """From when on reports are written down at once again, and whether there are some that were not."""
+
         self._bare: set[str] = set()
         """Trials without checkpoints: hundreds need not be looked for again whenever one ends."""
 
@@ -148,7 +157,7 @@ class Board:
             trial.history.append(row)
             trial.rung = sum(trial.share(row) >= rung * ROUNDING for rung in self.record.rungs) - 1
             self.say(f"[{trial.id}] epoch {row['epoch']:.2f} of {trial.epochs:g}  error {row['val_error']:.2f} %")
-        self.write()
+        self._write_soon()
 
     def moved(self, trial: Trial, run: str, lineage: list[dict[str, Any]]) -> None:
         """With PBT: it goes on in another run, with another trial's weights and another rate."""
@@ -240,12 +249,22 @@ class Board:
         """Replace the record; UserError if another process has taken the sweep over."""
         if self.held:
             self.held.check()
+        began = time.monotonic()
         self.record.seconds = self.seconds
         self.record.write()
+        took = time.monotonic() - began
+        self._behind, self._due = False, time.monotonic() + max(0.0, took / SPENT - FREE)
+
+    def _write_soon(self) -> None:
+        """`write`, or leave it to `heartbeat`. What a kill loses of reports, their trials tell again."""
+        self._behind = True
+        if time.monotonic() >= self._due:
+            self.write()
 
     def heartbeat(self) -> None:
-        """Show that the sweep is alive."""
-        if time.time() - self.record.updated > HEARTBEAT:
+        """Show that the sweep is alive, and write what was left."""
+        late = self._behind and time.monotonic() >= self._due
+        if late or time.time() - self.record.updated > HEARTBEAT:
             self.write()
 
     def end(self, state: Literal["finished", "interrupted"], why: str) -> None:
@@ -255,7 +274,6 @@ class Board:
         self.record.state, self.record.why = state, why
         for trial in self.record.of_state("running"):
             trial.state = "waiting"
-        self._remove_checkpoints()
         if self.record.best:
             trial = self.record.trial(self.record.best)
             shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
@@ -265,6 +283,7 @@ class Board:
             fs, path = filesystem(join(self.record.url, "best.yaml"))
             fs.pipe_file(path, text.encode())
         self.write()
+        self._remove_checkpoints()  # last: it may take long, and who stops a sweep does not wait
 
     def _best(self, trial: Trial) -> Recipe:
         """The recipe that trains a trial again, at one go: what PBT changed on the way is its schedule."""

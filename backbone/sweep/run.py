@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 from backbone.cluster import check_resources, connect, dashboard_url, lost, room
+from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import lease
 from backbone.stopping import Stopped, stop_of
@@ -40,6 +41,12 @@ def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[st
         return board.record
 
 
+def places_of(scaling: Scaling, slots: int, parallel: int) -> int:
+    """Trials at a time where the cluster holds `slots` workers now. One at least: Tune takes none for no bound."""
+    held = slots // scaling.num_workers
+    return max(1, held, parallel) if scaling.autoscales else max(1, min(parallel or held, held))
+
+
 def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], None]) -> None:
     scaling = board.base.scaling
     for name, value in DEFAULTS.items():
@@ -49,9 +56,7 @@ def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], No
 
     try:
         check_resources(scaling)
-        places = room(scaling) // scaling.num_workers
-        most = board.sweep.parallel
-        places = max(places, most) if scaling.autoscales else min(most or places, places)
+        places = places_of(scaling, room(scaling), board.sweep.parallel)
         board.record.places, board.record.dashboard = places, dashboard_url()
         board.record.devices = f"{scaling.num_workers} worker(s) of " + ("1 GPU" if scaling.use_gpu else "1 CPU slot")
         board.announce(places)

@@ -7,7 +7,7 @@ from typing import Any
 
 from backbone.sweep.options import OBJECTIVES, Distribution, Sweep
 from backbone.sweep.record import Trial
-from backbone.sweep.space import Point, grid, key, random_points, size
+from backbone.sweep.space import Point, grid, key, random_points, short, size
 
 ASKS = 20
 """How often TPE may propose points that were tried before, until a random one is taken."""
@@ -88,11 +88,14 @@ class _Tpe:
 
 
 def _encoded(d: Distribution, value: Any) -> Any:
-    """Optuna's categories are plain: whole sections go in as JSON."""
-    return json.dumps(value, sort_keys=True) if d.choice else value
+    """Optuna's categories are plain: whole sections go in as JSON. A number that an earlier raybone rounded out of its
+    range is put back into it."""
+    if d.choice:
+        return json.dumps(value, sort_keys=True)
+    return value if d.integers else short(value, d.uniform or d.loguniform)
 
 
 def _decoded(d: Distribution, value: Any) -> Any:
     if d.choice:
         return next(choice for choice in d.choice if _encoded(d, choice) == value)
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return value if d.integers else short(value, d.uniform or d.loguniform)

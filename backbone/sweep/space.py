@@ -16,6 +16,9 @@ from backbone.sweep.options import Distribution, Sweep
 from backbone.training.recipe import Recipe
 
 Point = dict[str, Any]
+REPEATS = 10_000
+"""Points in a row that were there before, after which ranges are taken to hold no others: four digits are kept."""
+
 CHECKED = 256
 """Points of an endless or large space that are checked before the first trial."""
 
@@ -67,19 +70,21 @@ def draw(space: dict[str, Distribution], rng: np.random.Generator) -> Point:
             point[field] = d.values[int(rng.integers(len(d.values)))]
         elif d.uniform:
             low, high = d.uniform
-            point[field] = _short(rng.uniform(low, high), d.uniform)
+            point[field] = short(rng.uniform(low, high), d.uniform)
         else:
-            point[field] = _short(math.exp(rng.uniform(*np.log(d.loguniform))), d.loguniform)
+            point[field] = short(math.exp(rng.uniform(*np.log(d.loguniform))), d.loguniform)
     return point
 
 
 def random_points(space: dict[str, Distribution], seed: int) -> Iterator[Point]:
     """Different points in random order, without end where the space has none."""
     seen: set[str] = set()
-    rng = np.random.default_rng(seed)
-    while len(seen) < size(space):
+    rng, most, repeats = np.random.default_rng(seed), size(space), 0
+    while len(seen) < most and not (most == math.inf and repeats == REPEATS):
         point = draw(space, rng)
+        repeats += 1
         if key(point) not in seen:
+            repeats = 0
             seen.add(key(point))
             yield point
 
@@ -135,7 +140,7 @@ def _all(space: dict[str, Distribution]) -> list[list[Any]]:
     return [d.values or [] for d in space.values()]
 
 
-def _short(value: float, ends: tuple[float, ...]) -> float:
+def short(value: float, ends: tuple[float, ...]) -> float:
     """Four digits are enough to search with and can be read; never outside the range."""
     return min(max(float(f"{value:.4g}"), ends[0]), ends[1])
 

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from backbone.cluster import bundle, check_alive
 from backbone.errors import last_line
-from backbone.storage import join
+from backbone.storage import for_ray, join
 from backbone.sweep.board import Board
 from backbone.sweep.options import Asha, Pbt
 from backbone.sweep.record import ROUNDING, Trial
@@ -65,7 +65,7 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=join(board.record.url, "tune"),
+            **for_ray(join(board.record.url, "tune")),
             failure_config=tune.FailureConfig(max_failures=scaling.max_failures if alone else RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             callbacks=[_Recorder(board)],

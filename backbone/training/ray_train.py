@@ -28,7 +28,7 @@ from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
 from backbone.parallel import in_thread
 from backbone.stopping import Stopped, asked, deferred, stop_of, until
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, for_ray, join
 from backbone.training.display import Display
 from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
 from backbone.training.notice import Leaving
@@ -230,7 +230,7 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         run_config=RunConfig(
             # Ray's own record of an attempt, which nothing reads again: each has a folder of its own.
             name=f"{url.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            **_storage(join(url, "ray")),
+            **for_ray(join(url, "ray")),
             # Workers that die with a node which was being taken away count apart: as often as that comes to pass.
             failure_config=FailureConfig(max_failures=may_fail, max_preemption_failures=-1),
             callbacks=[_failure_callback(told["post"])],
@@ -256,16 +256,6 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         ) from error
     except ActorDiedError as error:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
-
-
-def _storage(url: str) -> dict[str, Any]:
-    """A place for Ray, through our own file system: of a URL Ray would make pyarrow's, with a mind of its own."""
-    if is_local(url):
-        return {"storage_path": url}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    fs, path = filesystem(url)
-    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import yaml
 
 from backbone.cli import fields
 from backbone.errors import StorageError, UserError
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, is_local, join, replace_file
 from backbone.training.recipe import TrainingRecipe, identity, recipe_hash
 
 R = TypeVar("R", bound=TrainingRecipe)
+HANDLING = ("data.on_bad", "data.max_bad")
+"""What a run that a bad image stopped may go on with otherwise: up to that image, all of these train the same."""
 
 
 def run_url(recipe: TrainingRecipe) -> str:
@@ -68,7 +70,8 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: in
     check_split(recipe)
     if old:
         _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, recipe)
-    _check_writable(url, num_bytes * (recipe.run.keep + 2), beside)
+    if not fs.exists(join(path, "artifact", "config.json")):  # after that no checkpoint is written
+        _check_writable(url, num_bytes * (recipe.run.keep + 2), beside)
     if not old:
         _write(url, recipe, fingerprints)
     return recipe
@@ -92,10 +95,9 @@ def record_precision(url: str, recipe: TrainingRecipe) -> None:
 
 def _write(url: str, recipe: TrainingRecipe, fingerprints: dict[str, str]) -> None:
     """Recipe and record, by which the run is known, of a run."""
-    fs, path = filesystem(url)
     new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
-    fs.pipe_file(join(path, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
-    fs.pipe_file(join(path, "run.json"), json.dumps(new, indent=2).encode())
+    replace_file(join(url, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
+    replace_file(join(url, "run.json"), json.dumps(new, indent=2).encode())
 
 
 def first_micro_batch(recipe: TrainingRecipe) -> int:
@@ -141,6 +143,7 @@ def _check_same(url: str, old: dict[str, Any], new: dict[str, Any], recipe: Trai
         for field, before in was.items()
         # A field of another kind of section is told by that kind, and says nothing where the kind is the same.
         if before != now.get(field)
+        and field not in HANDLING
         and (field in now or field not in known)
         # Not found out yet, so nothing has been trained: the recipe may still say it.
         and (field, before) != ("compute.precision", "auto")
@@ -165,6 +168,9 @@ def _check_writable(url: str, num_bytes: int, beside: int) -> None:
         if is_local(url):
             with tempfile.TemporaryFile(dir=path):
                 free = shutil.disk_usage(path).free
+            # What earlier attempts have written is room that is taken already.
+            num_bytes -= sum(file.stat().st_size for file in Path(path, "checkpoints").glob("step-*/state.pt"))
+            num_bytes = max(0, num_bytes)
             if free < num_bytes + beside:
                 more = f" and what the run makes besides {beside / 2**20:.0f} MiB" if beside else ""
                 raise UserError(

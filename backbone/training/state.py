@@ -46,7 +46,8 @@ class Progress:
     """Images skipped as unreadable, each with the step it was first met at."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "history": list(self.history), "bad": dict(self.bad)}
+        # Not `asdict(self)`: it would copy every record of a long history, in the training loop.
+        return {**vars(self), "events": asdict(self.events), "history": list(self.history), "bad": dict(self.bad)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Progress":

@@ -14,7 +14,7 @@ from backbone.data.sources import check_readable, remarks
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.protocols import Member, load_members, member_scores
-from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.evaluate.views import ViewSet, view_for
 from backbone.job import Job
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
@@ -152,11 +152,8 @@ def guess_all(
 ) -> tuple[dict[str, list[Guess]], list[str]]:
     """This rank's guesses of each localiser and, where there are several, of their ensemble, by name; and the images
     that could not be read. What the ensemble is compared with, `Guess.before`, is the first localiser."""
-    shows = {"1-crop": ("1-crop", ()), "dense": ("multi-scale", options.scales)}[protocol]
-    specs = [
-        [ViewSpec(shows[0], one.inputs.size, one.inputs.crop_pct, tuple(shows[1])) for one in some]
-        for some in (members, localisers)
-    ]
+    shows = {"1-crop": "1-crop", "dense": "multi-scale"}[protocol]
+    specs = [[view_for(one.inputs, shows, options.scales) for one in some] for some in (members, localisers)]
     distinct = list(dict.fromkeys([*specs[0], *specs[1]]))
     loader = make_loader(
         ViewSet(source, tuple(distinct), options.data.on_bad),

@@ -12,7 +12,7 @@ from backbone.data.batches import make_loader
 from backbone.data.sources import none_readable
 from backbone.data.stream import share
 from backbone.evaluate.protocols import Member, probabilities
-from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.evaluate.views import ViewSet, ViewSpec, view_for
 from backbone.inputs import InputConvention
 from backbone.intervals import paired, wilson
 from backbone.training.world import World
@@ -83,11 +83,7 @@ def protocols(scales: Sequence[int], member: Member) -> dict[str, ViewSpec]:
 
     The classifier also sees mirror images in dense testing, as in its own (see `backbone.evaluate.protocols`).
     """
-    size, crop_pct = member.inputs.size, member.inputs.crop_pct
-    return {
-        ONE_CROP: ViewSpec("1-crop", size, crop_pct),
-        DENSE: ViewSpec("multi-scale", size, crop_pct, tuple(scales)),
-    }
+    return {ONE_CROP: view_for(member.inputs, "1-crop"), DENSE: view_for(member.inputs, "multi-scale", scales)}
 
 
 def images_of(

@@ -16,7 +16,7 @@ from backbone.data.index import cache_directory, is_fresh, store
 from backbone.data.loader import train_loader
 from backbone.data.stream import MicroBatches, share
 from backbone.errors import UserError, last_line
-from backbone.evaluate.views import ViewSpec
+from backbone.evaluate.views import view_for
 from backbone.inputs import InputConvention
 from backbone.storage import filesystem, is_local, join, write_folder
 from backbone.training import engine
@@ -153,7 +153,7 @@ class Refinement(Localisation):
         recipe, inputs, count = self.recipe, self.inputs, len(self.train_source)
         if self.world.is_first:
             self.report({"kind": "say", "text": f"proposals of {count:,} training images"})
-        view = ViewSpec("multi-scale", inputs.size, inputs.crop_pct, self.regions.scales)
+        view = view_for(inputs, "multi-scale", self.regions.scales)
         data = recipe.data
         shown_batches = images_of(self.train_source, [view], self.world, recipe.eval_batch, data.workers, data.on_bad)
         mine: list[np.ndarray] = []

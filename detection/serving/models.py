@@ -133,7 +133,7 @@ def look(model: Model, question: Question, limits: Limits) -> Look:
     shorter, target = min(height, width), int(inputs.size / inputs.crop_pct)
     # Only then is it cropped: an image of 1x10000 would become one of many megapixels.
     check_pixels(target * height // shorter, target * width // shorter, limits, "resized to be cropped, the image has")
-    return Look(question, evaluation_view(image, inputs.size, inputs.crop_pct), (height, width))
+    return Look(question, evaluation_view(image, inputs.size, inputs.crop_pct, inputs.interpolation), (height, width))
 
 
 def _check_stages(model: Model, net: Backbone, question: Question, limits: Limits) -> None:

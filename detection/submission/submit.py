@@ -13,7 +13,7 @@ from backbone.data.batches import make_loader
 from backbone.data.stream import share
 from backbone.errors import UserError
 from backbone.evaluate.protocols import Member, load_members, member_scores
-from backbone.evaluate.views import ViewSet, ViewSpec
+from backbone.evaluate.views import ViewSet, view_for
 from backbone.job import Job
 from backbone.nets.external import External
 from backbone.nets.vgg import VGG
@@ -161,9 +161,8 @@ def of_nets(options: Submission, nets: Nets, images: ListedImages, numbers: Sequ
     Raises:
         BadImage: an image cannot be read; its line could not be left out.
     """
-    scales = options.scales if options.protocol == "multi-scale" else ()
-    wanted = [ViewSpec(options.protocol, one.inputs.size, one.inputs.crop_pct, scales) for one in nets.members]
-    where = [ViewSpec(options.protocol, one.inputs.size, one.inputs.crop_pct, scales) for one in nets.localisers]
+    wanted = [view_for(one.inputs, options.protocol, options.scales) for one in nets.members]
+    where = [view_for(one.inputs, options.protocol, options.scales) for one in nets.localisers]
     distinct = list(dict.fromkeys([*wanted, *where]))
     for net in [*(member.net for member in nets.members), *(net for one in nets.localisers for net in one.nets)]:
         _place(net, options, world)

@@ -230,3 +230,22 @@ def test_a_submitted_job_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with lease(str(tmp_path)), pytest.raises(UserError, match=r"\(Ray job raysubmit_7\) since"), lease(str(tmp_path)):
         pass
+
+
+def test_errors_of_a_stores_own_kind_end_no_renewing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HttpError(Exception):
+        """As gcsfs has it: no OSError."""
+
+    read, left = leases._read, [HttpError("503")] * 5
+
+    def fails(place: str) -> bytes | None:
+        if left:
+            raise left.pop()
+        return read(place)
+
+    with lease(url) as held:
+        before = text(url)
+        monkeypatch.setattr(leases, "_read", fails)
+        held.check()
+        wait_until(lambda: text(url) != before)
+        held.check()

@@ -304,3 +304,16 @@ def test_mistakes(tmp_path: Path, trained: Path) -> None:
         read_storage(str(trained / "first"))
     with pytest.raises(ValueError, match="may be checkpoints, failed, stopped"):
         Listing(prune=("everything",))
+
+
+def test_an_evaluation_belongs_to_its_run(runs: Path) -> None:
+    before = named(runs)
+    folder = runs / "first" / "evaluation-1-crop-01234567"
+    folder.mkdir()
+    for name in ("run.json", "results.json"):
+        (folder / name).write_text("{}")
+    after = named(runs)
+    assert {name: run.state for name, run in after.items()} == {name: run.state for name, run in before.items()}
+    assert after["first"].size == before["first"].size + 4
+    shutil.move(folder, runs / "elsewhere")  # of a submission, or with --output
+    assert (named(runs)["elsewhere"].kind, named(runs)["elsewhere"].state) == ("unknown", "finished")

@@ -1,12 +1,15 @@
 """Paths and URLs through one door."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from backbone.errors import UserError
 from backbone.storage import filesystem, is_local, join, replace_file
+from tests.conftest import ROOT
 
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +63,17 @@ def test_a_file_is_replaced_whole(tmp_path: Path, kind: str, monkeypatch: pytest
             replace_file(url, b"third")
         assert fs.cat_file(path) == b"2"
         assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_mark_is_whole_or_not_there(tmp_path: Path) -> None:
+    """As a disk that fills up would leave it: no file may be longer than 16 bytes."""
+    script = f"""
+import resource, signal
+from backbone.storage import write_folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
+write_folder({str(tmp_path / "a")!r}, {{"weights": b"1", "config.json": b"x" * 64}}, "artifact")
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "UserError: cannot write artifact" in done.stderr
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["weights"]

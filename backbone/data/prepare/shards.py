@@ -1,5 +1,6 @@
 """One shard of a prepared data set: its bytes are a function of the source, the options and its number."""
 
+import functools
 import hashlib
 import io
 import json
@@ -68,10 +69,16 @@ def count_shards(num_images: int, options: Prepare) -> int:
     return -(-num_images // options.images_per_shard)
 
 
+@functools.lru_cache(maxsize=1)
+def _order(seed: int, num_images: int) -> np.ndarray:
+    """Made once a process: of 14 M images it takes seconds, and they have thousands of shards."""
+    return order(seed, 0, num_images)
+
+
 def samples_of(number: int, num_images: int, options: Prepare) -> list[int]:
     """The images of a shard, shuffled over the whole set, so that each shard is a fair sample of it."""
     first = number * options.images_per_shard
-    return order(options.seed, 0, num_images)[first : first + options.images_per_shard].tolist()
+    return _order(options.seed, num_images)[first : first + options.images_per_shard].tolist()
 
 
 def make_shard(source: Source, options: Prepare, number: int, tick: Callable[[], object] = lambda: None) -> ShardRecord:

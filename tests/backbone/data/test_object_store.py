@@ -10,10 +10,11 @@ import pytest
 from backbone.data.batches import TrainSet
 from backbone.data.index import IndexedSource
 from backbone.data.options import StoredData
-from backbone.data.sources import open_source
+from backbone.data.sources import open_source, remarks
 from backbone.errors import BadImage, StorageLost
 from backbone.storage import filesystem
 from tests.backbone.data.making import make_tar, samples
+from tests.detection.data.making import jpeg
 from tests.object_store import Bucket
 
 COUNT = 24
@@ -119,3 +120,15 @@ def test_a_disk_that_fails_is_no_fault_of_the_images(
     monkeypatch.setattr(f"backbone.data.kept.os.{call}", fails)
     with pytest.warns(RuntimeWarning, match=f"{os.strerror(number)}; images are read from their URL"):
         np.testing.assert_array_equal(batch(source), first)
+
+
+def test_marks_of_folders_are_no_files(s3: Bucket, shards: tuple[str, str], tmp_path: Path) -> None:
+    """Empty objects, which AWS's console makes for a folder; s3fs lists them as files."""
+    fs, bucket = filesystem(s3.url)
+    for folder in ("shards/", "photos/", "photos/cat/", "photos/dog/"):
+        fs.call_s3("put_object", Bucket=bucket.split("/")[0], Key=f"{bucket}/{folder}".partition("/")[2], Body=b"")
+    for name in ("cat", "dog"):
+        fs.pipe_file(f"{bucket}/photos/{name}/a.jpg", jpeg(8, 8))
+    fs.invalidate_cache()
+    for source, place in (("webdataset", shards[1]), ("imagefolder", f"{s3.url}/photos")):
+        assert remarks(open_source(source, place, str(tmp_path / "cache"))) == []

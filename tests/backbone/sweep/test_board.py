@@ -1,6 +1,7 @@
 """The driver's side without Ray: what is written down, what goes on, what is refused, what is kept."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from backbone.cli import load
 from backbone.errors import UserError
 from backbone.sweep.board import Board
-from backbone.sweep.record import Trial, pareto, read
+from backbone.sweep.record import Record, Trial, pareto, read
 from backbone.sweep.space import key
 from backbone.training.recipe import Recipe
 from backbone.training.run import open_run
@@ -206,3 +207,23 @@ def test_a_damaged_record_names_its_file(tmp_path: Path) -> None:
         place.write_text(text)
         with pytest.raises(UserError, match=complaint):
             read(tmp_path / "s")
+
+
+def test_a_record_that_is_dear_to_write_is_written_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = board(tmp_path, budget={"trials": 1})
+    trial, write, written = mine.next(), Record.write, []
+
+    def slow(record: Record) -> None:
+        time.sleep(0.1)
+        written.append(len(record.trials[0].history))
+        write(record)
+
+    monkeypatch.setattr(Record, "write", slow)
+    for epoch in range(1, 21):
+        evaluate(mine, trial, epoch, 50.0)
+    assert written == [1]
+    mine.heartbeat()
+    assert written == [1]
+    mine._due = 0.0  # the time has come
+    mine.heartbeat()
+    assert written == [1, 20]

@@ -77,3 +77,14 @@ def test_tpe_takes_what_was_stopped_and_two_objectives(tmp_path: Path) -> None:
         trial.state, trial.history = "stopped", [{"step": 5, "epoch": 1.0, "val_error": trial.values["val_error"]}]
         search.learn(trial)
     assert search.next()
+
+
+def test_tpe_stays_in_its_range(tmp_path: Path) -> None:
+    high = 3.0517578125e-05  # of which four digits are more
+    space = {"optim.weight_decay": {"loguniform": [1e-5, high]}}
+    search = Search(make(tmp_path, space, search="tpe", budget={"trials": 300}), [])
+    points = [point["optim.weight_decay"] for _ in range(200) if (point := search.next())]
+    assert min(points) >= 1e-5
+    assert max(points) == high
+    beyond = Trial("0000", {"optim.weight_decay": 3.052e-05}, "", state="finished", values={"val_error": 1.0})
+    Search(make(tmp_path, space, search="tpe", budget={"trials": 300}), [beyond])  # of a sweep that goes on

@@ -125,3 +125,9 @@ def test_a_section_takes_back_what_the_bases_kind_has(sweep: Make) -> None:
         check(sweep({"schedule": {"choice": [{"kind": "cosine"}]}}, base_with=base))
     (found,) = check(sweep({"schedule": {"choice": [{"kind": "cosine", "milestones": []}]}}, base_with=base))
     assert isinstance(found.schedule, CosineSchedule)
+
+
+def test_a_narrow_range_has_an_end(sweep: Make) -> None:
+    space = sweep({"optim.momentum": {"uniform": [0.98, 0.99]}}).space
+    found = [point["optim.momentum"] for point in random_points(space, 0)]
+    assert sorted(found) == [round(0.98 + i / 10_000, 4) for i in range(101)]

@@ -9,14 +9,23 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from backbone.artifact import load
 from backbone.cli import load as load_recipe
+from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.sweep.board import Board
-from backbone.sweep.run import run
+from backbone.sweep.run import places_of, run
 from backbone.sweep.tuning import _scheduler, _tell_again
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.ray_train import launch
 from backbone.training.recipe import Recipe
 from tests.backbone.sweep.sweeps import make
+
+
+def test_some_trial_always_has_a_place() -> None:
+    """Tune takes none for no bound."""
+    assert places_of(Scaling(num_workers=8, autoscales=True), 0, 0) == 1
+    assert places_of(Scaling(num_workers=4, min_workers=1), 2, 0) == 1
+    assert [places_of(Scaling(num_workers=2), 8, most) for most in (0, 3, 9)] == [4, 3, 4]
+    assert places_of(Scaling(num_workers=2, autoscales=True), 8, 9) == 9
 
 
 class Named:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,3 +125,24 @@ def test_run_json_shows_what_the_run_is(tiny: Make) -> None:
     record = json.loads((Path(run_url(recipe)) / "run.json").read_text())
     assert record["data"] == DATA
     assert record["identity"]["optim.batch"] == 16
+
+
+def test_its_own_checkpoints_are_not_asked_for_again(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = open_run(tiny({"run.keep": 2}), DATA, 1000)
+    monkeypatch.setattr("backbone.training.run.shutil.disk_usage", lambda path: SimpleNamespace(free=1500))
+    with pytest.raises(UserError, match="free, but checkpoints take"):
+        open_run(recipe, DATA, 1000)
+    state = Path(run_url(recipe), "checkpoints/step-00000001/state.pt")
+    state.parent.mkdir(parents=True)
+    state.write_bytes(bytes(3000))
+    open_run(recipe, DATA, 1000)
+    state.unlink()
+    finished = Path(run_url(recipe), "artifact/config.json")
+    finished.parent.mkdir()
+    finished.touch()
+    open_run(recipe, DATA, 1000)
+
+
+def test_a_run_that_a_bad_image_stopped_goes_on_without_it(tiny: Make) -> None:
+    open_run(tiny(), DATA, 1)
+    open_run(tiny({"data.on_bad": "skip", "data.max_bad": 3}), DATA, 1)

@@ -127,3 +127,11 @@ def test_training_seconds_are_those_of_steps() -> None:
         {"step": 30, "images_per_second": 20.0, "loss": 1.0},
     ]
     assert training_seconds(history, 8) == pytest.approx(20 * 8 / 40 + 10 * 8 / 20)
+
+
+def test_records_are_not_copied_one_by_one() -> None:
+    progress = Progress(step=3, history=[{"step": 1}], bad={"a.jpg": 2})
+    told = progress.as_dict()
+    assert told["history"][0] is progress.history[0]
+    assert told["history"] is not progress.history
+    assert Progress.from_dict(told) == progress

@@ -20,6 +20,7 @@ from backbone.data.prepare.options import Prepare
 from backbone.data.prepare.pack import reduce
 from backbone.data.prepare.prepare import Prepared, prepare
 from backbone.data.sources import open_source
+from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.training import pretrain
 from backbone.training.ray_train import launch
@@ -353,3 +354,12 @@ def test_nodes_that_see_other_images_say_so(tmp_path):
     shutil.rmtree(next((tmp_path / "cache/raybone").glob("*.index")))
     (root / "a/photo.0.jpg").unlink()
     assert "nodes see different images there" in module._task(shared, 0)[1]
+
+
+def test_the_order_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(shards, "order", lambda *what: made.append(what) or order(*what))
+    options = Prepare(source="imagefolder", images="images", output="out", images_per_shard=10, seed=12345)
+    found = [shards.samples_of(number, 100, options) for number in range(10)]
+    assert sorted(sample for shard in found for sample in shard) == list(range(100))
+    assert len(made) == 1

@@ -51,7 +51,7 @@ SPACE = {
 def make_sweep(folder: Path, trials: int) -> Path:
     """A sweep's recipe and its base in `folder`."""
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
-    tree = {"name": "size", "base": str(folder / "base.yaml"), "storage": str(folder), "space": SPACE}
+    tree: dict[str, Any] = {"name": "size", "base": str(folder / "base.yaml"), "storage": str(folder), "space": SPACE}
     tree |= {"objectives": ["val_error", "macs"], "search": "tpe", "budget": {"trials": trials}}
     tree |= {"scheduler": {"kind": "asha", "grace": 1, "reduction": 3}}
     recipe = folder / "sweep.yaml"

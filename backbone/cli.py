@@ -9,6 +9,7 @@ that the faults of both come together, in one form, and a pair of fields that de
 import copy
 import difflib
 import math
+import os
 import re
 import shlex
 import sys
@@ -106,6 +107,9 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     """
     end_with_watcher()
     heed()
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        # torchrun shows what all processes say, and the first speaks for them; errors go elsewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # lines are seen when they are said, in a file or a pipe, too
     try:
@@ -168,7 +172,9 @@ def load(model: type[T], path: str | Path) -> T:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file; UserError naming the file where there is none or it does not parse."""
+    """The sections of a YAML file, or of one at a URL; UserError naming it where there is none or it does not parse."""
+    if "://" in str(path):
+        return _remote_yaml(str(path))
     path = recipe_file(path)
     try:
         tree = parse_yaml(path.read_text("utf-8-sig")) or {}
@@ -185,6 +191,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}{spaces}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not sections of fields")
+    return tree
+
+
+def _remote_yaml(url: str) -> dict[str, Any]:
+    """`read_yaml` of a URL: a sweep in a bucket leaves its best.yaml there, and a run its recipe.yaml."""
+    from backbone.storage import filesystem  # slow, and for this alone
+
+    fs, path = filesystem(url)
+    try:
+        tree = parse_yaml(fs.cat_file(path).decode("utf-8-sig")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{url}: cannot be read as a recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{url}: holds a {type(tree).__name__}, not sections of fields")
     return tree
 
 
@@ -357,11 +377,19 @@ def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> N
             values = told.overrides[name] + values
         told.overrides[name] = values
     elif name not in known:  # below a dict, whose fields have no types here
-        told.overrides[name] = parse_yaml(values[0]) if len(values) == 1 else values or True
+        told.overrides[name] = _untyped(values[0]) if len(values) == 1 else values or True
     elif len(values) > 1:
         told.faults.append(f"command line: --{name}: takes one value, not {' '.join(values)}")
     else:
         told.overrides[name] = values[0] if values else "true"
+
+
+def _untyped(text: str) -> Any:
+    """A value as YAML has it, or the text itself: *.tar and {a,b}.tar are none."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _is_field(name: str, known: dict[str, Any]) -> bool:

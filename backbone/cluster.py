@@ -286,6 +286,19 @@ def room(scaling: Scaling) -> int:
     return sum(min(int(node.get(name, 0) // need) for name, need in bundle(scaling).items()) for node in nodes)
 
 
+def places_of(scaling: Scaling, slots: int, parallel: int) -> int:
+    """Runs at a time where the cluster holds `slots` of their workers now, and `parallel` are asked for (0: as many as
+    fit). One at least."""
+    held = slots // max(1, scaling.num_workers)
+    return max(1, held, parallel) if scaling.autoscales else max(1, min(parallel or held, held))
+
+
+def gpus_left_out(scaling: Scaling) -> str:
+    """Says so where the cluster has GPUs and a run asks for none: `auto` looks at the driver's machine alone."""
+    count = 0 if scaling.use_gpu else int(sum(node.get("GPU", 0) for node in _staying()))
+    return f"on CPUs, while the cluster has {count} GPU(s): --scaling.use_gpu true takes them" if count else ""
+
+
 def check_resources(scaling: Scaling) -> None:
     """UserError with the numbers where the cluster, as it is, cannot hold the workers; Ray would wait for ever."""
     needs, nodes = bundle(scaling), _staying()

@@ -34,7 +34,7 @@ def after_doctor(source: str, images: str, val: str, count: int, annotations: st
         output = f"shards/{images.rstrip('/').rpartition('/')[2].partition('.')[0] or 'train'}"
         words = ["--source", source, "--images", images, "--output", output, "--shorter_side", "256"]
         return line("prepare", *words)
-    return line("pretrain", *_pretrain(source, images, val or "VAL"))
+    return line("pretrain", *_pretrain(source, images, val, count))
 
 
 def after_preparing(output: str) -> str:
@@ -42,8 +42,9 @@ def after_preparing(output: str) -> str:
     return line("pretrain", *_pretrain("webdataset", output, "VAL"))
 
 
-def _pretrain(source: str, train: str, val: str) -> list[str]:
-    told = ["--config", f"{STARTER}/classify.yaml", "--data.train", train, "--data.val", val]
+def _pretrain(source: str, train: str, val: str, count: int = 0) -> list[str]:
+    judged = ["--data.val", val] if val else ["--data.hold_out", str(max(1, count // 5))]
+    told = ["--config", f"{STARTER}/classify.yaml", "--data.train", train, *judged]
     return told + ([] if source == "imagefolder" else ["--data.source", source])
 
 

@@ -175,6 +175,11 @@ class NetOptions(Strict):
             raise ValueError("zero_init_residual needs shortcuts: a plain net would put out nothing but zeros")
         if self.shortcut == "none" and self.stochastic_depth:
             raise ValueError("stochastic_depth needs shortcuts: a plain net would put out nothing but zeros")
+        if self.zero_init_residual and self.norm == "frozen" and not self.preact:
+            raise ValueError(
+                "zero_init_residual: norm frozen would keep every unit's branch at 0 for ever; leave it out, or take "
+                "norm batch or group"
+            )
         if self.bn_group and self.norm != "batch":
             raise ValueError(f"bn_group is read by norm batch only, not by {self.norm}")
         if self.width <= 0 or self.bn_group < 0:

@@ -80,6 +80,16 @@ def absolute(url: str) -> str:
     return str(Path(url).expanduser().absolute()) if is_local(url) else url
 
 
+def check_kept(place: str, field: str) -> None:
+    """UserError where a relative place would lie in a submitted job's copy of the working directory."""
+    relative = "://" not in place and not Path(place).expanduser().is_absolute()
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise UserError(
+            f"{field} {place!r} is relative, and a submitted job runs in a copy of the working directory that is "
+            f"thrown away; give an absolute path that all nodes see, or a URL: --{field} /shared/{Path(place).name}"
+        )
+
+
 def for_ray(url: str) -> dict[str, Any]:
     """A place for Ray, through our own file system: of a URL Ray would make pyarrow's, with a mind of its own."""
     if is_local(url):

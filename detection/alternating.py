@@ -71,9 +71,10 @@ def plan(options: Alternating) -> list[Finetune]:
     def done(number: int) -> str:
         return join(run_url(recipes[number - 1]), "artifact")
 
-    add("1-rpn", rpn, backbone=options.backbone, train="rpn")
-    add("2-heads", heads, backbone=options.backbone, train="heads", proposals=done(1))
-    add("3-rpn", rpn, from_detector=done(2), train="rpn", **fixed)
+    last = {"run.export": "last"}  # AP says something after step 4 alone
+    add("1-rpn", rpn, backbone=options.backbone, train="rpn", **last)
+    add("2-heads", heads, backbone=options.backbone, train="heads", proposals=done(1), **last)
+    add("3-rpn", rpn, from_detector=done(2), train="rpn", **fixed, **last)
     add("4-heads", heads, from_detector=done(3), train="heads", **fixed)
     return recipes
 

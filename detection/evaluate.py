@@ -195,7 +195,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     asked["data"] = _data(recipe, loaded)
     check_ensemble(recipe, members)
     recipe = validate(DetectorEvaluation, asked, "with what the detector was trained with")
-    source = open_val(recipe.data, isinstance(loaded.detector, Semantic))
+    source = open_val(recipe.data, isinstance(loaded.detector, Semantic), recipe.data.on_bad == "skip")
     for line in remarks(source):
         say(f"data.val: {line}")
     if not source.num_objects().any():

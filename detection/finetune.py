@@ -117,8 +117,8 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         for line in remarks(source):
             say(f"data.{split}: {line}")
     unit = recipe.optim.micro_batch or first_micro_batch(recipe)
-    doubtful = *doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit), *mask_doubts(recipe, val)
-    for line in doubtful:
+    doubtful = [*doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit)]
+    for line in [*judged_on_trained(recipe.data, train, val), *doubtful, *mask_doubts(recipe, val)]:
         say(f"warning: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
     if dropped:

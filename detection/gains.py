@@ -249,18 +249,17 @@ def _alike(recipes: dict[K, R]) -> dict[K, R]:
 
 
 def _train(gains: Gains, todo: Plan, say: Callable[[str], None]) -> dict[str, str]:
-    from backbone.cluster import joined, room
+    from backbone.cluster import joined, places_of, room
     from backbone.training.pretrain import PRETRAIN
     from detection.finetune import FINETUNE
 
     done = [PRETRAIN.finished(run_url(recipe)) for recipe in todo.pretrainings.values()]
     done += [FINETUNE.finished(run_url(recipe)) for recipe in todo.finetunings.values()]
     on_ray = any(scaling.num_workers for scaling in todo.scaling) and not all(done)
-    places = 1
+    parallel = 1
     with joined(say, on_ray):
         if on_ray:
-            places = min(room(scaling) // max(1, scaling.num_workers) for scaling in todo.scaling)
-        parallel = max(1, min(gains.parallel or places, places))
+            parallel = min(places_of(scaling, room(scaling), gains.parallel) for scaling in todo.scaling)
         say(
             f"{len(todo.pretrainings)} pretraining and {len(todo.finetunings)} fine-tuning run(s), {parallel} at a time"
         )

@@ -7,7 +7,7 @@ from backbone.training.run import check_split, first_micro_batch, run_url
 from detection.data.contract import DetectionSource
 from detection.data.options import DetectionAugment
 from detection.data.share import Share
-from detection.data.sources import open_sources
+from detection.data.sources import judged_on_trained, open_sources
 from detection.finetune import begin, build_detector, check_ground_truth, load_backbone, mask_doubts, places
 from detection.nets import summary
 from detection.recipe import Finetune
@@ -50,6 +50,7 @@ def describe(recipe: Finetune) -> str:
         ("size", f"shorter side {side}, longer side up to {data.longer_side} pixels"),
         *([("jitter", jitter_line(data.augment))] if data.augment.canvas else []),
         *course(recipe, steps, micro_batch),
+        *[("warning", text) for text in judged_on_trained(recipe.data, train, val)],
         *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
         *[("warning", text) for text in (*recipe.norm_doubts(micro_batch), *mask_doubts(recipe, val))],
     ]

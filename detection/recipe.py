@@ -161,6 +161,15 @@ class Finetune(TrainingRecipe):
             )
         if self.proposals and self.train != "heads":
             raise ValueError("proposals are read with train heads only")
+        if self.train == "heads" and self.backbone and not self.proposals:
+            raise ValueError(
+                "proposals: train heads on a backbone would read those of a proposal network that nobody trains; give "
+                "--proposals FOLDER, or --from_detector FOLDER in place of --backbone"
+            )
+        best = "run.export best" if self.run.export == "best" else ""
+        by_ap = best or ("schedule.kind plateau" if self.schedule.kind == "plateau" else "")
+        if by_ap and (self.train == "rpn" or self.proposals):
+            raise ValueError(f"{by_ap}: goes by AP, of which train {self.train} leaves a part untrained; take another")
         wanting = "detector.masks" if self.detector.masks else "data.augment.paste" if self.data.augment.paste else ""
         if wanting and isinstance(self.data, VocData | DetData):
             whose = "Pascal VOC's" if isinstance(self.data, VocData) else "ImageNet DET's"

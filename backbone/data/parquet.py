@@ -243,13 +243,18 @@ def _inspect(file: pq.ParquetFile, shown: str) -> Content:
 
 def _check_split_column(file: pq.ParquetFile, schema: pa.Schema, shown: str) -> None:
     for name in SPLIT_COLUMNS:
-        if schema.names.count(name) == 1 and pa.types.is_string(schema.field(name).type):
+        if schema.names.count(name) == 1 and _is_text(schema.field(name).type):
             values = sorted(str(one) for one in file.read([name]).column(0).unique().to_pylist())
             if len(set.union(set(), *map(words_in, values))) > 1:
                 raise UserError(
                     f"{shown}: its rows are of several splits by the column {name} ({some(values)}), and {JUDGED}; "
                     "write a file for each"
                 )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _class_names(metadata: bytes, label: str) -> tuple[str, ...] | None:

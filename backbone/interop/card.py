@@ -44,9 +44,11 @@ def write(
     }
     metrics = made.get("metrics", {})
     if "val_error" in metrics:
+        held = data.get("hold_out")
+        judged = f"{data.get('train')} ({held:,} images held out)" if held else data.get("val") or kind
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": data.get("val") or kind, "type": kind},
+            "dataset": {"name": judged, "type": kind},
             "metrics": [{"type": "accuracy", "name": "top-1", "value": round(1 - metrics["val_error"] / 100, 6)}],
         }
         head["model-index"] = [{"name": name, "results": [result]}]

@@ -36,9 +36,9 @@ def sound(facts: Facts) -> Facts:
     if not all(math.isfinite(value) and value > 0 for value in facts.std or ()):
         raise ValueError(f"std {facts.std}")
     if facts.size is not None and not 1 <= facts.size <= MOST_PIXELS:
-        raise ValueError(f"images of {facts.size} pixels a side")
-    if facts.crop_pct is not None and not 0 < facts.crop_pct <= 2:
-        raise ValueError(f"crop_pct {facts.crop_pct}")
+        raise ValueError(f"size {facts.size}: give 1 to {MOST_PIXELS} pixels a side")
+    if facts.crop_pct is not None and not 0 < facts.crop_pct <= 1:
+        raise ValueError(f"crop_pct {facts.crop_pct}: a share above 0, 1 at most, such as --crop_pct 0.875")
     if facts.interpolation is not None:
         pil_filter(facts.interpolation)
     if not all(isinstance(name, str) for name in facts.classes or ()):

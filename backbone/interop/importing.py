@@ -7,11 +7,12 @@ from typing import Any
 
 from backbone import artifact
 from backbone.errors import UserError
-from backbone.interop import external
+from backbone.interop import external, timm
 from backbone.interop.advice import Advice
 from backbone.interop.common import Facts, Files, Source
 from backbone.interop.convert import Imported, convert
 from backbone.interop.export import BLOCK, TARGETS, verify
+from backbone.interop.facts import sound
 from backbone.interop.files import read, weights_files
 from backbone.interop.foreign import Foreign
 from backbone.interop.layouts import Layout
@@ -49,6 +50,8 @@ def run(options: Import) -> Brought:
             raise advice.commands(options) from advice
         except Foreign as odd:
             raise external.by_its_name(odd, files, options) from odd
+        if options.source == "timm":
+            timm.check_named(files, found.net.options, where)
     _check_output(options.output, found.net)
     made = _answers_its_probe(found, files, where)
     # Caffe's own nets have a home in detectron2.
@@ -87,7 +90,7 @@ def _given(options: Import) -> Facts:
             classes = tuple(line for line in fs.cat_file(path).decode().splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"classes {options.classes}: {error}") from error
-    return Facts(
+    given = Facts(
         stride_in_1x1={"true": True, "false": False}.get(options.stride_in_1x1),
         shortcut_pad=options.shortcut_pad or None,
         dilation=options.dilation or None,
@@ -98,6 +101,10 @@ def _given(options: Import) -> Facts:
         crop_pct=options.crop_pct or None,
         classes=classes,
     )
+    try:
+        return sound(given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_output(url: str, net: Backbone) -> None:

@@ -106,4 +106,9 @@ def literal(text: str, name: str) -> Any:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {str(k.arg): _literal(k.value) for k in node.keywords if k.arg}
+    if isinstance(node, ast.List | ast.Tuple):  # with dict(...) in them, as the heads of a cascade
+        return [_literal(one) for one in node.elts]
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {ast.literal_eval(key): _literal(value) for key, value in pairs if key}
     return ast.literal_eval(node)

@@ -1,12 +1,14 @@
 """timm: a folder that `timm.create_model("local-dir:...")` reads, free of all that is not timm's."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from backbone.artifact import timm_name
+from backbone.errors import UserError
 from backbone.interop.common import (
     Answer,
     Facts,
@@ -21,6 +23,10 @@ from backbone.interop.common import (
     with_maps,
 )
 from backbone.nets.external import External
+from backbone.options import AnyNet
+
+SAME = re.compile(r"(?:tv_|ssl_|swsl_|gluon_)?(.+?)(?:_v1b)?")
+"""Names that timm had for the same nets."""
 
 
 def write(source: Source) -> Files:
@@ -91,13 +97,29 @@ def architecture(files: Files) -> tuple[str, dict[str, Any]]:
     return str(config.get("architecture", "")), dict(config.get("model_args") or {})
 
 
+def check_named(files: Files, options: AnyNet, where: str) -> None:
+    """UserError where the config beside weights is of another net, whose keys are those of `options` all the same."""
+    name, arguments = architecture(files)
+    model = name.partition(".")[0]
+    plain = SAME.fullmatch(model)
+    if not name or (plain and plain[1] == timm_name(options) and not arguments):
+        return
+    told = f" with {arguments}" if arguments else ""
+    fix = "use the artifact as it is" if model.startswith("raybone_") else f"give --model {model}, which timm builds"
+    raise UserError(
+        f"{where}: its config.json is of {name}{told}; {options.name} has the same keys and computes otherwise: {fix}"
+    )
+
+
 def facts(files: Files) -> Facts:
     """What `config.json` says, if there is one."""
     if "config.json" not in files:
         return Facts()
     config = json.loads(files["config.json"])
     given = config.get("pretrained_cfg", config)  # older folders of the hub have it flat
-    names = given.get("label_names")
+    names = config.get("label_names") or given.get("label_names")
+    if isinstance(names, dict):  # number -> name
+        names = [names[number] for number in sorted(names, key=int)]
     return Facts(
         channel_order="RGB",
         mean=three(given["mean"]),

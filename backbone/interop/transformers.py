@@ -105,6 +105,8 @@ def facts(files: Files) -> Facts:
         config = json.loads(files["config.json"])
         if config.get("downsample_in_first_stage"):
             raise ValueError("downsample_in_first_stage: no net of ours halves the map in its first stage")
+        if config.get("hidden_act", "relu") != "relu":
+            raise ValueError(f"hidden_act {config['hidden_act']}: nets here have relu")
         found["stride_in_1x1"] = bool(config.get("downsample_in_bottleneck", False))
         if config.get("id2label"):
             found["classes"] = tuple(name for _, name in sorted((int(k), v) for k, v in config["id2label"].items()))

@@ -172,16 +172,19 @@ def _size(distribution: dict[str, Any]) -> float:
 
 
 def seconds_left(record: Record) -> float | None:
-    """A guess: the trials to come take as long as those that are done, and a budget of hours ends it before.
+    """A guess: the trials to come take as long as those that are done, and a budget of time may end it before.
 
     None unless it runs, and before three trials and as many as run at a time are done.
     """
     done, todo = len(record.of_state("finished", "stopped", "failed")), planned(record)
     if not record.alive or done < max(3, record.places) or done >= todo:
         return None
-    guess = record.seconds * (todo - done) / done
-    hours = (record.sweep.get("budget") or {}).get("hours") or 0
-    return min(guess, max(0.0, 3600 * hours - record.seconds)) if hours else guess
+    budget, ends = record.sweep.get("budget") or {}, [record.seconds * (todo - done) / done]
+    if budget.get("hours"):
+        ends.append(3600 * budget["hours"] - record.seconds)
+    if budget.get("device_hours") and record.device_hours:
+        ends.append(record.seconds * (budget["device_hours"] / record.device_hours - 1))
+    return max(0.0, min(ends))
 
 
 def _known(value: Any) -> bool:

@@ -13,7 +13,7 @@ import yaml
 from backbone.cli import laid_over
 from backbone.errors import UserError
 from backbone.lease import Lease
-from backbone.storage import filesystem, is_local, join
+from backbone.storage import filesystem, is_local, join, replace_file
 from backbone.sweep.ahead import Ahead
 from backbone.sweep.analysis import importance
 from backbone.sweep.options import OBJECTIVES, Asha, Sweep
@@ -198,7 +198,10 @@ class Board:
 
     def _ended(self, trial: Trial, text: str) -> None:
         self.search.learn(trial)
+        before = self.record.best
         self._rank()
+        if self.record.best != before:  # pages say how to train it
+            self._write_best()
         self._remove_checkpoints()
         self.say(f"[{trial.id}] {text}  ({self.counts()})")
         self.write()
@@ -275,19 +278,24 @@ class Board:
         for trial in self.record.of_state("running"):
             trial.state = "waiting"
         if self.record.best:
-            trial = self.record.trial(self.record.best)
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
-            known = word(self.record, trial)
-            head = f"# Trial {trial.id} of the sweep {self.sweep.name}, {known}: {told(trial.point)}\n# {shown}\n"
-            text = head + yaml.safe_dump(self._best(trial).model_dump(mode="json"), sort_keys=False)
-            fs, path = filesystem(join(self.record.url, "best.yaml"))
-            fs.pipe_file(path, text.encode())
+            self._write_best()
         self.write()
         self._remove_checkpoints()  # last: it may take long, and who stops a sweep does not wait
 
+    def _write_best(self) -> None:
+        """`best.yaml`: the recipe of the best so far, and what is known of it."""
+        if self.held:
+            self.held.check()
+        trial = self.record.trial(self.record.best)
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+        known = word(self.record, trial)
+        head = f"# Trial {trial.id} of the sweep {self.sweep.name}, {known}: {told(trial.point)}\n# {shown}\n"
+        text = head + yaml.safe_dump(self._best(trial).model_dump(mode="json"), sort_keys=False)
+        replace_file(join(self.record.url, "best.yaml"), text.encode())
+
     def _best(self, trial: Trial) -> Recipe:
         """The recipe that trains a trial again, at one go: what PBT changed on the way is its schedule."""
-        overrides: dict[str, Any] = {"name": f"{self.sweep.name}-best", "run.storage": self.base.run.storage}
+        overrides: dict[str, Any] = {"name": f"{self.sweep.name}-best", "run.storage": self.sweep.storage}
         if precision := recorded_precision(self.record.place(trial)):  # what auto came out as there
             overrides["compute.precision"] = precision
         if trial.lineage:

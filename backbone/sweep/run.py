@@ -3,8 +3,7 @@
 import os
 from collections.abc import Callable
 
-from backbone.cluster import check_resources, connect, dashboard_url, lost, room
-from backbone.compute import Scaling
+from backbone.cluster import check_resources, connect, dashboard_url, lost, places_of, room
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import lease
 from backbone.stopping import Stopped, stop_of
@@ -34,17 +33,15 @@ def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[st
         board = Board(sweep, say, held)
         if not board.todo and board.search.exhausted:
             say("all of its trials have ended")
+            if board.record.state != "finished":  # who ran it was ended before the last word
+                board.end("finished", board.over_budget())
         else:
             _run(board, detection_ap, say)
         if not board.record.best:
+            if why := board.record.why:  # a budget's
+                raise UserError(f"no trial finished: {why}; a larger --{why.partition(' ')[0]} goes on with them")
             raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
         return board.record
-
-
-def places_of(scaling: Scaling, slots: int, parallel: int) -> int:
-    """Trials at a time where the cluster holds `slots` workers now. One at least: Tune takes none for no bound."""
-    held = slots // scaling.num_workers
-    return max(1, held, parallel) if scaling.autoscales else max(1, min(parallel or held, held))
 
 
 def _run(board: Board, detection_ap: DetectionAP | None, say: Callable[[str], None]) -> None:

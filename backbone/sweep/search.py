@@ -73,7 +73,9 @@ class _Tpe:
         if trial.state == "finished":
             self._study.add_trial(create(values=[trial.values[o.name] for o in self._objectives], **common))
         elif trial.state == "stopped" and trial.history and len(self._objectives) == 1:
-            errors = {int(row["step"]): row["val_error"] for row in trial.history}
+            # Of an error rate less is better, whatever is looked for.
+            sign = 1 if self._objectives[0].mode == "min" else -1
+            errors = {int(row["step"]): sign * row["val_error"] for row in trial.history}
             self._study.add_trial(create(state=states.PRUNED, intermediate_values=errors, **common))
 
     def _distribution(self, d: Distribution) -> Any:

@@ -61,7 +61,7 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
             num_samples=-1 if search else 1,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
-            max_concurrent_trials=places if search else None,  # a population is there as a whole
+            max_concurrent_trials=places if search else None,  # 0 is no bound; a population is there whole
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",

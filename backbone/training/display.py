@@ -18,14 +18,18 @@ class Display:
     """Shows the records of a run as they come (see `engine.Report`), on the driver."""
 
     def __init__(
-        self, url: str, label: str = "", watch: Callable[[dict[str, Any]], None] = lambda record: None
+        self,
+        url: str,
+        label: str = "",
+        watch: Callable[[dict[str, Any]], None] = lambda record: None,
+        keeps: bool = True,
     ) -> None:
         """`label` goes before every line, where several runs share an output; then no bar is drawn.
 
-        `watch` is given each record too.
+        `watch` is given each record too. `keeps`: whether this process writes the run's files; of torchrun's the first.
         """
         self.url = url
-        self._watch = watch
+        self._watch, self._keeps = watch, keeps
         self._label = f"[{label}] " if label else ""
         self._bar: tqdm | None = None
         self._writer: Any = None
@@ -33,7 +37,7 @@ class Display:
         self._began: tuple[float, int] | None = None
         self._step: int | None = None
         self._is_stopped = self._is_hindered = False
-        if not is_local(url):  # what attempts before this one have written
+        if not is_local(url) and keeps:  # what attempts before this one have written
             fs, path = filesystem(url)
             if fs.exists(f"{path}/log.txt"):
                 fs.get_file(f"{path}/log.txt", f"{self._folder}/log.txt")
@@ -146,7 +150,7 @@ class Display:
 
     def _upload(self) -> None:
         """What has been written so far, where the run is remote. A store that does not answer now may the next time."""
-        if is_local(self.url):
+        if is_local(self.url) or not self._keeps:
             return
         fs, path = filesystem(self.url)
         try:

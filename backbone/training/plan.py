@@ -227,7 +227,7 @@ def lr_line(recipe: TrainingRecipe, steps: schedule.Steps) -> str:
     marks = [f"{mark:,}" for mark in steps.milestones]
     match s:
         case PiecesSchedule():
-            parts += [f"{rate:g} from step {mark}" for rate, mark in zip(s.rates, marks, strict=True)]
+            parts += [f"{optim.scaled(rate):g} from step {mark}" for rate, mark in zip(s.rates, marks, strict=True)]
         case StepsSchedule():
             parts.append(f"x {s.gamma:g} at steps {', '.join(marks)}")
         case PlateauSchedule():

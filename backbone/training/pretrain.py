@@ -40,7 +40,7 @@ from backbone.job import Job
 from backbone.nets import Backbone, build
 from backbone.nets.count import parameters
 from backbone.provenance import code
-from backbone.storage import filesystem, join
+from backbone.storage import filesystem, join, replace_file
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.losses import binary_cross_entropy, soft_targets
@@ -342,7 +342,8 @@ def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) 
     place = join(path, "statistics.safetensors")
     if not fs.exists(place):
         say(f"taking mean and deviation over {min(len(train), STATISTICS_IMAGES):,} training images")
-        fs.pipe_file(place, save_tensors(statistics(train, data)))
+        # Whole: without Ray several ranks may do this at the same time.
+        replace_file(join(run_url(recipe), "statistics.safetensors"), save_tensors(statistics(train, data)))
     found = load_tensors(fs.cat_file(place))
     mean_image, std = found["mean_image"], tuple(found["std"].tolist())
     # The paper subtracts the mean image and divides by nothing; the first batch norm makes the division immaterial. For

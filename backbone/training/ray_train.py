@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import bundle, check_resources, connect
+from backbone.cluster import bundle, check_resources, connect, gpus_left_out
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
@@ -77,7 +77,7 @@ def launch(
         Lost: workers were killed or lost more often than `max_failures`.
         ray.train.TrainingFailedError: they failed so often in some other way. Of a lone worker its last error.
     """
-    display = Display(payload.url, label, watch)
+    display = Display(payload.url, label, watch, keeps=is_first_process(scaling))
     try:
         with _stop_told(display, scaling, held):
             if scaling.num_workers:
@@ -153,6 +153,8 @@ def _launch_on_ray(
     try:
         with _stop_told(display, scaling, held):
             check_resources(scaling)
+            if unused := gpus_left_out(scaling):
+                display.say(unused)
             # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             post = Post.begin(num_cpus=0, scheduling_strategy=here)

@@ -1,5 +1,6 @@
 """Which checkpoint all ranks go on from. The first rank chooses; each one's view of a shared file system may lag."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +34,15 @@ def take_best(model: nn.Module, progress: Progress, store: Store, world: World, 
     if progress.best_step in (-1, progress.step):
         return progress.step
 
+    def error_of(step: int) -> float | None:
+        try:
+            return store.manifest(step).get("val_error")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            say(f"checkpoint step-{step:08d} is damaged: its manifest cannot be read ({error}); passing it over")
+            return None
+
     def best_first() -> list[int]:
-        errors = {step: store.manifest(step).get("val_error") for step in store.steps() if step != progress.step}
+        errors = {step: error_of(step) for step in store.steps() if step != progress.step}
         last = next((one["val_error"] for one in reversed(progress.history) if "val_error" in one), None)
         better = {step: error for step, error in errors.items() if error is not None and (last is None or error < last)}
         return sorted(better, key=lambda step: better[step])

@@ -1,7 +1,6 @@
 """A run is its name: the folder `<storage>/<name>`, and what may be submitted under it."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 
 from backbone.cli import fields
 from backbone.errors import StorageError, UserError
-from backbone.storage import filesystem, is_local, join, replace_file
+from backbone.storage import check_kept, filesystem, is_local, join, replace_file
 from backbone.training.recipe import TrainingRecipe, identity, recipe_hash
 
 R = TypeVar("R", bound=TrainingRecipe)
@@ -31,14 +30,9 @@ def run_place(storage: str, name: str, field: str = "storage") -> str:
         UserError: the storage is relative in a submitted job, whose working directory is a copy thrown away after it;
             calls it `field`.
     """
+    check_kept(storage, field)
     if "://" not in storage:
-        path = Path(storage).expanduser()
-        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            raise UserError(
-                f"{field} {storage!r} is relative, and a submitted job runs in a copy of the working directory "
-                f"that is thrown away; give an absolute path that all nodes see, or a URL: --{field} /shared/runs"
-            )
-        storage = str(path.resolve())
+        storage = str(Path(storage).expanduser().resolve())
     return join(storage, name)
 
 
@@ -67,6 +61,12 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: in
         recipe = recipe.model_copy(update={"optim": optim, "name": recipe.run_name})
     if recipe.compute.precision == "auto" and old:  # what it came out as at the first start
         recipe = recipe.with_precision(old["identity"]["compute.precision"])
+    began = (old or {}).get("processes", recipe.scaling.processes)
+    if recipe.equal_shares and began != recipe.scaling.processes:
+        raise UserError(
+            f"{url}: norm sync takes statistics over all workers, and this run has {began}: go on with "
+            f"--scaling.num_workers {began} (as many processes under torchrun), or give this one another --name"
+        )
     check_split(recipe)
     if old:
         _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, recipe)
@@ -95,7 +95,9 @@ def record_precision(url: str, recipe: TrainingRecipe) -> None:
 
 def _write(url: str, recipe: TrainingRecipe, fingerprints: dict[str, str]) -> None:
     """Recipe and record, by which the run is known, of a run."""
-    new = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
+    new: dict[str, Any] = {"identity": identity(recipe), "data": fingerprints, "recipe_hash": recipe_hash(recipe)}
+    if recipe.equal_shares:  # over how many workers the statistics are
+        new["processes"] = recipe.scaling.processes
     replace_file(join(url, "recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
     replace_file(join(url, "run.json"), json.dumps(new, indent=2).encode())
 

@@ -92,7 +92,8 @@ def open_det(
         fingerprint = digest(arrays["fingerprint"].tobytes().decode(), arrays[BLACKLIST].tolist())
         arrays["fingerprint"] = np.frombuffer(fingerprint.encode(), np.uint8)
         if black:
-            findings.add("note", "classes of images on the blacklist", "neither found nor missed", count=len(black))
+            what = "neither found nor missed in det's mAP; COCO's AP and VOC's mAP judge them as all others"
+            findings.add("note", "classes of images on the blacklist", what, count=len(black))
         index = save("det", fingerprint, arrays, cache)
         sources.append(AnnotatedSource(index, split.folders, keep_empty or k > 0, findings=findings.sorted()))
     return sources

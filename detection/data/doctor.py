@@ -9,6 +9,7 @@ from backbone.data.decode import decode
 from backbone.data.findings import Diagnosis, Findings, Severity
 from backbone.data.formats import is_image
 from backbone.data.listing import THREADS
+from backbone.data.splits import splits_among
 from backbone.errors import BadImage, UserError
 from backbone.storage import filesystem
 from detection.data.annotated import AS_STORED, orientation, read
@@ -81,7 +82,8 @@ def looks_like(location: str) -> str:
         return ""
     inside = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)]
     if {"Annotations", "JPEGImages"} <= {*inside}:
-        return f"--source voc --images {place}:{to_train_on(place) or 'trainval'}"
+        split = to_train_on(place)
+        return f"--source voc --images {place}:{split}" if split else ""
     if "annotations" in inside:
         beside = [name for name in inside if fs.exists(f"{root}/annotations/instances_{name}.json")]
         return f"--source coco --images {place}/{beside[0]}" if beside else ""
@@ -89,7 +91,7 @@ def looks_like(location: str) -> str:
         if any(name.endswith(suffix) for name in inside):
             return f"--source {source} --images {place}"
     folders = [name for name in inside if fs.isdir(f"{root}/{name}")]
-    if folders and any(map(is_image, fs.ls(f"{root}/{folders[0]}", detail=False))):
+    if folders and not splits_among(folders) and any(map(is_image, fs.ls(f"{root}/{folders[0]}", detail=False))):
         return f"--source imagefolder --images {place}"
     return ""
 

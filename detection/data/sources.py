@@ -1,5 +1,6 @@
 """Where annotated images come from: the two splits a recipe names, checked against each other."""
 
+from backbone.data.formats import some
 from backbone.errors import UserError
 from detection.data.annotated import doctor, nothing_to_train_on
 from detection.data.coco import open_coco
@@ -62,30 +63,30 @@ def _open_both(data: DetectionData, maps: bool) -> tuple[DetectionSource, Detect
     return train, val
 
 
-def open_val(data: DetectionData, maps: bool = False) -> DetectionSource:
-    """The images to judge by, alone; `maps` as in `open_sources`.
+def open_val(data: DetectionData, maps: bool = False, unreadable: bool = True) -> DetectionSource:
+    """The images to judge by, alone; `maps` as in `open_sources`, `unreadable` as in `refuse_errors`.
 
     Raises:
         UserError: missing, damaged, wrong (see `refuse_errors`), or without label maps that are asked for.
     """
-    source = _open_val(data, maps)
+    source = _open_val(data, maps, unreadable)
     if maps:
         check_labelled(source.has_masks, source.categories, "data.val")
     return source
 
 
-def _open_val(data: DetectionData, maps: bool) -> DetectionSource:
+def _open_val(data: DetectionData, maps: bool, unreadable: bool) -> DetectionSource:
     if isinstance(data, VocData) and maps:
         return open_segments(data.val, data.cache or None)
     if isinstance(data, ScenesData):
         return SyntheticScenes(data.seed, data.val_images, data.render, data.objects, "val")
     if isinstance(data, DetData):
         (source,) = open_det([data.val], Choice(), True, data.devkit, data.cache or None)
-        refuse_errors(source, data.source, data.val)
+        refuse_errors(source, data.source, data.val, unreadable=unreadable)
         return source
     annotations = data.val_annotations if isinstance(data, CocoData) else ""
     source = open_source(data.source, data.val, annotations, data.cache or None)
-    refuse_errors(source, data.source, data.val, annotations)
+    refuse_errors(source, data.source, data.val, annotations, unreadable)
     return source
 
 
@@ -120,6 +121,20 @@ def refuse_errors(
     if wrong:
         doctored = f"; all its faults: {doctor(kind, location, annotations)}" if kind in KINDS else ""
         raise UserError(f"{location}: {wrong[0].as_line()}{doctored}")
+
+
+def judged_on_trained(data: DetectionData, train: DetectionSource, val: DetectionSource) -> list[str]:
+    """Says so where images to judge by are trained on, too: Pascal VOC's trainval holds all of val."""
+    if isinstance(data, ScenesData):  # whose scenes are called alike in both splits
+        return []
+    trained = {train.name(i) for i in range(len(train))}
+    both = [name for i in range(len(val)) if (name := val.name(i)) in trained]
+    if not both:
+        return []
+    return [
+        f"data.val {data.val}: {len(both):,} of its {len(val):,} images are trained on, too ({some(both)}): what was "
+        "trained on does not test anything; name lists that share none"
+    ]
 
 
 def remarks(source: DetectionSource) -> list[str]:

@@ -1,6 +1,7 @@
 """The lists of Pascal VOC, and the files that they mean."""
 
 import re
+import shlex
 from pathlib import PurePath, PurePosixPath
 
 from backbone.data.findings import Findings
@@ -74,7 +75,14 @@ def _list(folder: str, split: str, lists: str) -> list[str]:
 def _lists(folder: str, lists: str) -> str:
     fs, root = filesystem(folder)
     if not fs.isdir(f"{root}/{lists}"):
-        return f"a folder of Pascal VOC holds {lists}, {ANNOTATIONS if lists == LISTS else MAPS} and {IMAGES}"
+        needs = f"a folder of Pascal VOC holds {lists}, {ANNOTATIONS if lists == LISTS else MAPS} and {IMAGES}"
+        if lists != LISTS or not fs.isdir(f"{root}/{ANNOTATIONS}"):
+            return f"{needs}; a folder of Roboflow's is read in its COCO export, --data.source coco"
+        return (
+            f"{needs}; lists of four in five to train on, and of the others, are made by: (cd {shlex.quote(folder)} && "
+            f"mkdir -p {lists} && ls {ANNOTATIONS} | sed 's/\\.xml$//' | "
+            f'awk \'{{ print > ("{lists}/" (NR % 5 ? "train" : "val") ".txt") }}\')'
+        )
     names = sorted(PurePath(path).stem for path in fs.ls(f"{root}/{lists}", detail=False))
     return f"there are {', '.join([name for name in names if '_' not in name] or names[:10])}"
 

@@ -24,7 +24,7 @@ from backbone.lease import FILE as LEASE
 from backbone.lease import lease
 from backbone.provenance import environment
 from backbone.stopping import Stopped
-from backbone.storage import absolute, filesystem, join, names_in, trouble, writing
+from backbone.storage import absolute, check_kept, filesystem, join, names_in, trouble, writing
 from detection import artifact
 from detection.detecting import files
 from detection.detecting.files import PARTS, STAYS, part_name
@@ -67,6 +67,7 @@ def detect_all(options: Detecting, say: Say = print) -> Detected:
             results, cannot be written, or another process is at it.
         Lost: the cluster is gone.
     """
+    check_kept(options.output, "output")
     update = {name: absolute(getattr(options, name)) for name in ("detector", "output")}
     options = options.model_copy(update=update)
     block = artifact.read_config(options.detector)["raybone_detector"]

@@ -67,14 +67,12 @@ class Gain:
 
 
 def paper_step(step: EntryStep) -> str:
-    """Which of the paper's steps this is; "" where none."""
-    if step.ensemble:
-        return "ensemble"
-    if step.scales and not (step.train_with or step.refine or step.vote or step.flip):
-        return "multi-scale testing"
-    if step.train_with == {"detector": {"context": True}} and not (step.refine or step.vote or step.flip):
-        return "context"
-    return "box refinement" if step.refine and step.vote and not (step.train_with or step.flip) else ""
+    """Which of the paper's steps this is, and no more than that; "" where none."""
+    asked = {field for field in EntryStep.model_fields if field != "label" and getattr(step, field)}
+    if asked == {"train_with"}:
+        return "context" if step.train_with == {"detector": {"context": True}} else ""
+    alone = {"ensemble": {"ensemble"}, "box refinement": {"refine", "vote"}, "multi-scale testing": {"scales"}}
+    return next((name for name, fields in alone.items() if asked - {"maxout"} == fields), "")
 
 
 def gains(row: np.ndarray, before: np.ndarray, paired: bool, num_images: int) -> Gain:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from pycocotools import mask as rle
 
 from backbone.data.stream import order
 from backbone.errors import UserError
@@ -24,6 +25,7 @@ from detection.interop import card, onnx, torchvision
 from detection.interop.source import Answer, Files, Source
 from detection.nets import Rcnn, Semantic
 
+SAME_MASK = 0.8  # IoU: a box off by the tolerance may end a pixel further
 OTHERS = 0.02
 """Part of the detections that may be others: where two scores, or an IoU and its threshold, are as good as equal."""
 ALL = {"score": 0.0}
@@ -197,7 +199,8 @@ def agree(ours: Detections, theirs: Detections, sides: tuple[int, int], to: str)
         free = [column for column in np.argsort(apart[row], kind="stable").tolist() if column not in used][:1]
         for column in free:
             score = abs(float(ours.scores[row]) - float(theirs.scores[column]))
-            if apart[row, column] <= most.boxes and score <= most.scores:
+            near = apart[row, column] <= most.boxes and score <= most.scores
+            if near and _same_mask(ours, theirs, row, column):
                 used.add(column)
                 boxes.append(float(apart[row, column]))
                 scores.append(score)
@@ -209,6 +212,14 @@ def agree(ours: Detections, theirs: Detections, sides: tuple[int, int], to: str)
             f"{len(theirs) - len(used)} others"
         )
     return Agreement(sides, len(ours), others, max(boxes), max(scores))
+
+
+def _same_mask(ours: Detections, theirs: Detections, row: int, column: int) -> bool:
+    if ours.masks is None or theirs.masks is None:
+        return ours.masks is theirs.masks
+    pair = [ours.masks[row]], [theirs.masks[column]]
+    empty = [not rle.area(one[0]) for one in pair]
+    return all(empty) or (not any(empty) and float(rle.iou(*pair, [0])[0][0]) >= SAME_MASK)
 
 
 def picture(height: int, width: int) -> np.ndarray:

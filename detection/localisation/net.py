@@ -37,6 +37,9 @@ class Localiser(nn.Module):
         self.conv: nn.Module = nn.Identity()
         if options.channels:
             self.conv = nn.Sequential(nn.Conv2d(stage.channels, width, 3, padding=1), nn.ReLU(inplace=True))
+        self.grids: dict[tuple[int, int], tuple[int, int]] = {}
+        """Sides of the images seen -> of their maps, which VGG rounds down and residual nets round up."""
+
         self.each = len(options.anchor_sizes) * len(options.anchor_ratios)
         self.cls = nn.Conv2d(width, classes * self.each, 1)
         self.reg = nn.Conv2d(width, classes * self.each * 4, 1)
@@ -50,7 +53,9 @@ class Localiser(nn.Module):
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images [N, 3, H, W] and classes int64 [N, J] -> logits [N, J, M] and deltas [N, J, M, 4], float32,
         for the M anchors of `anchors`."""
-        maps = self.conv(self.body(images, self.options.stage)[self.options.stage]).flatten(2)
+        maps = self.conv(self.body(images, self.options.stage)[self.options.stage])
+        self.grids[images.shape[-2], images.shape[-1]] = maps.shape[-2], maps.shape[-1]
+        maps = maps.flatten(2)
         parts = []
         for layer, numbers in ((self.cls, 1), (self.reg, 4)):
             assert layer.bias is not None
@@ -67,7 +72,8 @@ class Localiser(nn.Module):
         ratios = torch.tensor(self.options.anchor_ratios, device=device).sqrt()[:, None]
         sizes = torch.tensor(self.options.anchor_sizes, device=device)[None]
         half = torch.stack([sizes / ratios, sizes * ratios], -1).reshape(-1, 2) / 2  # width, height
-        rows, columns = -(-height // self.stride), -(-width // self.stride)
+        up = -(-height // self.stride), -(-width // self.stride)  # of sizes that no image had yet
+        rows, columns = self.grids.get((height, width), up)
         y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in (rows, columns)), indexing="ij")
         centres = self.stride * torch.stack([x, y], -1).reshape(-1, 1, 2).float()
         return torch.cat([centres - half, centres + half], -1).reshape(-1, 4)

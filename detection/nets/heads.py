@@ -87,6 +87,8 @@ class Heads(RoIHeads):
     ) -> dict[str, Tensor]:
         """torchvision's `fastrcnn_loss`: boxes of positive regions alone, divided by the number of all."""
         label, target = torch.cat(labels), torch.cat(wanted)
+        if not label.numel():  # an image without objects that is thinner than rpn.min_size
+            return {"loss_classifier": scores.sum(), "loss_box_reg": deltas.sum()}
         positive = torch.where(label > 0)[0]
         found = deltas.reshape(len(scores), -1, 4)[positive, label[positive]]
         boxes = F.smooth_l1_loss(found, target[positive], beta=self.beta, reduction="sum")

@@ -26,8 +26,9 @@ STAGES = ("C3", "C4", "C5")
 class Retina(BoxDetector[RetinaOptions]):
     """Classes and boxes of every anchor on P3 to P7.
 
-    Losses are torchvision's, to the last bit: `classification`, the focal loss, and `bbox_regression`. Detections are
-    torchvision's too, but for its class 0, which no annotation has: it is left out before the best are chosen.
+    Losses are torchvision's, to the last bit, but where no anchor touches an object (see `BestToo`): `classification`,
+    the focal loss, and `bbox_regression`. Detections are torchvision's too, but for its class 0, which no annotation
+    has: it is left out before the best are chosen.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""torchvision's matcher, sampler and pyramid pooling with fewer waits for the device: the same draws, bit for bit.
+"""torchvision's matcher, sampler and pyramid pooling with fewer waits for the device: the same draws, bit for bit,
+but for objects that no box touches (`BestToo`).
 
 A GPU is told what to do ahead of time, but where the size of a result lies on it, as that of `torch.where(mask)[0]`,
 Python must wait until all before is computed. Here such sizes come in one transfer for all images or levels, and what

@@ -159,7 +159,10 @@ def _shown(estimate: dict[str, Any], name: str) -> tuple[dict[str, float], str]:
 def _series(summary: dict[str, Any], label: str) -> str:
     """The baseline is grey, `s0`; the others take colours in order."""
     others = [row["label"] for row in summary["rows"] if row["label"] != summary["baseline"]]
-    return f"s{others.index(label) % (SERIES - 1) + 1}" if label in others else "s0"
+    if label not in others:
+        return "s0"
+    turn, place = divmod(others.index(label), SERIES - 1)
+    return f"s{place + 1}{' again' if turn % 2 else ''}"  # hollow and dashed: shell.html
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -150,7 +150,7 @@ def estimate(
     half, degrees = intervals.margin(noise, weights)
     return Estimate(
         value=value,
-        images=intervals.of_images(drawn, least, most),
+        images=intervals.of_images(drawn, least, most) if num_images > 1 else None,
         trainings=intervals.around(value, intervals.margin(still, weights)[0], least, most),
         joint=intervals.around(value, half, least, most),
         degrees=degrees if np.isfinite(degrees) else None,

@@ -91,7 +91,8 @@ def noise_of_images(rows: Sequence[np.ndarray], num_images: int) -> Noise:
     """Of other images alone, had it been these very trainings; `rows` as for `noise`."""
     means = np.stack([row[:, 1:].mean(0) for row in rows])
     means = means[:, np.isfinite(means).all(0)]
-    images = np.cov(means).reshape(len(rows), len(rows)) if means.shape[1] > 1 else np.full((len(rows),) * 2, np.nan)
+    known = means.shape[1] > 1 and num_images > 1  # draws of a single image are that image
+    images = np.cov(means).reshape(len(rows), len(rows)) if known else np.full((len(rows),) * 2, np.nan)
     none = np.zeros(len(rows))
     return Noise(images, none, none.astype(int), num_images)
 

@@ -21,11 +21,14 @@ def headline(ladder: dict[str, Any]) -> str:
     *rungs, last = ladder["rungs"]
     enough, cheap = ladder["enough"], ladder["cheap"]
     right = [rung for rung in rungs if rung["tau"]["value"] is not None and rung["tau"]["value"] >= enough]
-    right.sort(key=_cost)
+    whole = len(last["worth"])
+    right.sort(key=lambda rung: (len(rung["tau"]["rows"]) < whole, _cost(rung)))  # an order of all rows says more
     if not right:
         return f"No rung gives the order of {last['name']} with a tau of {enough:g} or more."
     first = right[0]
-    told = f"gives the order of {last['name']} with tau {agreed(first['tau'])}, at {_costs(first)}"
+    of = len(first["tau"]["rows"])
+    some = "" if of == whole else f", by {of} of {whole} rows,"
+    told = f"gives the order of {last['name']}{some} with tau {agreed(first['tau'])}, at {_costs(first)}"
     if _cost(first) > cheap:
         return (
             f"No rung gives the order of {last['name']} with a tau of {enough:g} or more at {percent(cheap, 0)} % of "

@@ -80,6 +80,8 @@ def agreement(one: Judged, other: Judged, seed: int = 0) -> Agreement:
     value = float(tau(*values))
     if not np.isfinite(value):
         return Agreement(labels, None, None, None, "all rows are worth the same, which is no order")
+    if min(way.num_images for way in ways) < 2:
+        return Agreement(labels, value, None, None, "what other images would change is unknown: there is one")
     rng = np.random.default_rng(seed)
     given = _images(ways, labels, rng, alone=True)
     images = _interval(value, tau(*(mean + drawn for mean, drawn in zip(values, given, strict=True))))

@@ -1,7 +1,7 @@
 """One report over several detectors: a block for each, and whether they put the backbones in the same order."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from itertools import combinations
@@ -70,13 +70,24 @@ def order(block: dict[str, Any]) -> list[str]:
     return [row["label"] for row in sorted(block["rows"], key=lambda row: -(row[main]["value"] or 0))]
 
 
+def level(block: dict[str, Any], rows: Sequence[str]) -> list[str]:
+    """Those of `rows` that another is worth exactly as much as: which comes first says nothing."""
+    main = block["parts"][0]["main"]
+    worth = {row["label"]: row[main]["value"] or 0.0 for row in block["rows"] if row["label"] in rows}
+    return [label for label, value in worth.items() if list(worth.values()).count(value) > 1]
+
+
 def sentences(summary: dict[str, Any]) -> list[str]:
     """Whether the order is the same in all, as seen, and how sure that is."""
     blocks, lines = summary["blocks"], []
     orders = {name: order(block) for name, block in blocks.items()}
     rows = [label for label in next(iter(orders.values())) if all(label in one for one in orders.values())]
     seen = {tuple(label for label in one if label in rows) for one in orders.values()}
-    if len(blocks) > 1 and len(rows) > 1:
+    tied = {name: same for name, block in blocks.items() if (same := level(block, rows))}
+    lines += [
+        f"{name} does not tell {' and '.join(same)} apart: their values are equal." for name, same in tied.items()
+    ]
+    if len(blocks) > 1 and len(rows) > 1 and not tied:
         if len(seen) == 1:
             lines.append(f"The order of backbones is the same in all {len(blocks)}: {', '.join(next(iter(seen)))}.")
         else:

@@ -204,7 +204,7 @@ def _verdict(gain: dict[str, Any], row: dict[str, Any], base: dict[str, Any]) ->
     if gain["verdict"] is None:
         once = [one["label"] for one in (row, base) if one["independent"] == 1]
         if not once:
-            return "no interval, for want of objects"
+            return "no interval, for want of images or objects"
         which = "one training each" if len(once) == 2 else f"{once[0]} was trained once"
         return f"{which}: what another training would change is unknown"
     fixed = [one["label"] for one in (row, base) if one["pretrainings"] == 1]

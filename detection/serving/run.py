@@ -367,4 +367,7 @@ def check_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise UserError(f"host {host}, port {port}: {error}; give another --port") from error
+        raise UserError(
+            f"host {host}, port {port}: {error}; give another --port. To replace what another jobs/serve.py serves there, "
+            "both must be on one cluster: end it, ray start --head, and serve again"
+        ) from error

@@ -28,7 +28,7 @@ from backbone.data.tar import UNFINISHED
 from backbone.errors import StorageError, UserError
 from backbone.lease import lease
 from backbone.stopping import Stopped
-from backbone.storage import absolute, filesystem, join, trouble, writing
+from backbone.storage import absolute, check_kept, filesystem, join, trouble, writing
 
 FORMAT = 1  # of the folder
 INDEX, CLASSES, REPORT = "index.json", "classes.txt", "report.json"
@@ -84,6 +84,7 @@ def prepare(options: Prepare, say: Callable[[str], None] = print) -> Prepared:
         UserError: the folder holds other options or other files, or another process is at it; too many bad images; a
             full or read-only output.
     """
+    check_kept(options.output, "output")
     options = options.model_copy(
         update={"output": absolute(options.output), "images": absolute(options.images) if options.images else ""}
     )

@@ -181,7 +181,10 @@ def _pareto(record: Record) -> str:
         return '<p class="soft">No trial has finished yet.</p>'
     ids = set(record.pareto)
     chosen = [t for t in record.trials if t.id in ids]
-    against = "in every objective" if len(record.objectives) > 1 else "in both error and multiply-adds"
+    first = record.objectives[0]
+    other = "multiply-adds" if first.name != "macs" else "validation error"  # as board._against
+    both = f"in both {first.label.partition(' (')[0]} and {other}"
+    against = "in every objective" if len(record.objectives) > 1 else both
     said = f"Finished trials that no other is better than {against}. Trials stopped early are not compared."
     head, lines = summary.table(record, chosen)
     best = next((i for i, t in enumerate(chosen) if t.id == record.best), None)

@@ -53,6 +53,14 @@ def headline(record: Record) -> str:
     return f"No trial is the best{so_far}. {extreme}: {it}, level with {most}."
 
 
+def left(record: Record) -> str:
+    """What a budget kept from being done, and how it goes on; empty where nothing was."""
+    count = analysis.planned(record) - len(record.of_state("finished", "stopped", "failed"))
+    if record.state != "finished" or not record.why or not count:
+        return ""
+    return f"{record.why}: {count} trial(s) are not done; a larger --{record.why.partition(' ')[0]} goes on with them"
+
+
 def caveat(record: Record) -> str:
     """What the intervals hold and do not; empty where there is none."""
     first = record.objectives[0]

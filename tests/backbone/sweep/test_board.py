@@ -136,7 +136,7 @@ def test_best_pareto_and_the_recipe_of_the_best(tmp_path: Path) -> None:
     best = load(Recipe, tmp_path / "s" / "best.yaml")
     point = record.trial("0001").point
     assert (best.model.depth, best.optim.lr) == (point["model.depth"], point["optim.lr"])
-    assert (best.name, best.run.storage) == ("s-best", "runs")
+    assert (best.name, best.run.storage) == ("s-best", str(tmp_path))
 
 
 def test_only_the_best_keep_checkpoints(tmp_path: Path) -> None:

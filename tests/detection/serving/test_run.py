@@ -210,7 +210,7 @@ def test_an_address_that_is_taken_is_told_of_either_family(host: str, family: so
         pytest.skip(f"this machine has no {host}")
     with taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port}: .*in use.*; give another --port"):
+        with pytest.raises(UserError, match=rf"port {port}: .*in use.*; give another --port\. .* ray start --head"):
             check_free(host, port)
     check_free(host, port)
 

@@ -40,7 +40,7 @@ from detection.data.coco import annotations_of
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, SemanticTrainSet, TrainSet, eval_loader, targets, train_loader
 from detection.data.options import CocoData, DetectionData, ScenesData
-from detection.data.sources import open_sources, remarks
+from detection.data.sources import judged_on_trained, open_sources, remarks
 from detection.evaluate import detect_batches
 from detection.forward import prepared
 from detection.initial import Taken, fill

@@ -197,8 +197,8 @@ def classes_of(sources: Sequence[LocatedSource], names: Sequence[str], recipe: L
     place = {name: k for k, name in enumerate(known)}
     if recipe.by_position and len(known) < len(names):
         raise UserError(
-            f"by_position: data.train shows {len(known)} classes and {recipe.backbone} has {len(names)}, so that label k "
-            "need not be class k; give a list that shows all of them, or a backbone whose classes are called as the "
+            f"by_position: data.train shows {len(known)} classes and {recipe.backbone} has {len(names)}, so that label "
+            "k need not be class k; give a list that shows all of them, or a backbone whose classes are called as the "
             "data's"
         )
     unknown = [name for name in sources[0].classes if name not in place]

@@ -368,6 +368,6 @@ def check_free(host: str, port: int) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"host {host}, port {port}: {error}; give another --port. To replace what another jobs/serve.py serves there, "
-            "both must be on one cluster: end it, ray start --head, and serve again"
+            f"host {host}, port {port}: {error}; give another --port. To replace what another jobs/serve.py serves "
+            "there, both must be on one cluster: end it, ray start --head, and serve again"
         ) from error

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from backbone.cli import fields, load, parse, read_yaml, validate
 from backbone.errors import UserError
 from backbone.training.recipe import ConstantSchedule, Recipe, StepsSchedule
+from detection.gains_recipe import Gains
 from tests.conftest import ROOT
 
 FLAGS = {"dry_run": "print the plan and stop"}
@@ -302,3 +304,20 @@ def test_output_that_nobody_reads_ends_a_job_without_a_traceback(words: list[str
         assert process.stderr
         process.stdout.close()  # as `| head` does that has seen enough
         assert (process.stderr.read(), process.wait()) == (b"", code)
+
+
+def test_a_recipe_at_a_url_is_read_there() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/recipes/best.yaml", b"name: x")
+    assert read_yaml("memory://recipes/best.yaml") == {"name": "x"}
+    fs.pipe_file("/recipes/list.yaml", b"- x")
+    for name, says in (("none", "cannot be read as a recipe"), ("list", "holds a list, not sections")):
+        with pytest.raises(UserError, match=f"memory://recipes/{name}.yaml: {says}"):
+            read_yaml(f"memory://recipes/{name}.yaml")
+
+
+@pytest.mark.parametrize("text", ["*.tar", "{a,b}.tar", "shards/*.tar"])
+def test_text_that_is_no_yaml_is_text_below_fields_without_types(text: str) -> None:
+    words = ["--config", str(ROOT / "jobs/recipes/quickstart/gains.yaml"), "--finetune_with.data.train", text]
+    gains, _ = parse(Gains, words)
+    assert gains.finetune_with["data"]["train"] == text

@@ -94,6 +94,8 @@ def test_heads_train_on_the_proposals_they_are_given(small: Make, options: Alter
     ("fields", "message"),
     [
         ({"train": "rpn", "proposals": "x"}, "proposals are read with train heads only"),
+        ({"train": "rpn", "run.export": "best"}, "run.export best: goes by AP, of which train rpn leaves a part"),
+        ({"train": "heads"}, "a proposal network that nobody trains; give --proposals FOLDER"),
         (
             {"train": "rpn", "detector": {"kind": "retinanet", "norm": "frozen", "freeze_at": 1}},
             "has neither proposals",
@@ -110,3 +112,8 @@ def test_they_are_for_c4_and_take_fields_for_some_of_them(options: Alternating) 
     assert [(one.schedule.total, one.optim.lr) for one in plan(more)] == [(2, 0.5), (1, 0.02), (2, 0.5), (1, 0.02)]
     with pytest.raises(UserError, match=r"detector\.kind fpn; four steps are for c4"):
         plan(options.model_copy(update={"finetune_with": {"detector": {**SMALL["detector"], "kind": "fpn"}}}))
+
+
+def test_only_the_last_step_is_chosen_by_ap(options: Alternating) -> None:
+    best = options.model_copy(update={"finetune_with": {**options.finetune_with, "run": {"export": "best"}}})
+    assert [one.run.export for one in plan(best)] == ["last", "last", "last", "best"]

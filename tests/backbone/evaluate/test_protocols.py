@@ -24,7 +24,7 @@ from backbone.errors import BadImage, UserError
 from backbone.evaluate.evaluation import evaluate, prepare, training_of
 from backbone.evaluate.options import BackboneEvaluation
 from backbone.evaluate.protocols import Member, dense, probabilities, score
-from backbone.evaluate.views import ViewSet, view_for, views
+from backbone.evaluate.views import ViewSet, view_for
 from backbone.inputs import IMAGENET_MEAN, IMAGENET_STD, InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
@@ -384,20 +384,3 @@ def test_workers_write_what_one_process_writes(ray_cluster: Any, tmp_path: Path,
     text = " ".join((tmp_path / "two" / "beside_paper.md").read_text().split())  # without the padding
     assert "| ResNet-20 | CIFAR-10 test | 8.75 | - |" in text
     assert "| ResNet-56 | CIFAR-10 test | 6.97 | - | - | - | - | - | - |" in text
-
-
-def test_images_are_filtered_as_the_net_was_made_for() -> None:
-    """Most of timm's nets were trained for bicubic images."""
-    image = Photos().image(0)
-    mode = transforms.InterpolationMode.BICUBIC
-    inputs = InputConvention(size=SIZE, interpolation="bicubic")
-    wanted = transforms.CenterCrop(SIZE)(transforms.Resize(73, mode)(Image.fromarray(image)))
-    assert np.array_equal(views(image, view_for(inputs, "1-crop"))[0], np.asarray(wanted))
-    wanted = transforms.Resize(SIZE, mode)(Image.fromarray(image))
-    assert np.array_equal(views(image, view_for(inputs, "multi-scale", (224,)))[0], np.asarray(wanted))
-    member, _ = pair()
-    other = member._replace(inputs=inputs)
-    for protocol in ("1-crop", "10-crop", "multi-scale"):
-        assert not torch.equal(ours(member, Photos(), protocol), ours(other, Photos(), protocol))
-    with pytest.raises(ValueError, match="interpolation cubic: PIL has nearest, "):
-        views(image, view_for(InputConvention(interpolation="cubic"), "1-crop"))

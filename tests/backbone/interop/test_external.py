@@ -203,3 +203,19 @@ def test_nets_that_people_use(tmp_path: Path, model: str, channels: list[int]) -
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="does not answer its probe"):
         artifact.load(tmp_path)
+
+
+def test_a_net_of_the_same_keys_is_not_taken_for_another(tmp_path: Path) -> None:
+    """Its blur has no parameters, so that its keys are those of ResNet-50."""
+    place = weights(tmp_path / "in", "resnetaa50", label_names=["a", "b", "c", "d"])
+    with pytest.raises(UserError, match=r"is of resnetaa50; .*give --model resnetaa50, which timm builds"):
+        bring(place, model="")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"crop_pct": 87.5}, "crop_pct 87.5: a share"), ({"crop_pct": 1.05}, "crop_pct 1.05: a share")],
+)
+def test_sizes_that_show_scraps_of_images_are_refused(tmp_path: Path, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        bring(weights(tmp_path / "in"), **given)

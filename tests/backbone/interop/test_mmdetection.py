@@ -75,3 +75,16 @@ def test_a_config_with_code_in_it_is_not_run() -> None:
         ours.literal_model("model = dict(depth=__import__('os').getpid())")
     with pytest.raises(ValueError, match="no `model"):
         ours.literal_model("depth = 50")
+
+
+def test_configs_with_dicts_in_lists_are_read() -> None:
+    """As those of Cascade R-CNN, and of anything with batch_augments."""
+    text = """
+model = dict(
+    data_preprocessor=dict(
+        mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False, batch_augments=[dict(type='Pad')]),
+    backbone=dict(type='ResNet', depth=50, style='caffe'),
+    roi_head=dict(bbox_head=[dict(type='A'), {'type': dict(name='B')}]))
+"""
+    found = ours.facts({"config.py": text.encode()})
+    assert (found.channel_order, found.stride_in_1x1) == ("BGR", True)

@@ -42,3 +42,12 @@ def test_its_config_has_what_timm_reads_and_nothing_of_ours() -> None:
     config = json.loads(ours.write(source_of(NetOptions(depth=18)))["config.json"])
     assert list(config) == ["architecture", "num_classes", "num_features", "pretrained_cfg"]
     assert config["architecture"] == "resnet18"
+
+
+def test_class_names_of_a_hub_folder_at_the_root_of_its_config() -> None:
+    files = ours.write(source_of(NetOptions(depth=18), INPUTS))
+    config = json.loads(files["config.json"])
+    del config["pretrained_cfg"]["label_names"]
+    for names in (list(CLASSES), {str(i): name for i, name in enumerate(CLASSES)}):
+        told = {**files, "config.json": json.dumps({**config, "label_names": names}).encode()}
+        assert ours.facts(told).classes == tuple(CLASSES)

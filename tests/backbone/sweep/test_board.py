@@ -10,6 +10,7 @@ from backbone.cli import load
 from backbone.errors import UserError
 from backbone.sweep.board import Board
 from backbone.sweep.record import Record, Trial, pareto, read
+from backbone.sweep.run import run
 from backbone.sweep.space import key
 from backbone.training.recipe import Recipe
 from backbone.training.run import open_run
@@ -227,3 +228,21 @@ def test_a_record_that_is_dear_to_write_is_written_less_often(tmp_path: Path, mo
     mine._due = 0.0  # the time has come
     mine.heartbeat()
     assert written == [1, 20]
+
+
+def test_a_sweep_killed_before_its_last_word_is_finished_by_submitting_it(tmp_path: Path) -> None:
+    one = {"space": {"model.depth": {"choice": [8]}}, "search": "grid", "budget": {"trials": 0}}
+    mine = board(tmp_path, **one)
+    trial = mine.next()
+    mine.record.state = "running"
+    finish(mine, trial, 50.0)
+    assert run(make(tmp_path, **one), say=lambda text: None).state == "finished"
+
+
+def test_the_recipe_of_the_best_is_there_when_pages_name_it(tmp_path: Path) -> None:
+    mine = board(tmp_path, budget={"trials": 3})
+    for error in (60.0, 50.0, 55.0):
+        finish(mine, trial := mine.next(), error)
+        best = mine.record.trial(mine.record.best)
+        assert load(Recipe, tmp_path / "s" / "best.yaml").optim.lr == best.point["optim.lr"]
+    assert best is not trial

@@ -88,3 +88,16 @@ def test_tpe_stays_in_its_range(tmp_path: Path) -> None:
     assert max(points) == high
     beyond = Trial("0000", {"optim.weight_decay": 3.052e-05}, "", state="finished", values={"val_error": 1.0})
     Search(make(tmp_path, space, search="tpe", budget={"trials": 300}), [beyond])  # of a sweep that goes on
+
+
+def test_trials_stopped_early_are_ranked_by_their_error_whatever_is_looked_for(tmp_path: Path) -> None:
+    """Optuna negates what it is told where more is better."""
+    for objective, told in (("val_error", 40.0), ("AP", -40.0)):
+        more = {"finetune": "detector.yaml"} if objective == "AP" else {}
+        search = Search(make(tmp_path, SPACE, search="tpe", objectives=[objective], **more), [])
+        point = search.next()
+        assert point
+        row = {"step": 5.0, "epoch": 1.0, "val_error": 40.0}
+        search.learn(Trial("0000", point, "", state="stopped", history=[row]))
+        assert search._tpe
+        assert search._tpe._study.trials[-1].intermediate_values == {5: told}

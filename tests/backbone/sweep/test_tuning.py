@@ -9,10 +9,11 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from backbone.artifact import load
 from backbone.cli import load as load_recipe
+from backbone.cluster import places_of
 from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.sweep.board import Board
-from backbone.sweep.run import places_of, run
+from backbone.sweep.run import run
 from backbone.sweep.tuning import _scheduler, _tell_again
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.ray_train import launch
@@ -133,3 +134,10 @@ def test_a_population_shares_weights_and_its_winner_is_one_run_in_pieces(tmp_pat
         theirs, _, _ = load(Path(record.place(trial), "artifact"))
         for (name, mine), other in zip(net.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert mine.equal(other), name
+
+
+def test_a_budget_that_ends_a_sweep_without_a_trial_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "budget.hours 0.1 is used up"
+    monkeypatch.setattr("backbone.sweep.run._run", lambda board, *more: board.end("finished", why))
+    with pytest.raises(UserError, match=f"no trial finished: {why}; a larger --budget.hours goes on with them"):
+        run(make(tmp_path), say=lambda text: None)

@@ -141,3 +141,16 @@ def test_a_full_disk_takes_no_error_s_place(tmp_path: Path, capsys: pytest.Captu
     told = [line for line in lines if "cannot be written" in line]
     assert told == [f"log.txt and TensorBoard files of {tmp_path} cannot be written: [Errno 27] File too large"]
     assert len(lines) == 1 + len(RECORDS)  # and what people read comes all the same
+
+
+def test_ranks_that_have_nothing_to_say_leave_the_log_alone() -> None:
+    place = "memory://ranks/run"
+    old = Display(place)
+    old.say("attempt 0")
+    old.close()
+    first, second = Display(place), Display(place, keeps=False)
+    first.say("attempt 1")
+    first.close()
+    second.close()
+    fs, path = filesystem(place)
+    assert b"attempt 1" in fs.cat_file(f"{path}/log.txt")

@@ -89,3 +89,15 @@ def test_a_damaged_best_gives_way_to_the_next_best(tmp_path: Path, damaged: list
     assert take_best(model, progress, Store(str(tmp_path)), ALONE, said.append) == taken
     assert model.weight.item() == taken
     assert words in " ".join(said)
+
+
+def test_a_best_whose_manifest_is_cut_off_gives_way_too(tmp_path: Path) -> None:
+    for step, error in ((2, 10.0), (4, 20.0), (6, 30.0)):
+        save(tmp_path, step, error)
+    (tmp_path / "step-00000002" / "manifest.json").write_text('{"ver')
+    model = nn.Linear(1, 1, bias=False)
+    model.weight = nn.Parameter(torch.tensor([6.0]))
+    progress = Progress(step=6, best=10.0, best_step=2, history=[{"kind": "evaluation", "step": 6, "val_error": 30.0}])
+    said: list[str] = []
+    assert take_best(model, progress, Store(str(tmp_path)), ALONE, said.append) == 4
+    assert any("step-00000002 is damaged" in line for line in said)

@@ -146,3 +146,11 @@ def test_its_own_checkpoints_are_not_asked_for_again(tiny: Make, monkeypatch: py
 def test_a_run_that_a_bad_image_stopped_goes_on_without_it(tiny: Make) -> None:
     open_run(tiny(), DATA, 1)
     open_run(tiny({"data.on_bad": "skip", "data.max_bad": 3}), DATA, 1)
+
+
+def test_synchronised_statistics_keep_their_workers(tiny: Make) -> None:
+    sync = {"model.norm": "sync", "scaling.use_gpu": True}
+    open_run(tiny({**sync, "scaling.num_workers": 2}), DATA, 1)
+    with pytest.raises(UserError, match=r"this run has 2: go on with --scaling\.num_workers 2"):
+        open_run(tiny({**sync, "scaling.num_workers": 1}), DATA, 1)
+    open_run(tiny({**sync, "scaling.num_workers": 2}), DATA, 1)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from backbone.errors import UserError
 from detection.data.options import CocoData, ScenesData, VocData
-from detection.data.sources import open_source, open_sources, open_val
+from detection.data.sources import judged_on_trained, open_source, open_sources, open_val
 from tests.detection.data.making import make_coco, make_voc
 
 
@@ -82,3 +82,16 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(UserError, match="imagefolder; there are coco, voc"):
         open_source("imagefolder", "x")
+
+
+def test_images_of_both_lists_are_told_of(tmp_path: Path) -> None:
+    """Pascal VOC's trainval holds all of val."""
+    root = make_voc(tmp_path)
+    names = (root / "ImageSets/Main/trainval.txt").read_text().split()
+    (root / "ImageSets/Main/val.txt").write_text(f"{names[0]}\n")
+    (root / "ImageSets/Main/rest.txt").write_text("\n".join(names[1:]))
+    data = VocData(train=f"{root}:trainval", val=f"{root}:val")
+    (line,) = judged_on_trained(data, *open_sources(data))
+    assert f"1 of its 1 images are trained on, too ({root}/JPEGImages/{names[0]}.jpg)" in line
+    apart = data.model_copy(update={"train": f"{root}:rest"})
+    assert judged_on_trained(apart, *open_sources(apart)) == []

@@ -195,3 +195,10 @@ def test_nothing_readable(detector: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of the 1 images can be read: .*a\.jpg: not an image"):
         detect_all(asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_relative_output_of_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray runs it in a copy of the working directory, which it throws away."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"output 'found' is relative.*--output /shared/found"):
+        detect_all(Detecting(detector="a", images="b", output="found"))

@@ -191,3 +191,9 @@ def test_results_that_are_being_replaced_are_vouched_for_by_nobody(
     with pytest.raises(KeyboardInterrupt):
         _evaluate(judged, "data", lambda text: None)
     assert not mark.exists()
+
+
+def test_two_of_the_papers_steps_at_once_are_none(tmp_path: Path) -> None:
+    both = {"label": "a", "refine": True, "vote": True, "scales": [48, 64]}
+    steps = [both, {"label": "b", "ensemble": 2, "flip": True}]
+    assert [paper_step(one) for one in entry(tmp_path, "b", steps=steps).steps] == ["", ""]

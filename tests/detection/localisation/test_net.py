@@ -138,3 +138,11 @@ def test_what_does_not_fit_is_said_in_the_recipes_words() -> None:
         make(norm="group")
     with pytest.raises(UserError, match=r"localiser\.stage C5: cifar_resnet8 has C2, C3, C4"):
         make(net=NetOptions(net="cifar_resnet", depth=8, shortcut="A"))
+
+
+@torch.no_grad()
+def test_anchors_are_as_many_as_the_map_has_places() -> None:
+    """VGG rounds its maps down: here 2 x 2 places, not 2 x 3."""
+    model = make(net=NetOptions(net="vgg", depth=11, norm="none", width=0.1)).eval()
+    logits, _ = model(torch.randn(1, 3, 64, 85), torch.zeros(1, 1, dtype=torch.int64))
+    assert logits.shape[2] == len(model.anchors(64, 85))

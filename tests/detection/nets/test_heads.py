@@ -82,3 +82,11 @@ def test_first_weights_are_fast_rcnns_where_asked(kind: str, detector: Make) -> 
         assert (layer.bias == 0).all()
     usual: Any = detector({"depth": 18, "width": 1.0}, kind=kind, **fields).roi_heads.box_predictor
     assert usual.cls_score.weight.abs().max() <= 1 / math.sqrt(usual.cls_score.in_features)
+
+
+def test_no_region_is_no_loss(detector) -> None:
+    """An image without objects that is thinner than rpn.min_size."""
+    model = detector({"depth": 18}, rpn={"min_size": 1000.0}).train()
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model(torch.randn(1, 3, 64, 64), [(64, 64)], [none])
+    assert losses["loss_classifier"] == losses["loss_box_reg"] == 0

@@ -170,3 +170,8 @@ def test_images_move_their_percentiles_to_the_value() -> None:
     bounded = intervals.of_images(np.concatenate([[0.01], drawn]), 0, 1)
     assert bounded is not None
     assert bounded.low == 0
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    row = np.repeat(np.array([[0.3], [0.4]]), 51, axis=1)
+    assert np.isnan(intervals.margin(intervals.noise([row], 1), (1,))[0])

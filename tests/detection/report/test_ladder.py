@@ -138,3 +138,9 @@ def test_the_chart_draws_what_there_is(ladder: dict[str, Any]) -> None:
     alone = {**ladder, "rungs": ladder["rungs"][1:]}
     assert 5000 < len(ladder_chart.draw(alone)) < len(whole)  # no share of the labels: one panel
     assert ladder_chart.draw({**ladder, "rungs": ladder["rungs"][2:]}).startswith(b"\x89PNG")
+
+
+def test_a_rung_without_a_row_does_not_speak_for_all(ladder: dict[str, Any]) -> None:
+    alone = {**ladder, "rungs": copy.deepcopy(ladder["rungs"][1:])}
+    alone["rungs"][0] |= {"seconds_share": 0.05, "tau": {**alone["rungs"][0]["tau"], "value": 1.0}}
+    assert "by 2 of 3 rows" in ladder_text.headline(alone)

@@ -1,12 +1,13 @@
 """Kendall's tau against scipy's, and its interval against closed cases and simulations whose truth is known."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from detection.report import orders
+from detection.report import orders, several
 from detection.report.orders import Judged, agreement, tau
 
 
@@ -125,3 +126,12 @@ def test_it_holds_the_value_and_stays_within_what_tau_can_be() -> None:
         assert found.value is not None
         assert found.joint
         assert -1 <= found.joint.low <= found.value <= found.joint.high <= 1
+
+
+def test_equal_rows_are_in_no_order() -> None:
+    def block(**worth: float) -> dict[str, Any]:
+        rows = [{"label": label, "AP": {"value": value}} for label, value in worth.items()]
+        return {"parts": [{"main": "AP"}], "rows": rows}
+
+    summary = {"blocks": {"one": block(a=0.3, b=0.2), "two": block(a=0.0, b=0.0)}, "orders": [], "left_out": {}}
+    assert several.sentences(summary) == ["two does not tell a and b apart: their values are equal."]

@@ -264,3 +264,8 @@ def test_numbers_are_said_plainly() -> None:
     assert [signed(v) for v in (0.041, -0.041, 0.0001, -0.0001, None)] == ["+4.1", "−4.1", "0.0", "0.0", "–"]
     assert [quantity(v) for v in (28_400_000, 1.814e9, 999, 136_900_000)] == ["28.4 M", "1.81 G", "999", "137 M"]
     assert [minutes(v) for v in (42, 340, 9000)] == ["42 s", "6 min", "2.5 h"]
+
+
+def test_fourteen_rows_beside_the_baseline_look_different() -> None:
+    told = {"baseline": "0", "rows": [{"label": str(number)} for number in range(15)]}
+    assert len({charts.key(told, str(number)) for number in range(15)}) == 15

@@ -290,7 +290,7 @@ def places_of(scaling: Scaling, slots: int, parallel: int) -> int:
     """Runs at a time where the cluster holds `slots` of their workers now, and `parallel` are asked for (0: as many as
     fit). One at least."""
     held = slots // max(1, scaling.num_workers)
-    return max(1, held, parallel) if scaling.autoscales else max(1, min(parallel or held, held))
+    return max(1, parallel or held) if scaling.autoscales else max(1, min(parallel or held, held))
 
 
 def gpus_left_out(scaling: Scaling) -> str:

@@ -206,7 +206,8 @@ def run_all(plans: dict[str, Plan], folder: Path, given: argparse.Namespace) -> 
 def others(output: Path, by: str, cases: list[str]) -> list[dict[str, Any]]:
     """Rows of cases that were run by other commands: they stay in the file."""
     old = json.loads(output.read_text())["rows"] if output.exists() else []
-    return [row for row in old if row["case"] not in cases or row["ranks by"] != by]
+    # Rows from before it was said are of --without-ray.
+    return [row for row in old if row["case"] not in cases or row.get("ranks by", "torchrun's rules") != by]
 
 
 def main() -> None:

@@ -88,7 +88,10 @@ def watched(recipe: Path, folder: Path, minutes: float) -> list[dict[str, Any]]:
             text = file.read_text()
             ended = sum(trial["ended"] > 0 for trial in json.loads(text)["trials"])
             row = {"s": time.monotonic() - began, "ended": ended}
-            row |= {"driver, MB": resident_mb(driver), "sweep.json, KB": len(text) / 1e3}
+            try:
+                row |= {"driver, MB": resident_mb(driver), "sweep.json, KB": len(text) / 1e3}
+            except (OSError, StopIteration):  # it ended meanwhile
+                continue
             if not seen or ended >= seen[-1]["ended"] + 10:
                 print(row, flush=True)
                 seen.append(row)

@@ -18,7 +18,7 @@ from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.provenance import environment
-from backbone.storage import filesystem, join
+from backbone.storage import check_kept, filesystem, join
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
@@ -209,6 +209,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
     side += "".join(f"-{step}" for step in [*recipe.steps, *others])
     beside = recipe.detector[0].rstrip("/").removesuffix("/artifact")
     url = recipe.output or join(beside, f"results-{source.fingerprint[:8]}{side}")
+    check_kept(url, "output")
     fs, path = filesystem(url)
     url = path if "://" not in url else url
     record = {"detectors": _named(recipe, members), "data": source.fingerprint}

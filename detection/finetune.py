@@ -36,10 +36,8 @@ from backbone.training.state import Progress, Store
 from backbone.training.world import Report, World
 from detection import artifact, scoring, semantic
 from detection.called import may_be_called
-from detection.data.coco import annotations_of
 from detection.data.contract import DetectionSource
 from detection.data.loader import Batch, EvalSet, SemanticTrainSet, TrainSet, eval_loader, targets, train_loader
-from detection.data.options import CocoData, DetectionData, ScenesData
 from detection.data.sources import judged_on_trained, open_sources, remarks
 from detection.evaluate import detect_batches
 from detection.forward import prepared
@@ -117,7 +115,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         for line in remarks(source):
             say(f"data.{split}: {line}")
     unit = recipe.optim.micro_batch or first_micro_batch(recipe)
-    doubtful = [*doubts(recipe, len(train), *places(recipe.data)), *recipe.norm_doubts(unit)]
+    doubtful = [*doubts(recipe, len(train)), *recipe.norm_doubts(unit)]
     for line in [*judged_on_trained(recipe.data, train, val), *doubtful, *mask_doubts(recipe, val)]:
         say(f"warning: {line}")
     dropped = ", ".join(f"{count:,} {what}" for what, count in train.dropped.items() if count)
@@ -141,14 +139,6 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
     say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
     return Finetuning(run_url(recipe), recipe)
-
-
-def places(data: DetectionData) -> tuple[str, str]:
-    """Where training and validation images lie; empty where nowhere, or two lists share one folder of images."""
-    if isinstance(data, CocoData):
-        jsons = annotations_of(data.train, data.train_annotations), annotations_of(data.val, data.val_annotations)
-        return (data.train, data.val) if jsons[0] == jsons[1] else ("", "")
-    return ("", "") if isinstance(data, ScenesData) else (data.train, data.val)
 
 
 def check_ground_truth(source: DetectionSource) -> None:
@@ -352,7 +342,10 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
             "set detector.masks false"
         )
     if recipe.data.augment.paste and not train.has_masks:
-        raise UserError("data.augment.paste: the training annotations have no segmentations to cut by; set it to 0")
+        raise UserError(
+            "data.augment.paste: not every object of data.train has a segmentation to cut by; complete or remove those, "
+            "or set it to 0"
+        )
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
     detector = build(recipe.detector, net, len(train.categories))
     if isinstance(detector, Rcnn) and recipe.train != "joint":

@@ -63,8 +63,8 @@ class DetectionAP:
         lacking = [name for name, source in judged.items() if not source.has_masks]
         if lacking:
             raise UserError(
-                f"{self.file}: the annotations of data.{' and data.'.join(lacking)} have no segmentations; give "
-                "others, or objective AP and --finetune_with.detector.masks false"
+                f"{self.file}: not every object of data.{' and data.'.join(lacking)} has a segmentation; complete or "
+                "remove those, give other data, or objective AP and --finetune_with.detector.masks false"
             )
 
     def __call__(self, run: str) -> dict[str, float]:
@@ -84,6 +84,8 @@ def intervals(results: str, objectives: tuple[str, ...]) -> dict[str, float]:
     from detection.report.stored import load
 
     matches, found = load(results, "AP_masks" in objectives), {}
+    if len(next(iter(matches.values())).image_ids) < 2:  # which says nothing of others
+        return {}
     for name in objectives:
         draws = paired_draws({name: [matches[SECTIONS[name]]]})[name]  # ty: ignore[invalid-argument-type]
         if ends := of_images(draws[0, 0], 0, 1):

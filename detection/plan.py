@@ -8,7 +8,7 @@ from detection.data.contract import DetectionSource
 from detection.data.options import DetectionAugment
 from detection.data.share import Share
 from detection.data.sources import judged_on_trained, open_sources
-from detection.finetune import begin, build_detector, check_ground_truth, load_backbone, mask_doubts, places
+from detection.finetune import begin, build_detector, check_ground_truth, load_backbone, mask_doubts
 from detection.nets import summary
 from detection.recipe import Finetune
 
@@ -51,7 +51,7 @@ def describe(recipe: Finetune) -> str:
         *([("jitter", jitter_line(data.augment))] if data.augment.canvas else []),
         *course(recipe, steps, micro_batch),
         *[("warning", text) for text in judged_on_trained(recipe.data, train, val)],
-        *[("warning", text) for text in doubts(recipe, len(train), *places(recipe.data))],
+        *[("warning", text) for text in doubts(recipe, len(train))],
         *[("warning", text) for text in (*recipe.norm_doubts(micro_batch), *mask_doubts(recipe, val))],
     ]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)

@@ -105,7 +105,7 @@ class Finetune(TrainingRecipe):
 
     def check_norm_images(self, unit: int, fix: str) -> None:
         """ValueError, which ends with `fix`, where batch norm would train on micro-batches too small for it."""
-        images = {"trainable": unit, "sync": unit * max(1, self.scaling.num_workers)}
+        images = {"trainable": unit, "sync": unit * self.scaling.processes}
         if images.get(self.detector.norm, FEWEST_IMAGES) < FEWEST_IMAGES:
             raise ValueError(
                 f"detector.norm {self.detector.norm}: batch norm would take its statistics over "

@@ -41,9 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", help="folder of the sweep, <storage>/<name>, a path or URL")
     parser.add_argument("--port", type=int, default=8501)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="who may look: 127.0.0.1 is this machine alone; no password"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="who may look: 127.0.0.1, this machine alone; no password")
     parser.add_argument("--html", metavar="FILE", help="write the page as one file instead, which needs no server")
     given = parser.parse_args()
     try:
@@ -63,9 +61,8 @@ def serve(sweep: str, host: str, port: int) -> None:
     """Become the page's server. UserError where it is not installed or the port is taken."""
     app = importlib.util.find_spec("backbone.sweep.view.app")
     if importlib.util.find_spec("streamlit") is None or app is None or not app.origin:
-        raise UserError(
-            f"the live page needs streamlit: {how_to_install('dashboard')}; --html FILE writes one without it"
-        )
+        needs = f"the live page needs streamlit: {how_to_install('dashboard')}"
+        raise UserError(f"{needs}; --html FILE writes one without it")
     try:
         with socket.create_server((host, port)):
             pass

@@ -18,7 +18,7 @@ from backbone.inputs import InputConvention
 from backbone.nets import Backbone, build
 from backbone.options import NetOptions
 from backbone.provenance import environment
-from backbone.storage import write_folder
+from backbone.storage import check_kept, write_folder
 
 
 def analyse(options: Analysis) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def analyse(options: Analysis) -> dict[str, Any]:
         UserError: an artifact does not verify, has no units or reads another size; bad data; the output cannot be
             written.
     """
+    check_kept(options.output, "output")
     loaded = [(url, *artifact.load(url)) for url in options.backbone]
     plain = InputConvention(size=options.size, crop_pct=1.0)
     size, crop_pct = (loaded[0][2].size, loaded[0][2].crop_pct) if loaded else (plain.size, plain.crop_pct)

@@ -18,7 +18,7 @@ from backbone.interop.common import Answer, Files, Source
 from backbone.interop.convert import convert
 from backbone.interop.layouts import Layout
 from backbone.options import AnyNet, NetOptions
-from backbone.storage import write_folder
+from backbone.storage import check_kept, write_folder
 
 BLOCK = "raybone.json"
 
@@ -144,6 +144,7 @@ def export(url: str, to: str, output: str, license: str = "unknown") -> Exported
         UserError: the artifact is not intact, the framework cannot have the net, a side does not agree, a package is
             missing, or the place cannot be written.
     """
+    check_kept(output, "output")
     net, inputs, block = artifact.load(url)
     notes = _notes(net.options, inputs.mean_image is not None, inputs.channel_order, to)
     source = Source(

@@ -20,7 +20,7 @@ from backbone.interop.options import Import
 from backbone.interop.probe import Agreement
 from backbone.nets import Backbone
 from backbone.options import net_options
-from backbone.storage import filesystem
+from backbone.storage import check_kept, filesystem
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def run(options: Import) -> Brought:
     Raises:
         UserError: anything is unexplained, missing, contradictory, unsaid, damaged or does not agree; names it.
     """
+    check_kept(options.output, "output")
     files, unread = ({}, []) if options.random else read(options.weights)
     where = options.weights
     if options.model:

@@ -145,9 +145,13 @@ def below(fs: fsspec.AbstractFileSystem, base: str, whole: bool = False) -> list
                     if is_hidden(entry.name):
                         continue
                     path = f"{folder}/{entry.name}".lstrip("/")
-                    if entry.is_dir():
+                    try:
+                        is_folder, is_file = entry.is_dir(), entry.is_file()
+                    except OSError:  # a link in a circle
+                        continue
+                    if is_folder:
                         pending.append(path)
-                    elif entry.is_file():
+                    elif is_file:
                         found.append(path)
         except OSError:
             if whole:

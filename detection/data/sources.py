@@ -120,7 +120,8 @@ def refuse_errors(
     wrong = [one for one in source.findings if one.severity == "error" and not (unreadable and one.what in UNREADABLE)]
     if wrong:
         doctored = f"; all its faults: {doctor(kind, location, annotations)}" if kind in KINDS else ""
-        raise UserError(f"{location}: {wrong[0].as_line()}{doctored}")
+        skips = "; or --data.on_bad skip, which passes over them" if wrong[0].what in UNREADABLE else ""
+        raise UserError(f"{location}: {wrong[0].as_line()}{skips}{doctored}")
 
 
 def judged_on_trained(data: DetectionData, train: DetectionSource, val: DetectionSource) -> list[str]:

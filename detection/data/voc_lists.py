@@ -76,7 +76,9 @@ def _lists(folder: str, lists: str) -> str:
     fs, root = filesystem(folder)
     if not fs.isdir(f"{root}/{lists}"):
         needs = f"a folder of Pascal VOC holds {lists}, {ANNOTATIONS if lists == LISTS else MAPS} and {IMAGES}"
-        if lists != LISTS or not fs.isdir(f"{root}/{ANNOTATIONS}"):
+        if lists != LISTS or "://" in folder:
+            return needs
+        if not fs.isdir(f"{root}/{ANNOTATIONS}"):
             return f"{needs}; a folder of Roboflow's is read in its COCO export, --data.source coco"
         return (
             f"{needs}; lists of four in five to train on, and of the others, are made by: (cd {shlex.quote(folder)} && "

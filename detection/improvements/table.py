@@ -72,7 +72,8 @@ def paper_step(step: EntryStep) -> str:
     if asked == {"train_with"}:
         return "context" if step.train_with == {"detector": {"context": True}} else ""
     alone = {"ensemble": {"ensemble"}, "box refinement": {"refine", "vote"}, "multi-scale testing": {"scales"}}
-    return next((name for name, fields in alone.items() if asked - {"maxout"} == fields), "")
+    asked -= {"maxout"} if "scales" in asked else set()  # the paper's way
+    return next((name for name, fields in alone.items() if asked == fields), "")
 
 
 def gains(row: np.ndarray, before: np.ndarray, paired: bool, num_images: int) -> Gain:
@@ -84,7 +85,8 @@ def gains(row: np.ndarray, before: np.ndarray, paired: bool, num_images: int) ->
     drawn = row.mean(0) - before.mean(0)
     half, _ = intervals.margin(intervals.noise(parts, num_images), weights)
     value = float(drawn[0])
-    return Gain(value, intervals.of_images(drawn, -1, 1), intervals.around(value, half, -1, 1))
+    images = intervals.of_images(drawn, -1, 1) if num_images > 1 else None
+    return Gain(value, images, intervals.around(value, half, -1, 1))
 
 
 def grouped(values: np.ndarray, seeds: Sequence[int], groups: Sequence[Sequence[int]]) -> np.ndarray:

@@ -17,7 +17,7 @@ from backbone.data.stream import order
 from backbone.errors import UserError
 from backbone.extras import how_to_install
 from backbone.interop.export import BLOCK, installed
-from backbone.storage import filesystem, join, write_folder
+from backbone.storage import check_kept, filesystem, join, write_folder
 from detection import artifact
 from detection.detections import Detections
 from detection.evaluate import detect_one
@@ -127,6 +127,7 @@ def export(url: str, to: str, output: str, license: str = "unknown") -> Exported
         UserError: the artifact is not intact, the framework cannot have the detector, it finds something else, a
             package is missing, or the place cannot be written.
     """
+    check_kept(output, "output")
     if to not in TARGETS:
         raise UserError(
             f"{url} is a detector, and {to} takes backbones alone. Detectors go to {' and '.join(TARGETS)}; the "

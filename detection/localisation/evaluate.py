@@ -17,7 +17,7 @@ from backbone.evaluate.protocols import Member, load_members, member_scores
 from backbone.evaluate.views import ViewSet, view_for
 from backbone.job import Job
 from backbone.provenance import environment
-from backbone.storage import filesystem, join, write_folder
+from backbone.storage import check_kept, filesystem, join, write_folder
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
@@ -94,6 +94,7 @@ def prepare(options: LocaliserEvaluation, say: Callable[[str], None] = print) ->
     known = hashlib.sha256(json.dumps([says, shows, source.fingerprint, *how]).encode()).hexdigest()[:12]
     beside = options.localiser[0].rstrip("/").removesuffix("/artifact")
     url = options.output or join(beside, f"evaluation-{known}")
+    check_kept(url, "output")
     fs, path = filesystem(url)
     try:
         fs.makedirs(path, exist_ok=True)

@@ -22,7 +22,8 @@ def headline(ladder: dict[str, Any]) -> str:
     enough, cheap = ladder["enough"], ladder["cheap"]
     right = [rung for rung in rungs if rung["tau"]["value"] is not None and rung["tau"]["value"] >= enough]
     whole = len(last["worth"])
-    right.sort(key=lambda rung: (len(rung["tau"]["rows"]) < whole, _cost(rung)))  # an order of all rows says more
+    # Of cheap ones an order of all rows says more.
+    right.sort(key=lambda rung: (_cost(rung) > cheap, len(rung["tau"]["rows"]) < whole, _cost(rung)))
     if not right:
         return f"No rung gives the order of {last['name']} with a tau of {enough:g} or more."
     first = right[0]
@@ -36,7 +37,7 @@ def headline(ladder: dict[str, Any]) -> str:
         )
     joint = first["tau"]["joint"]
     if joint is None:
-        sure = "what another training would change is unknown"
+        sure = first["tau"]["why"].partition(":")[0]
     elif joint["low"] >= enough:
         sure = f"all of its interval is at {enough:g} or more"
     else:

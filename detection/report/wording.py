@@ -82,7 +82,7 @@ def needed(gain: dict[str, Any], half_width: float) -> str:
     if gain["needed"]:
         return f"{gain['needed']} trainings a row"
     if gain["images_alone"] is None:
-        return "unknown: train each row twice at least"
+        return "unknown: train each row twice at least, and judge on two images at least"
     if gain["images_alone"] <= half_width:
         return f"more than {MOST_TRAININGS} trainings a row"
     return f"more images: any number of trainings leaves ±{percent(gain['images_alone'])}"

@@ -18,7 +18,7 @@ from backbone.job import Job
 from backbone.nets.external import External
 from backbone.nets.vgg import VGG
 from backbone.provenance import environment
-from backbone.storage import filesystem, join, write_folder
+from backbone.storage import check_kept, filesystem, join, write_folder
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
@@ -89,6 +89,7 @@ def prepare(options: Submission, say: Callable[[str], None] = print) -> Submitti
         UserError: nets as `load`; images, synsets or detections as `read_list`, `read_synsets`, `numbers_of`,
             `of_detections`; or the output cannot be written.
     """
+    check_kept(options.output, "output")
     synsets = read_synsets(options.synsets)
     images = read_list(options.images, DET if options.detections else CLSLOC)
     numbers = []

@@ -70,5 +70,5 @@ def test_mistakes_come_before_any_training(tmp_path: Path) -> None:
         del annotation["segmentation"]
     file.write_text(json.dumps(tree))
     changes = {"detector": {"masks": True}, "data": coco(boxes, boxes, **dict.fromkeys(SCENES))}
-    with pytest.raises(UserError, match=r"annotations of data.train and data.val have no segmentations"):
+    with pytest.raises(UserError, match=r"not every object of data.train and data.val has a segmentation"):
         judge(tmp_path, ["AP_masks"], **changes).check()

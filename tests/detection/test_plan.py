@@ -8,9 +8,8 @@ import torch
 
 from backbone import artifact
 from backbone.errors import UserError
-from detection.data.options import CocoData
 from detection.data.synthetic import SyntheticScenes
-from detection.finetune import build_detector, load_backbone, places
+from detection.finetune import build_detector, load_backbone
 from detection.plan import describe
 from tests.detection.conftest import Make, coco, write_backbone, write_scenes
 
@@ -68,7 +67,7 @@ def test_a_plan_refuses_what_the_run_would(small: Make, tmp_path: Path) -> None:
     file.write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"not every object of data\.train has a segmentation; .*detector\.masks false"):
         describe(small({"data": coco(images, images), "detector.masks": True}))
-    with pytest.raises(UserError, match="paste: the training annotations have no segmentations"):
+    with pytest.raises(UserError, match=r"paste: not every object of data\.train has a segmentation to cut by"):
         describe(small({"data": {**coco(images, images), "augment": {"paste": 0.5}}}))
     with pytest.raises(UserError, match=r"config\.json is missing"):
         describe(small({"backbone": str(tmp_path)}))
@@ -78,14 +77,6 @@ def test_batch_norm_over_few_images_is_warned_of(small: Make) -> None:
     few = {"detector.norm": "trainable", "optim.micro_batch": 2}
     assert "batch norm would take its statistics over 2 image(s)" in lines(describe(small(few)))["warning"]
     assert "warning" not in lines(describe(small(few | {"optim.micro_batch": 8})))
-
-
-def test_one_folder_of_images_with_two_lists_is_no_doubt() -> None:
-    """Only where both splits are one are they trained on and judged by the same."""
-    two = CocoData(train="images", val="images", train_annotations="train.json", val_annotations="val.json")
-    assert places(two) == ("", "")
-    assert places(two.model_copy(update={"val_annotations": "train.json"})) == ("images", "images")
-    assert places(CocoData(train="images", val="images")) == ("images", "images")
 
 
 def test_a_mean_image_is_for_whole_images_of_its_size(small: Make, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_some_trial_always_has_a_place() -> None:
     assert places_of(Scaling(num_workers=8, autoscales=True), 0, 0) == 1
     assert places_of(Scaling(num_workers=4, min_workers=1), 2, 0) == 1
     assert [places_of(Scaling(num_workers=2), 8, most) for most in (0, 3, 9)] == [4, 3, 4]
-    assert places_of(Scaling(num_workers=2, autoscales=True), 8, 9) == 9
+    assert [places_of(Scaling(num_workers=2, autoscales=True), 8, most) for most in (0, 1, 9)] == [4, 1, 9]
 
 
 class Named:

@@ -343,6 +343,6 @@ def test_validation_images_without_a_file_stop_training_at_its_start(tmp_path: P
     train, val = make_coco(tmp_path / "one"), make_coco(tmp_path / "two")
     (val / f"{10:012d}.jpg").unlink()
     data = CocoData(train=str(train), val=str(val))
-    with pytest.raises(UserError, match="images whose file is missing"):
+    with pytest.raises(UserError, match=r"images whose file is missing.*--data\.on_bad skip"):
         open_sources(data)
     open_sources(data.model_copy(update={"on_bad": "skip"}))

@@ -91,3 +91,10 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("detection.data.files.os.scandir", refused)
     with pytest.raises(UserError, match=r"/shut: cannot be listed \(Permission denied\); make it readable"):
         open_images(str(tmp_path))
+
+
+def test_a_link_in_a_circle_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a.jpg", "z.jpg"):
+        (tmp_path / name).write_bytes(jpeg(8, 8))
+    assert open_images(str(tmp_path)).paths == ("a.jpg", "z.jpg")

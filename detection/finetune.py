@@ -343,8 +343,8 @@ def build_detector(recipe: Finetune, net: Backbone, train: DetectionSource) -> D
         )
     if recipe.data.augment.paste and not train.has_masks:
         raise UserError(
-            "data.augment.paste: not every object of data.train has a segmentation to cut by; complete or remove those, "
-            "or set it to 0"
+            "data.augment.paste: not every object of data.train has a segmentation to cut by; complete or remove "
+            "those, or set it to 0"
         )
     torch.manual_seed(mix(recipe.seed, 2) >> 1)
     detector = build(recipe.detector, net, len(train.categories))

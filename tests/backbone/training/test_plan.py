@@ -2,14 +2,12 @@
 
 import pytest
 
-from backbone.cli import load, read_yaml, validate
+from backbone.cli import load, validate
 from backbone.nets import build
 from backbone.nets.count import macs
 from backbone.training.plan import describe, doubts, images_of_sizes, mean_macs
 from backbone.training.recipe import Recipe
 from backbone.training.schedule import in_steps
-from detection.finetune import places
-from detection.recipe import Finetune
 from tests.conftest import ROOT
 
 STARTER = ROOT / "jobs/recipes/starter"
@@ -92,8 +90,3 @@ def test_one_folder_for_both() -> None:
     assert "warning    data.train and data.val are both photos/train: what was trained" in describe(one, 1000, 1000, 10)
     held_out = validate(Recipe, tree, "", {"data.val": "photos/train", "data.hold_out": 100})
     assert "warning" not in describe(held_out, 900, 100, 10)
-    detector = validate(
-        Finetune, read_yaml(STARTER / "detect.yaml"), "", {"backbone": "some", "data.val": "boxes:train"}
-    )
-    (line,) = doubts(detector, 1000, *places(detector.data))
-    assert line.startswith("data.train and data.val are both boxes:train")

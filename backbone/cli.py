@@ -26,11 +26,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from backbone.console import RECIPES, recipe_file, typed
-from backbone.errors import LOST, Lost, UserError
+from backbone.errors import LOST, Lost, StorageError, UserError
 from backbone.hints import meant, of_another_job, spelling, suggestion
 from backbone.kinds import section_model
-from backbone.plain_yaml import GivenTwice, parse_yaml
-from backbone.stopping import UNREAD, Stopped, asked, heed, stop_of, unread
+from backbone.plain_yaml import GivenTwice, parse_yaml, yaml_or_text
+from backbone.stopping import UNREAD, Stopped, asked, heed, is_of_a_pipe, stop_of, unread
 from backbone.supervise import BUG, end_with_watcher, is_watched
 from backbone.usage import choices, full_help, short_help, usage
 
@@ -108,8 +108,8 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
     end_with_watcher()
     heed()
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-        # torchrun shows what all processes say, and the first speaks for them; errors go elsewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # torchrun shows what all processes say, and the first speaks for them. What C libraries say, as NCCL, stays.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # lines are seen when they are said, in a file or a pipe, too
     try:
@@ -124,7 +124,7 @@ def run_main(main: Callable[[], None], again: str = "") -> None:
             print(f"stopped; submit again to {again}" if again else "stopped")
         if stop:
             raise SystemExit(stop.code) from None
-        if isinstance(error, BrokenPipeError) and unread():
+        if is_of_a_pipe(error) and unread():
             raise SystemExit(UNREAD) from None
         if is_watched() and isinstance(error, Exception):
             traceback.print_exc()
@@ -201,7 +201,9 @@ def _remote_yaml(url: str) -> dict[str, Any]:
     fs, path = filesystem(url)
     try:
         tree = parse_yaml(fs.cat_file(path).decode("utf-8-sig")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except StorageError:
+        raise
+    except Exception as error:  # no YAML, or what the store has: of many kinds
         raise UserError(f"{url}: cannot be read as a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{url}: holds a {type(tree).__name__}, not sections of fields")
@@ -377,19 +379,11 @@ def _take(told: _Told, known: dict[str, Any], name: str, values: list[str]) -> N
             values = told.overrides[name] + values
         told.overrides[name] = values
     elif name not in known:  # below a dict, whose fields have no types here
-        told.overrides[name] = _untyped(values[0]) if len(values) == 1 else values or True
+        told.overrides[name] = yaml_or_text(values[0]) if len(values) == 1 else values or True
     elif len(values) > 1:
         told.faults.append(f"command line: --{name}: takes one value, not {' '.join(values)}")
     else:
         told.overrides[name] = values[0] if values else "true"
-
-
-def _untyped(text: str) -> Any:
-    """A value as YAML has it, or the text itself: *.tar and {a,b}.tar are none."""
-    try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _is_field(name: str, known: dict[str, Any]) -> bool:

@@ -24,7 +24,6 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed; 2 s by default
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # how soon it is known that a node will be taken away; 5 s by default
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # of Ray Train's own barriers, which else wait for ever
-    "RAY_gcs_server_port_wait_time_s": "120",  # 30 s by default, which a loaded machine takes
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",  # it is said in a line of ours
 }
@@ -92,6 +91,8 @@ def init(ray: Any, address: str | None, say: Callable[[str], None], **settings: 
     from ray.exceptions import AuthenticationError
 
     where = f"the Ray cluster at {address}" if address not in (None, "local") else "Ray"
+    if address in (None, "local"):  # of a cluster that is joined Ray would count its tries by it, too
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # 30 s by default; a loaded machine takes them
     for last in (False, False, True):
         try:
             return ray.init(address, log_to_driver=False, logging_level="warning", **settings)

@@ -46,7 +46,8 @@ class Compute(Strict):
 
 
 class Scaling(Strict):
-    """The share of a cluster this run takes. Never changes what is learned, so a run may be resumed with another."""
+    """The share of a cluster this run takes. Never changes what is learned, so a run may be resumed with another;
+    with norm sync its number of workers stays."""
 
     num_workers: int = Field(1, ge=0)
     """Training processes, one GPU each with use_gpu. 0: train in this process, without Ray."""

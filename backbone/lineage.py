@@ -242,7 +242,8 @@ def how_it_ended(log: str) -> tuple[State, str]:
         return "stopped", said if said.startswith("stopped") else f"without a word, after: {said}"
     error = next((line for line in reversed(lines[last:]) if re.match(r"[\w.]+(: |$)", line)), lines[-1])
     kind, _, what = error.partition(": ")
-    lost = kind.endswith(("errors.Lost", "errors.StorageLost", "KeyboardInterrupt"))  # submitted again it goes on
+    # Submitted again it goes on.
+    lost = kind.endswith(("errors.Lost", "errors.StorageLost", "KeyboardInterrupt", "BrokenPipeError"))
     return "stopped" if lost else "failed", f"{kind.rpartition('.')[2]}: {what}" if what else kind
 
 

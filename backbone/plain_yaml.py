@@ -62,3 +62,11 @@ def _check_keys(node: yaml.Node, seen: set[int]) -> None:
                 raise GivenTwice(f"{key.value} is given twice, in lines {lines[key.value]} and {line}; keep one")
             lines[key.value] = line
         _check_keys(value, seen)
+
+
+def yaml_or_text(text: str) -> Any:
+    """A value as YAML has it, or the text itself: *.tar and {a,b}.tar are none."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text

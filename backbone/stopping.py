@@ -71,6 +71,15 @@ def unread() -> bool:
     return True
 
 
+def is_of_a_pipe(error: BaseException | None) -> bool:
+    """Whether it came of a pipe that nobody reads; Tune hands on the text of a traceback."""
+    while error is not None:
+        if isinstance(error, BrokenPipeError) or "BrokenPipeError" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 _heeded: list[signal.Signals] = []
 _asked: list[int] = []
 _deferrals: list["_Deferral"] = []

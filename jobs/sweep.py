@@ -51,8 +51,8 @@ def main() -> None:
     print("\n".join(filter(None, said)))
     print("\n".join(["Pareto front:", *summary.front(record)]))
     print(f"finished in {time.monotonic() - began:.0f} s")
-    print(f"report    {record.url}/report.html")
-    print(line("pretrain", "--config", f"{record.url}/best.yaml"))
+    print(f"report    {join(record.url, 'report.html')}")
+    print(line("pretrain", "--config", join(record.url, "best.yaml")))
 
 
 def watch(sweep: Sweep) -> int:

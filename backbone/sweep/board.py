@@ -163,10 +163,7 @@ class Board:
         """With PBT: it goes on in another run, with another trial's weights and another rate."""
         if lineage == trial.lineage:
             return
-        fs, path = filesystem(join(self.record.place(trial), "checkpoints"))
-        with contextlib.suppress(OSError):
-            if trial.folder != f"trials/{run}" and fs.exists(path):
-                fs.rm(path, recursive=True)  # Tune holds those that others may take over
+        left = join(self.record.place(trial), "checkpoints") if trial.folder != f"trials/{run}" else ""
         change = lineage[-1]
         trial.folder, trial.lineage = f"trials/{run}", lineage
         trial.history = [row for row in trial.history if row["step"] <= change["step"]]
@@ -176,6 +173,12 @@ class Board:
             f"[{trial.id}] takes over trial {change['from']} at epoch {change['epoch']:g}: "
             f"learning rate {change['lr_before']:g} becomes {change['lr']:g}"
         )
+        self.write()  # at once: no trial would tell it again, and what it leaves goes now
+        if left:
+            fs, path = filesystem(left)
+            with contextlib.suppress(OSError):
+                if fs.exists(path):
+                    fs.rm(path, recursive=True)  # Tune holds those that others may take over
 
     def lr_now(self, trial: Trial) -> dict[str, Any]:
         """With PBT: the rate a trial goes on with, and how it came to it."""

@@ -108,7 +108,8 @@ Scheduler = Annotated[Asha | Pbt | AllGoOn, OneOf()]
 
 
 class Budget(Strict):
-    """What ends a sweep before all its trials are done. A running trial is stopped at its next evaluation."""
+    """What ends a sweep before all its trials are done. Running trials stop at once and wait for a
+    larger one."""
 
     trials: int = Field(16, ge=0)
     """Points to try. 0, with search grid: all of them."""

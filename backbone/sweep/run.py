@@ -38,7 +38,8 @@ def run(sweep: Sweep, detection_ap: DetectionAP | None = None, say: Callable[[st
         else:
             _run(board, detection_ap, say)
         if not board.record.best:
-            if why := board.record.why:  # a budget's
+            why = board.record.why  # a budget's
+            if why and (board.record.of_state("waiting") or not board.search.exhausted):
                 raise UserError(f"no trial finished: {why}; a larger --{why.partition(' ')[0]} goes on with them")
             raise UserError(f"no trial finished; see the log.txt of each in {board.record.url}/trials")
         return board.record

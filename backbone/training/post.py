@@ -147,11 +147,18 @@ def _passing() -> tuple[type[Exception], ...]:
     return GetTimeoutError, ActorUnavailableError, OutOfMemoryError
 
 
-def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str]) -> None:
+def listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str | BrokenPipeError]) -> None:
     """Show what comes by the post until None does. A dead one means that the run has ended.
 
-    `in_vain` gets a word where workers have been waited for too long.
+    `in_vain` gets a word where workers have been waited for too long, and the error where nobody reads what is shown.
     """
+    try:
+        _listen(post, display, scaling, in_vain)
+    except BrokenPipeError as error:  # for the main thread, which ends the job
+        in_vain.append(error)
+
+
+def _listen(post: Post, display: Display, scaling: Scaling, in_vain: list[str | BrokenPipeError]) -> None:
     from ray.exceptions import RayError
 
     def patience() -> Iterator[int]:

@@ -158,7 +158,7 @@ def _launch_on_ray(
             # On the driver's node, as Ray's own controller: on another, the display would be lost with that node.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             post = Post.begin(num_cpus=0, scheduling_strategy=here)
-            in_vain: list[str] = []
+            in_vain: list[str | BrokenPipeError] = []
             listener = threading.Thread(target=listen, args=(post, display, scaling, in_vain), daemon=True)
             listener.start()
             told = {"worker": worker, "payload": payload, "post": post, "cwd": str(Path.cwd()), "held": held}
@@ -175,7 +175,7 @@ def _launch_on_ray(
 
                 def is_done(seconds: float) -> bool:
                     if in_vain:
-                        raise Lost(in_vain[0])
+                        raise Lost(in_vain[0]) if isinstance(in_vain[0], str) else in_vain[0]
                     if asked:
                         post.ask(asked[0])
                     return done(seconds)

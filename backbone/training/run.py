@@ -61,8 +61,9 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: in
         recipe = recipe.model_copy(update={"optim": optim, "name": recipe.run_name})
     if recipe.compute.precision == "auto" and old:  # what it came out as at the first start
         recipe = recipe.with_precision(old["identity"]["compute.precision"])
+    finished = fs.exists(join(path, "artifact", "config.json"))  # no step is done any more, no checkpoint written
     began = (old or {}).get("processes", recipe.scaling.processes)
-    if recipe.equal_shares and began != recipe.scaling.processes:
+    if recipe.equal_shares and began != recipe.scaling.processes and not finished:
         raise UserError(
             f"{url}: norm sync takes statistics over all workers, and this run has {began}: go on with "
             f"--scaling.num_workers {began} (as many processes under torchrun), or give this one another --name"
@@ -70,7 +71,7 @@ def open_run(recipe: R, fingerprints: dict[str, str], num_bytes: int, beside: in
     check_split(recipe)
     if old:
         _check_same(url, old, {"identity": identity(recipe), "data": fingerprints}, recipe)
-    if not fs.exists(join(path, "artifact", "config.json")):  # after that no checkpoint is written
+    if not finished:
         _check_writable(url, num_bytes * (recipe.run.keep + 2), beside)
     if not old:
         _write(url, recipe, fingerprints)

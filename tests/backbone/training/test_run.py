@@ -153,4 +153,8 @@ def test_synchronised_statistics_keep_their_workers(tiny: Make) -> None:
     open_run(tiny({**sync, "scaling.num_workers": 2}), DATA, 1)
     with pytest.raises(UserError, match=r"this run has 2: go on with --scaling\.num_workers 2"):
         open_run(tiny({**sync, "scaling.num_workers": 1}), DATA, 1)
-    open_run(tiny({**sync, "scaling.num_workers": 2}), DATA, 1)
+    opened = open_run(tiny({**sync, "scaling.num_workers": 2}), DATA, 1)
+    artifact = Path(run_url(opened), "artifact")
+    artifact.mkdir()
+    (artifact / "config.json").touch()
+    open_run(tiny({**sync, "scaling.num_workers": 1}), DATA, 1)  # finished: it is looked at alone

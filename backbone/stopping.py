@@ -63,6 +63,8 @@ def unread() -> bool:
         said = sys.stdout.fileno()
     except (AttributeError, OSError):  # no file of the system's
         return False
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()  # or Python would at its end, and complain
     look = select.poll()
     look.register(said, 0)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0)):

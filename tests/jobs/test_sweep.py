@@ -14,8 +14,10 @@ import yaml
 from ray.tune import ExperimentAnalysis
 
 from backbone.artifact import load
+from backbone.storage import filesystem
 from backbone.sweep.record import Record, read
 from tests.conftest import ROOT, TINY
+from tests.object_store import Bucket
 
 pytestmark = pytest.mark.ray
 
@@ -129,3 +131,25 @@ def test_a_sweep_that_the_cluster_cannot_hold_is_refused(tmp_path: Path, run_job
     done = run_job("sweep", "--config", str(tmp_path / "sweep.yaml"), **joined)
     assert done.returncode == 2, done.stderr
     assert "error: scaling: 16 workers of 64 CPU each do not fit on the cluster, which has room for 0" in done.stderr
+
+
+def test_a_sweep_in_a_bucket(tmp_path: Path, run_job: Any, s3: Bucket) -> None:
+    """Record, report, Tune's own state and the best trial's artifact are in the bucket; nothing of it is local."""
+    storage = f"s3a{s3.url.removeprefix('s3')}/runs"  # a name for s3 that Ray does not know
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    tree: dict[str, Any] = {**SWEEP, "base": str(tmp_path / "tiny.yaml"), "storage": storage}
+    tree |= {"space": {"optim.lr": {"choice": [0.05, 0.02]}}, "scheduler": {"kind": "none"}}
+    tree["base_with"] = {**SWEEP["base_with"], "schedule": {"total": 10}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    before = {*tmp_path.iterdir()}
+    done = run_job("sweep", "--config", str(tmp_path / "sweep.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {*tmp_path.iterdir()} == before
+    record = read(f"{storage}/s")
+    assert [trial.state for trial in record.trials] == ["finished", "finished"]
+    _, _, about = load(f"{record.place(record.trial(record.best))}/artifact")
+    assert about["provenance"]["metrics"]["val_error"] == min(trial.values["val_error"] for trial in record.trials)
+    fs, path = filesystem(f"{storage}/s")
+    names = {Path(entry).name for entry in fs.find(path)}
+    assert {"sweep.json", "report.html", "best.yaml"} <= names
+    assert any("/tune/" in entry for entry in fs.find(path))

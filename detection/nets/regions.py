@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import RoIAlign, RoIPool
+from torchvision.ops._utils import convert_boxes_to_roi_format
 
 from backbone.nets import Backbone
 from backbone.nets.contract import run
+from detection.nets import align
 from detection.nets.context import beside_whole, with_whole, without_whole
 from detection.nets.heads import Heads
 
@@ -16,11 +18,14 @@ class RegionPool(nn.Module):
 
     def __init__(self, size: int, pooling: str, stride: int) -> None:
         super().__init__()
-        # As in MultiScaleRoIAlign: two samples a bin and axis, and not `aligned`.
-        self.pool = RoIAlign(size, 1 / stride, 2) if pooling == "align" else RoIPool(size, 1 / stride)
+        self.pool = RoIAlign(size, 1 / stride, align.SAMPLES) if pooling == "align" else RoIPool(size, 1 / stride)
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        return self.pool(maps["C4"], boxes)
+        if isinstance(self.pool, RoIPool):
+            return self.pool(maps["C4"], boxes)
+        rois = convert_boxes_to_roi_format(boxes)
+        every = torch.arange(len(rois), device=rois.device)
+        return align.pool([maps["C4"]], rois, [every], self.pool.output_size, [self.pool.spatial_scale])
 
 
 class RegionHead(nn.Module):

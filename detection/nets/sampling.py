@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
+
+from detection.nets import align
 
 
 def where(mask: Tensor, count: int) -> Tensor:
@@ -69,7 +71,7 @@ class PyramidPool(MultiScaleRoIAlign):
     map_levels: LevelMapper
 
     def __init__(self, strides: dict[str, int], size: int, canonical: float) -> None:
-        super().__init__(list(strides), size, sampling_ratio=2)
+        super().__init__(list(strides), size, sampling_ratio=align.SAMPLES)
         steps = list(strides.values())
         side: Any = canonical  # annotated as int, used as a divisor
         self.scales: list[float] = [1 / stride for stride in steps]
@@ -80,9 +82,5 @@ class PyramidPool(MultiScaleRoIAlign):
         maps = [x[name] for name in self.featmap_names]
         rois, levels = convert_boxes_to_roi_format(boxes), self.map_levels(boxes)
         masks = [levels == level for level in range(len(maps))]
-        pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], *self.output_size))
-        for one, scale, mask, count in zip(maps, self.scales, masks, counts(masks), strict=True):
-            index = where(mask, count)
-            own = roi_align(one, rois[index], self.output_size, scale, self.sampling_ratio)
-            pooled[index] = own.to(pooled.dtype)
-        return pooled
+        rows = [where(mask, count) for mask, count in zip(masks, counts(masks), strict=True)]
+        return align.pool(maps, rois, rows, self.output_size[0], self.scales)

@@ -11,6 +11,7 @@ from backbone.errors import UserError
 from backbone.nets import Backbone
 from backbone.nets.external import External
 from backbone.nets.norm import GroupedBatchNorm2d
+from detection.nets.folding import fold
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -60,7 +61,7 @@ def apply(options: Policy, net: Backbone) -> None:
     """Exchange the norms of `net` and fix its first parts, in place; keys stay, less the counters of frozen norms.
 
     In fixed parts batch norms are always frozen: training must not move their statistics either. Nothing is dropped at
-    random there: what is fixed gives the same maps in training.
+    random there: what is fixed gives the same maps in training. Under autocast frozen norms are folded (`folding`).
     """
     fixed = [module for part in list(net.parts().values())[: options.freeze_at] for module in part]
     inside = {id(m) for module in fixed for m in module.modules()}
@@ -75,6 +76,7 @@ def apply(options: Policy, net: Backbone) -> None:
             module.drop_prob = 0.0
     for module in fixed:
         module.requires_grad_(False)
+    fold(net)
 
 
 def count_norms(net: nn.Module) -> tuple[int, int]:

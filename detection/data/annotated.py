@@ -29,7 +29,7 @@ from detection.data.label_map import IGNORED, painted
 from detection.data.patches import Patch
 from detection.data.segments import encode, has_mask, patches, polygons_of
 
-FORMAT = 3  # of the arrays; a change makes old files stale
+FORMAT = 4  # of the arrays; a change makes old files stale
 THINNEST = 1.0  # pixels: a box thinner than this is no object
 BLACKLIST = "blacklist"  # array of ImageNet DET's: rows of images and labels that are not judged in them, int64 [P, 2]
 LEFT_OUT = ("", "crowds", "difficult", "degenerate boxes")  # why an object is not trained on; 0: it is
@@ -363,6 +363,11 @@ def decode_as(data: bytes, name: str, height: int, width: int) -> np.ndarray:
         image = np.ascontiguousarray(turn(image)) if turn else image
     if image.shape[:2] != (height, width):
         found = f"{image.shape[1]}x{image.shape[0]}"
+        if image.shape[:2] == (width, height):
+            raise BadImage(
+                f"{name}: is {found} pixels, {width}x{height} in its annotations: width and height are the other way "
+                "round there; exchange them, if boxes fit the image so"
+            )
         raise BadImage(
             f"{name}: is {found} pixels, {width}x{height} in its annotations: the wrong file, or resized after it was"
             " annotated; put the original back, or mend width, height and boxes"

@@ -26,6 +26,10 @@ WHOLE = "write whole numbers, in images, categories and annotations alike: 7, no
 MASKLESS = "segmentations that are neither polygons nor run lengths"
 
 
+# What is read of a record: two with one id that agree in it are one, whatever else they say.
+READ = {"images": ("file_name", "coco_url", "height", "width"), "categories": ("name",)}
+
+
 class Table(NamedTuple):
     """What an instances JSON holds."""
 
@@ -51,8 +55,8 @@ def tabulate_coco(tree: dict[str, Any]) -> Table:
     names, ids, sizes = _images(refused, findings, tree["images"])
     records = _once(findings, tree["annotations"], "annotations")
     categories = _categories(refused, findings, tree["categories"], records)
-    incomplete = {number for one in tree["images"] if is_whole(number := one.get("id"))} - set(ids.tolist())
-    rows = _rows(refused, records, ids, categories, incomplete)
+    named = {key: {repr(one.get("id")) for one in tree[key]} for key in ("images", "categories")}
+    rows = _rows(refused, records, ids, categories, named)
     if not names or not categories.names:
         return Table({}, rows.numbers, refused, findings)
     segments = _segments(refused, findings, rows, sizes[rows.image])
@@ -137,9 +141,15 @@ def _categories(
 
 
 def _rows(
-    refused: Findings, records: list[dict[str, Any]], ids: np.ndarray, categories: Categories, incomplete: set[int]
+    refused: Findings,
+    records: list[dict[str, Any]],
+    ids: np.ndarray,
+    categories: Categories,
+    named: dict[str, set[str]],
 ) -> Rows:
-    """Name the annotations that cannot be read, and keep the others. Ids of `incomplete` images are named already."""
+    """Name the annotations that cannot be read, and keep the others. What is wrong with images and categories that are
+    there, whose ids (by `repr`) are `named`, is said already.
+    """
     places = {number: place for place, number in enumerate(ids.tolist())}
     labels = {number: label for label, number in enumerate(categories.ids, 1)}
     good, image, label = [], [], []
@@ -150,10 +160,16 @@ def _rows(
         if not _add_id(refused, "annotation", one, place):
             continue
         known = is_whole(its_image) and its_image in places, is_whole(its_category) and its_category in labels
-        if not known[0] and not (is_whole(its_image) and its_image in incomplete):
+        for key, value, kind in (("image_id", its_image, "images"), ("category_id", its_category, "categories")):
+            if not is_whole(value) and repr(value) not in named[kind]:
+                which = f"{key} {value!r:.40}" if key in one else f"no {key}"
+                refused.add(
+                    "error", "annotations whose image_id or category_id is no whole number", WHOLE, f"{number}: {which}"
+                )
+        if not known[0] and is_whole(its_image) and repr(its_image) not in named["images"]:
             remedy = "add the image, or remove the annotation"
             refused.add("error", "annotations of unknown images", remedy, f"{number} (image {its_image!r})")
-        if not known[1]:
+        if not known[1] and is_whole(its_category) and repr(its_category) not in named["categories"]:
             remedy = "add the category, or correct the annotation"
             example = f"{number} (category {its_category!r})"
             refused.add("error", "annotations of unknown categories", remedy, example)
@@ -352,7 +368,8 @@ def _once(findings: Findings, records: list[Any], what: str) -> list[Any]:
     kept = []
     for one in records:
         number = one.get("id")
-        if is_whole(number) and first.setdefault(number, one) is not one and first[number] == one:
+        before = first.setdefault(number, one) if is_whole(number) else one
+        if before is not one and all(before.get(key) == one.get(key) for key in READ.get(what, {**before, **one})):
             findings.add("warning", f"{what} given twice, id and all", "read once", number)
         else:
             kept.append(one)

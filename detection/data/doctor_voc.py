@@ -38,8 +38,9 @@ def examine_voc(findings: Findings, location: str) -> Survey:
 
 
 def _file_names(findings: Findings, split: Split) -> None:
-    for name, annotation in zip(split.ids, split.annotations, strict=True):
-        if annotation.file and annotation.file != name and _stem(annotation.file) != _stem(f"{name}.jpg"):
+    for name, annotation, read in zip(split.ids, split.annotations, split.names, strict=True):
+        own = {_stem(f"{name}.jpg"), _stem(read)}  # the image may have been found by what the annotation calls it
+        if annotation.file and annotation.file != name and _stem(annotation.file) not in own:
             remedy = "not read: the image is found by the name in the list"
             findings.add("note", "annotations that name another file", remedy, f"{name}.xml: {annotation.file}")
 

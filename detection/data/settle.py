@@ -82,14 +82,21 @@ def given_twice(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> np.
     return np.stack([order[:-1][same], order[1:][same]], 1)
 
 
+def alike(name: str) -> str:
+    """One for all names that look the same: in another case or Unicode form, with other blanks or with marks that
+    nobody sees, such as U+FEFF and U+200B.
+    """
+    seen = "".join(one for one in unicodedata.normalize("NFKC", name) if unicodedata.category(one) != "Cf")
+    return " ".join(seen.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def add_alike(findings: Findings, names: Sequence[str]) -> None:
     """Name classes that nobody could tell apart. Where upper and lower case are classes, as in reading text, they are
     right: so it is no error.
     """
     groups: dict[str, list[str]] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
-        groups.setdefault(key, []).append(name)
+        groups.setdefault(alike(name), []).append(name)
     for group in groups.values():
         if len(group) > 1:
             findings.add("warning", *ALIKE, " and ".join(map(repr, group)))

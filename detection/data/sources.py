@@ -9,6 +9,7 @@ from detection.data.det import Choice, open_det
 from detection.data.files import UNREADABLE
 from detection.data.label_map import check_labelled
 from detection.data.options import CocoData, DetData, DetectionData, ScenesData, VocData
+from detection.data.settle import alike
 from detection.data.share import Share
 from detection.data.synthetic import SyntheticScenes
 from detection.data.voc import categories_of, open_split, open_voc, read_split, sound
@@ -155,6 +156,10 @@ def check_categories(train: DetectionSource, val: DetectionSource) -> None:
     only = {"train": sorted(set(one) - set(two)), "val": sorted(set(two) - set(one))}
     missing = "; ".join(f"only in {split}: {', '.join(names)}" for split, names in only.items() if names)
     if missing:
+        pairs = [(a, b) for a in only["train"] for b in only["val"] if alike(a) == alike(b)]
+        if pairs:
+            names = ", ".join(f"{a!a} in train is {b!a} in val" for a, b in pairs[:5])
+            raise UserError(f"train and val spell categories otherwise ({names}); write them alike in both JSONs")
         raise UserError(f"train and val have different categories ({missing}); give both the same in their JSON")
     first = next(k for k, pair in enumerate(zip(one, two, strict=True)) if pair[0] != pair[1])
     raise UserError(

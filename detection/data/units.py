@@ -62,11 +62,26 @@ def corners_given(boxes: np.ndarray, sizes: np.ndarray, extents: np.ndarray, are
     read = np.stack([x, y, x + third, y + fourth], 1)
     masked = np.isfinite(extents).all(1)
     seen = valid & masked & (iou(boxes, extents) >= FIT) & (iou(read, extents) < READ_FIT)
-    if masked.any():
-        return seen & (2 * seen.sum() > masked.sum())
-    as_corners, as_sides = (third - x) * (fourth - y), third * fourth
-    telling = valid & (areas > 0) & (np.abs(as_corners - as_sides) > 0.05 * as_sides)
-    near = telling & (np.abs(areas - as_corners) <= 0.01 * as_corners)
+    if masked.any() and 2 * seen.sum() > masked.sum():
+        return seen
+    if masked.all():
+        return np.zeros(len(boxes), bool)
+    found = np.zeros(len(boxes), bool)
+    rest = ~masked  # those without a mask may be another tool's
+    found[rest] = _corners_unmasked(boxes[rest], sizes[rest], areas[rest])
+    alone = masked.any() and found.sum() == 1  # one area among sides may fit by chance
+    return found & (not alone)
+
+
+def _corners_unmasked(boxes: np.ndarray, sizes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """`corners_given` by areas or else borders."""
+    x, y, third, fourth = np.where(np.isfinite(boxes), boxes, 0).T
+    valid = np.isfinite(boxes).all(1) & (third > x) & (fourth > y)
+    read = np.stack([x, y, x + third, y + fourth], 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        as_corners, as_sides = (third - x) * (fourth - y), third * fourth
+        telling = valid & (areas > 0) & (np.abs(as_corners - as_sides) > 0.05 * as_sides)
+        near = telling & (np.abs(areas - as_corners) <= 0.01 * as_corners)
     if 2 * near.sum() > telling.sum():
         return near
     bounds = sizes[:, ::-1].astype(np.float64)
@@ -98,7 +113,10 @@ def misfits(boxes: np.ndarray, sizes: np.ndarray, extents: np.ndarray) -> tuple[
     read = np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), 0, bounds)
     masks = np.clip(extents, 0, bounds)
     with np.errstate(invalid="ignore"):
-        compared = np.isfinite(boxes).all(1) & (masks[:, 2:] - masks[:, :2] >= MIN_SIDE).all(1)
+        sides = np.maximum(masks[:, 2:] - masks[:, :2], (read[:, 2:] - read[:, :2]) / 4)  # a speck in a large box
+        large, seen = extents[:, 2:] - extents[:, :2] >= MIN_SIDE, masks[:, 2:] > masks[:, :2]
+        outside = large.all(1) & ~seen.all(1)
+        compared = np.isfinite(boxes).all(1) & np.isfinite(extents).all(1) & ((sides >= MIN_SIDE).all(1) | outside)
     return compared & (iou(read, masks) < MISFIT), compared
 
 

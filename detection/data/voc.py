@@ -14,14 +14,15 @@ from backbone.data.findings import Findings
 from backbone.data.index import Arrays
 from backbone.data.listing import THREADS
 from backbone.errors import UserError
+from backbone.storage import filesystem
 from detection.data import units
-from detection.data.annotated import AnnotatedSource, doctor, orientation, read, save, tabulate, within
+from detection.data.annotated import AnnotatedSource, doctor, orientation, read, save, shown, tabulate, within
 from detection.data.contract import Categories
 from detection.data.files import FOUND, MISSING, RESPELLED, RESTORE, SEVERAL, WHICH
 from detection.data.segments import flatten
-from detection.data.settle import TWICE, add_alike, add_rows, given_twice
-from detection.data.voc_lists import ANNOTATIONS, IMAGES, Folder, list_images
-from detection.data.voc_xml import OTHERWISE, SAVE, Annotation, NotText, annotation_of, parse
+from detection.data.settle import TWICE, add_alike, add_rows, alike, given_twice
+from detection.data.voc_lists import ANNOTATIONS, HOLDS, IMAGES, Folder, list_images
+from detection.data.voc_xml import ESCAPE, OTHERWISE, SAVE, Annotation, NotText, Unescaped, annotation_of, parse
 
 # VOC's twenty in their customary order, which is the alphabet's.
 CLASSES = tuple(
@@ -37,6 +38,7 @@ BESIDE = (
     "images with files of several suffixes",
     "the one that <filename> names is read, or else .jpg: remove the others",
 )
+UNTRAINED = "classes that only data.val has", "never seen in training, so never found; correct a slip in the name"
 FRACTIONAL = "boxes with fractions of a pixel", "read as they are, less 1 at the left and top as all of Pascal VOC's"
 
 
@@ -75,6 +77,9 @@ def open_voc(train: str, val: str, keep_empty: bool = True, cache: str | None = 
         UserError: no such folder or split, a list of one class, damaged annotations. Names the file.
     """
     splits = [sound(read_split(location), location) for location in (train, val)]
+    trained = set(map(alike, splits[0].classes))  # of those that look alike more is said
+    for name in sorted(name for name in splits[1].classes if alike(name) not in trained):
+        splits[0].findings.add("warning", *UNTRAINED, name)
     categories = categories_of(splits[0].classes | splits[1].classes)
     return [open_split(split, categories, keep, cache) for split, keep in zip(splits, (keep_empty, True), strict=True)]
 
@@ -145,6 +150,10 @@ def read_split(location: str) -> Split:
     """
     refused, findings = Findings(), Findings()
     names, parts, entries = list_images(location)
+    for name in names:
+        fs, root = filesystem(name)
+        if not fs.isdir(f"{root}/{ANNOTATIONS}"):
+            raise UserError(f"{shown(name, ANNOTATIONS)}: no such folder; {HOLDS}")
     folders = [
         Folder(name, [entry for part, entry in zip(parts, entries, strict=True) if part == k], len(names) > 1)
         for k, name in enumerate(names)
@@ -180,13 +189,16 @@ def _read(folder: Folder, name: str) -> Annotation | Findings:
     """An annotation, or what is wrong with it."""
     fault, file = Findings(), folder.shown(name)
     try:
-        root, as_declared = parse(read(folder.folder, f"{ANNOTATIONS}/{name}.xml"))
+        root, as_declared = parse(read(folder.folder, f"{ANNOTATIONS}/{folder.annotation(name)}"))
     except OSError as error:
         remedy = "restore the file, or take the image from the list"
         fault.add("error", "annotations that are missing", remedy, f"{file}: {error.strerror or error}")
         return fault
     except NotText as error:
         fault.add("error", "annotations that are not text in the encoding they declare", SAVE, f"{file}: {error}")
+        return fault
+    except Unescaped as error:
+        fault.add("error", *ESCAPE, f"{file}: {error}")
         return fault
     except ValueError as error:
         fault.add("error", "annotations that are damaged", "restore the file", f"{file}: {error}")
@@ -227,7 +239,7 @@ def _images(
         others = [file for file in folders[part].images.get(name, []) if file != found[0]]
         if others:
             findings.add("warning", *BESIDE, f"{found[0]} is read, not {', '.join(others)}")
-        own = len(found) == 1 and str(PurePosixPath(found[0]).with_suffix("")) == name
+        own = len(found) == 1 and name in (found[0], str(PurePosixPath(found[0]).with_suffix("")))
         lost = not own and (len(found) != 1 or taken[part, found[0]] > 1)
         files.append(f"{IMAGES}/{f'{name}.jpg' if lost else found[0]}")
         missing.append(lost)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import PurePath, PurePosixPath
 
 from backbone.data.findings import Findings
@@ -15,6 +16,7 @@ from detection.data.voc_xml import SAVE, NotText, text_of
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
 MAP_LISTS, MAPS = "ImageSets/Segmentation", "SegmentationClass"
 SECOND = re.compile(r"(\S+)\s+(-?\d+|\S*[./\\]\S*)")  # a line of two columns: with a label, or the annotation's file
+HOLDS = f"a folder of Pascal VOC holds {LISTS}, {ANNOTATIONS} and {IMAGES}: move or link yours to these names"
 ENTRIES = "entries of the list that are written otherwise than their annotations", "read so; write names without suffix"
 
 
@@ -56,7 +58,7 @@ def _list(folder: str, split: str, lists: str) -> list[str]:
     try:
         text = text_of(read(folder, name))[0].replace("\ufeff", "")  # one more begins each list that was joined on
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder, lists)}") from error
+        raise UserError(f"{where}: {error.strerror or error}; {_lists(folder, lists, split)}") from error
     except NotText as error:
         raise UserError(f"{where}: not a list of names: {error}") from error
     if "\0" in text:
@@ -65,19 +67,29 @@ def _list(folder: str, split: str, lists: str) -> list[str]:
     if not entries:
         raise UserError(f"{where}: lists no images")
     if all(line.split()[-1] in ("1", "-1", "0") and len(line.split()) == 2 for line in entries):
-        raise UserError(
-            f"{where}: says for one class which images show it (1, -1, 0); give the list of all images, such as"
-            f" {split.rpartition('_')[2]}"
-        )
+        fs, root = filesystem(folder)
+        if any(fs.exists(f"{root}/{ANNOTATIONS}/{entry}.xml") for entry in entries[:5]):
+            return entries  # names such as "photo 1"
+        whole = split.rpartition("_")[2]
+        if whole != split and fs.exists(f"{root}/{lists}/{whole}.txt"):
+            remedy = f"give the list of all images, such as {whole}"
+        else:
+            columns, names = f"{lists}/{split}.txt", f"{lists}/all_{split}.txt"
+            awk = f"awk '{{print $1}}' {columns} > {names}"
+            remedy = f"make a list of names alone: (cd {shlex.quote(folder)} && {awk})"
+        raise UserError(f"{where}: says for one class which images show it (1, -1, 0); {remedy}")
     return entries
 
 
-def _lists(folder: str, lists: str) -> str:
+def _lists(folder: str, lists: str, split: str) -> str:
     fs, root = filesystem(folder)
     if not fs.isdir(f"{root}/{lists}"):
         needs = f"a folder of Pascal VOC holds {lists}, {ANNOTATIONS if lists == LISTS else MAPS} and {IMAGES}"
         if lists != LISTS or "://" in folder:
             return needs
+        for path in sorted(fs.ls(root, detail=False)) if fs.isdir(root) else ():
+            if fs.isdir(f"{path}/{lists}"):
+                return f"{needs}; one such lies below: {folder.rstrip('/')}/{PurePath(path).name}:{split}"
         if not fs.isdir(f"{root}/{ANNOTATIONS}"):
             return f"{needs}; a folder of Roboflow's is read in its COCO export, --data.source coco"
         return (
@@ -108,16 +120,21 @@ class Folder:
         fs, root = filesystem(folder)
         places = {str(PurePosixPath(entry).parent) for entry in entries}
         there = present(fs, f"{root}/{ANNOTATIONS}", {"" if place == "." else place for place in places})
-        self._annotations = {path.removesuffix(".xml") for path in there}
+        self._annotations = _by_name(there)
         self._lost = [entry for entry in entries if entry not in self._annotations]
         if self._lost:
-            found = (PurePosixPath(path) for path in below(fs, f"{root}/{ANNOTATIONS}"))
-            self._fitting = Files(str(path.with_suffix("")) for path in found if path.suffix.lower() == ".xml")
+            found = _by_name(below(fs, f"{root}/{ANNOTATIONS}"))
+            self._annotations, self._fitting = found | self._annotations, Files(found)
         self._below: Files | None = None
 
     def shown(self, name: str) -> str:
         """An annotation as findings name it."""
-        return shown(self.folder, f"{ANNOTATIONS}/{name}.xml") if self._named else f"{name}.xml"
+        file = self.annotation(name)
+        return shown(self.folder, f"{ANNOTATIONS}/{file}") if self._named else file
+
+    def annotation(self, name: str) -> str:
+        """The file of an annotation below `ANNOTATIONS`: .XML, too."""
+        return self._annotations.get(name, f"{name}.xml")
 
     def id_of(self, entry: str, findings: Findings) -> str:
         """The name of the annotation that an entry means, without suffix; the entry itself where there is none."""
@@ -142,13 +159,19 @@ class Folder:
         return self._below.find(name) or (self._below.find(file) if file else [])
 
 
+def _by_name(paths: Iterable[str]) -> dict[str, str]:
+    """Annotations by their paths without suffix; .xml goes before .XML."""
+    found = (PurePosixPath(path) for path in sorted(paths))
+    return {str(path.with_suffix("")): str(path) for path in found if path.suffix.lower() == ".xml"}
+
+
 def image_files(folder: str) -> dict[str, list[str]]:
     """The images of a folder, id -> file names: of several the .jpg first, VOC's own."""
     fs, root = filesystem(folder)
     try:
         found = [PurePath(path) for path in fs.ls(f"{root}/{IMAGES}", detail=False)]
     except OSError as error:
-        raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}") from error
+        raise UserError(f"{shown(folder, IMAGES)}: {error.strerror or error}; {HOLDS}") from error
     suffixes = {suffix: place for place, suffix in enumerate(image_suffixes())}  # .jpg is first
     images = [path for path in found if path.suffix.lower() in suffixes]
     found_by: dict[str, list[str]] = {}

@@ -23,6 +23,14 @@ MARKS = (
 LARGER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}  # as people write them
 LONG = re.compile(rb"[\xe0-\xf4][\x80-\xbf]{2}")  # three bytes and more of UTF-8: hardly any other text has them
 
+UNDEFINED_ENTITY = 11  # expat's code, as of HTML's &nbsp;
+# A & that begins no reference, with what stands around it.
+BARE = re.compile(r"[^\s<>&]{0,40}&(?!(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z_][\w.-]*);)[^\s<>]*")
+
+ESCAPE = (
+    "annotations with & where XML has &amp;, or an entity of HTML's",
+    "write &amp; for &, and letters themselves in place of &nbsp; and the like",
+)
 SAVE = "save it as UTF-8"
 SIZELESS = "annotations without the image's size", "taken from the image"
 UNCLEAR = "difficult marks that are neither 0 nor 1", "write 0 or 1"
@@ -32,6 +40,10 @@ TWICE_SAID = "objects with several boxes, names or marks", "only the first of ea
 TAGS = "annotations whose tags are in capitals or in a namespace", "read so; most tools look for <object> alone"
 ONCE = {"object": ("name", "bndbox", "difficult"), "bndbox": ("xmin", "ymin", "xmax", "ymax")}  # what each has once
 OTHERWISE = "annotations in another encoding than they declare", "read by what their bytes are; " + SAVE
+
+
+class Unescaped(ValueError):
+    """Names hold characters that XML has for itself."""
 
 
 class NotText(ValueError):
@@ -63,6 +75,10 @@ def parse(data: bytes) -> tuple[Element, bool]:
     try:
         return ElementTree.fromstring(DECLARATION.sub("", text).strip()), as_declared
     except ElementTree.ParseError as error:
+        bare = BARE.search(text)  # only now: within <![CDATA[...]]> it is right
+        if bare or error.code == UNDEFINED_ENTITY:
+            line = text[: bare.start()].count("\n") + 1 if bare else error.position[0]
+            raise Unescaped(f"{bare[0][:40]!r} in line {line}" if bare else f"{error}") from error
         raise ValueError(f"damaged XML: {error}") from error
 
 

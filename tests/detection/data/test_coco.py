@@ -259,7 +259,7 @@ def _set(kind: str, place: int, key: str, value: Any) -> Callable[[dict[str, Any
         (lambda tree: tree["images"][0].pop("width"), r"images without .*width above 0.* \(30: "),
         (_set("images", 0, "height", 0), r"images without .*height and width above 0.* \(30: "),
         (_set("images", 0, "id", 1.5), r"image ids that are missing or no whole numbers \(1.5\): write whole numbers"),
-        (_set("annotations", 0, "image_id", "30"), r"unknown images \(7 \(image '30'\)\)"),
+        (_set("annotations", 0, "image_id", "30"), r"no whole number \(7: image_id '30'\): write whole"),
         (_set("annotations", 0, "segmentation", [[1, 1, 2, 2, 1e9, 1]]), r"1 polygons that leave ±1e\+06 pixels \(7\)"),
         (_set("annotations", 0, "segmentation", [["a"] * 6]), "neither polygons nor run lengths"),
         (_set("annotations", 2, "segmentation", {"size": [30, 50], "counts": [1500]}), r"mask is of \[30, 50\]"),

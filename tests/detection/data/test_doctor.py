@@ -85,7 +85,12 @@ LACKING = "annotations without segmentation, while others have one"
         ("warning", OTHER_AREA, "7: 4000", _set("annotations", 0, "area", 4000)),
         ("warning", "annotations without iscrowd", "7", _del("annotations", 0, "iscrowd")),
         ("error", "annotations of unknown images", "7 (image 99)", _set("annotations", 0, "image_id", 99)),
-        ("error", "annotations of unknown images", "7 (image [30])", _set("annotations", 0, "image_id", [30])),
+        (
+            "error",
+            "annotations whose image_id or category_id is no whole number",
+            "7: image_id [30]",
+            _set("annotations", 0, "image_id", [30]),
+        ),
         ("error", "annotations of unknown categories", "7 (category 4)", _set("annotations", 0, "category_id", 4)),
         ("error", BAD_BOX, "7: None", _del("annotations", 0, "bbox")),
         ("error", BAD_BOX, "7: [1, 2, 3]", _box(1, 2, 3)),

@@ -52,7 +52,7 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(str(url))
     except StorageError:
         raise
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         if isinstance(error, ImportError) and scheme in EXTRAS:
             extra = EXTRAS[scheme]
             raise UserError(

@@ -10,6 +10,7 @@ floats (AlexNet's colour shift, mixup, CutMix) is drawn here and applied on the 
 import math
 import random
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.data.headers import PIXELS
 from backbone.data.options import Augment, CifarAugment, ModernAugment, NoAugment, PaperAugment
 from backbone.data.policies import Operation, draw, draw_erasing, draw_increasing, draw_jitter, vary
 from backbone.data.stream import mix
@@ -27,6 +29,13 @@ from backbone.data.stream import mix
 # Covariance of RGB over ImageNet on the 0..1 scale, as in fb.resnet.torch. Columns of the second are eigenvectors.
 PCA_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 PCA_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def _part(image: np.ndarray, sides: Sequence[int], place: Sequence[int], size: int, filter: int) -> np.ndarray:
+    """uint8 [size, size, 3] at `place` of what `image` is at `sides`, which for a strip would fill the memory."""
+    (top, down), (left, across) = ((n, whole / side) for n, whole, side in zip(place, image.shape, sides, strict=False))
+    right, below = min((left + size) * across, image.shape[1]), min((top + size) * down, image.shape[0])
+    return np.asarray(Image.fromarray(image).resize((size, size), filter, (left * across, top * down, right, below)))
 
 
 def evaluation_view(image: np.ndarray, size: int, crop_pct: float, interpolation: str = "bilinear") -> np.ndarray:
@@ -39,8 +48,11 @@ def evaluation_view(image: np.ndarray, size: int, crop_pct: float, interpolation
     target, shorter = int(size / crop_pct), min(height, width)
     if target != shorter:
         height, width = target * height // shorter, target * width // shorter
-        image = np.asarray(Image.fromarray(image).resize((width, height), pil_filter(interpolation)))
     top, left = round((height - size) / 2), round((width - size) / 2)
+    if height * width > PIXELS:
+        return _part(image, (height, width), (top, left), size, pil_filter(interpolation))
+    if target != shorter:
+        image = np.asarray(Image.fromarray(image).resize((width, height), pil_filter(interpolation)))
     return image[top : top + size, left : left + size]
 
 
@@ -139,7 +151,7 @@ class TrainingView:
                 return self.fill_cut(planes, self.box(*whole, key).within(image, whole).cut(image), key)
             case PaperAugment():
                 scale = self._shorter_side(key) / min(whole)
-                view = self._crop(resize(image, *(max(1, round(side * scale)) for side in whole)), key)
+                view = self._crop(image, *(max(1, round(side * scale)) for side in whole), key)
             case CifarAugment():
                 # The paper subtracts the mean image before it pads with zeros; here the padding is the mean colour and
                 # the mean image is subtracted after the crop, from where it stands. Differs by less than the mean
@@ -261,8 +273,11 @@ class TrainingView:
         smallest, largest = self.options.shorter_side
         return _drawing(mix(key, 0)).choice(range(smallest, largest + 1))
 
-    def _crop(self, image: np.ndarray, key: int) -> np.ndarray:
-        return _place(_drawing(mix(key, 1)), *image.shape[:2], self.size, self.size).cut(image)
+    def _crop(self, image: np.ndarray, height: int, width: int, key: int) -> np.ndarray:
+        place = _place(_drawing(mix(key, 1)), height, width, self.size, self.size)
+        if height * width > PIXELS:
+            return _part(image, (height, width), (place.top, place.left), self.size, Image.Resampling.BILINEAR)
+        return place.cut(resize(image, height, width))
 
 
 PADDING = 4  # pixels on each side, section 4.2

@@ -19,7 +19,7 @@ from backbone.data.findings import Findings
 from backbone.data.formats import HEAD, image_suffixes, is_hidden, is_image, is_other_image, some, suffix_of, what_is
 from backbone.data.index import IndexedSource, cache_directory, is_fresh, store, tabulate
 from backbone.data.labels import check_names
-from backbone.data.listing import THREADS, shown
+from backbone.data.listing import THREADS, shown, unreadable
 from backbone.data.splits import JUDGED, split_folders, typed
 from backbone.errors import UserError
 from backbone.storage import filesystem
@@ -74,12 +74,17 @@ def open_imagefolder(location: str, cache: str | None = None) -> IndexedSource:
     local = isinstance(fs, LocalFileSystem)
     beside, folders = Found(), []
     # Not a bucket's mark of the folder itself.
-    listed = (info for info in fs.ls(root, detail=True) if info["name"].rstrip("/") != root)
+    try:
+        listed = [info for info in fs.ls(root, detail=True) if info["name"].rstrip("/") != root]
+    except PermissionError as error:
+        raise UserError(unreadable(error, root)) from error
     for info in sorted(listed, key=lambda one: one["name"]):
         name = posixpath.basename(info["name"].rstrip("/"))
         # A link to a directory is one: subsets of ImageNet are often made so.
         is_folder = info["type"] == "directory" or (local and fs.isdir(info["name"]))
-        if is_folder and not is_hidden(name):
+        if is_folder and not is_hidden(name) and local and _is_link_above(info["name"]):
+            beside.findings.add("warning", "links to a folder above", ABOVE, f"{root}/{name}")
+        elif is_folder and not is_hidden(name):
             folders.append(name)
         elif local and not suffix_of(name) and _is_dead(info["name"]):  # a class that vanishes renumbers all others
             raise UserError(f"{root}/{name}: is a link that leads nowhere, where a class folder would be; {MEND}")
@@ -182,20 +187,21 @@ def _check_empty(location: str, classes: list[str], found: Sequence[Found]) -> N
 def _walk(top: str) -> Found:
     """The images below a local directory, links followed, directory by directory in sorted order."""
     found = Found()
-    pending = [""]
     try:
+        # With the real folders above: a link to one of them would be read for ever.
+        pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(top),))]
         while pending:
-            below = pending.pop()
+            below, above = pending.pop()
             with os.scandir(f"{top}/{below}") as entries:
                 for entry in sorted(entries, key=lambda one: one.name):
                     where = f"{top}/{below}/{entry.name}".replace("//", "/")
                     if is_hidden(entry.name):
                         found.passed(entry.name, where)
                     elif _is_folder(entry):
-                        if entry.is_symlink() and _leads_above(where):
+                        if entry.is_symlink() and (_leads_above(where) or _identity(where) in above):
                             found.findings.add("warning", "links to a folder above", ABOVE, where)
                         else:
-                            pending.append(f"{below}/{entry.name}".lstrip("/"))
+                            pending.append((f"{below}/{entry.name}".lstrip("/"), (*above, _identity(where))))
                     elif not is_image(entry.name):
                         if entry.is_symlink() and _is_dead(where):
                             found.findings.add("warning", "links that lead nowhere", MEND, where)
@@ -222,6 +228,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_dead(path: str) -> bool:
     return Path(path).is_symlink() and not Path(path).exists()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_link_above(path: str) -> bool:
+    return Path(path).is_symlink() and _leads_above(path)
 
 
 def _leads_above(link: str) -> bool:

@@ -1,5 +1,6 @@
 """The files a data set lies in: a file, a directory, a glob or a brace pattern, local or remote."""
 
+import errno
 import itertools
 import posixpath
 import re
@@ -16,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from backbone.data.findings import Findings
 from backbone.data.formats import is_hidden, some
 from backbone.data.index import cache_directory, digest
-from backbone.data.series import lacking
+from backbone.data.series import generations, lacking
 from backbone.data.splits import JUDGED, OTHERS, by_split, pattern_for, splits_among, typed, words_in
 from backbone.errors import UserError
 from backbone.storage import QUERIED, filesystem
@@ -28,6 +29,7 @@ GLOB = re.compile(r"[*?\[]")
 MOST_BRACES = 1_000_000  # names a brace pattern may stand for
 OWN = re.compile(r"raybone-index-.*|.*\.tar\.json|classes\.txt|(index|report|preparing)\.json")  # ours, beside shards
 LACKING = "files of a series that are not there", "fetch them, or rename the others: their images are missing"
+GENERATIONS = "series of files of one name", "all are read; if one is of an older version, remove its files"
 STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -94,6 +96,14 @@ def shown(url: str, root: str) -> str:
 
 
 def list_files(location: str, suffix: str) -> Listing:
+    """See `_list_files`; what may not be listed is named."""
+    try:
+        return _list_files(location, suffix)
+    except PermissionError as error:
+        raise UserError(unreadable(error, location)) from error
+
+
+def _list_files(location: str, suffix: str) -> Listing:
     """Find files.
 
     Args:
@@ -128,7 +138,9 @@ def list_files(location: str, suffix: str) -> Listing:
     try:
         with ThreadPoolExecutor(THREADS) as pool:
             infos = list(pool.map(fs.info, paths))
-    except FileNotFoundError as error:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         raise UserError(f"{location}: {error.filename or error} is a link that leads nowhere; mend it") from error
     top = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     return Listing(
@@ -192,6 +204,8 @@ def missing_files(location: str, listing: Listing) -> Findings:
     if "{" not in pattern_of(location):
         for name, count in lacking(listing.names):
             findings.add("warning", *LACKING, f"{listing.shown}/{name}", count)
+        for first in generations(listing.names):
+            findings.add("warning", *GENERATIONS, " and ".join(f"{listing.shown}/{name}" for name in first), len(first))
     return findings
 
 
@@ -268,6 +282,20 @@ def pattern_of(location: str) -> str:
     return _split(location)[1]
 
 
+def _is_there(location: str) -> bool:
+    try:
+        return Path(location).expanduser().exists()
+    except (OSError, RuntimeError):  # braces may be longer than a name can be; no rights; nobody's home
+        return False
+
+
+def unreadable(error: OSError, path: str) -> str:
+    """What to say of a folder that may not be listed."""
+    return (
+        f"{error.filename or path}: {error.strerror}; chmod -R u+rX {shlex.quote(path)} by its owner, or name another"
+    )
+
+
 def _split(location: str) -> tuple[str, str]:
     """Cut before the first component that is a pattern: `(what filesystem() opens, pattern or "")`."""
     scheme, mark, path = location.rpartition("://")
@@ -275,7 +303,7 @@ def _split(location: str) -> tuple[str, str]:
     if scheme in QUERIED:  # ?region=... and the like belong to the file system
         path, question, options = path.partition("?")
         query = question + options
-    if not mark and Path(location).expanduser().exists():
+    if not mark and _is_there(location):
         return location, ""
     parts = path.split("/")
     first = next((i for i, part in enumerate(parts) if GLOB.search(part) or "{" in part), len(parts))

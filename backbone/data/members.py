@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from backbone.data.findings import Findings
-from backbone.data.formats import image_suffixes, is_other_image, suffix_of
+from backbone.data.formats import image_suffixes, is_hidden, is_other_image, suffix_of
 from backbone.data.labels import checked
 from backbone.errors import UserError
 
@@ -52,7 +52,8 @@ def name_of(member: str) -> Name:
     stem, _, suffix = name.partition(".")
     last = RAW if suffix.lower().endswith(RAW) else suffix.rpartition(".")[2].lower()
     long_stem = name[: len(name) - len(last) - 1] if last else stem
-    key = posixpath.join(directory, stem) if stem else ""
+    hidden = any(map(is_hidden, (part for part in directory.split("/") if part not in (".", ".."))))
+    key = posixpath.join(directory, stem) if stem and not hidden else ""
     return Name(key, suffix.lower(), posixpath.join(directory, long_stem), last)
 
 

@@ -242,9 +242,14 @@ def _inspect(file: pq.ParquetFile, shown: str) -> Content:
 
 
 def _check_split_column(file: pq.ParquetFile, schema: pa.Schema, shown: str) -> None:
-    for name in SPLIT_COLUMNS:
-        if schema.names.count(name) == 1 and _is_text(schema.field(name).type):
-            values = sorted(str(one) for one in file.read([name]).column(0).unique().to_pylist())
+    for name in schema.names:
+        if name.lower() not in SPLIT_COLUMNS or schema.names.count(name) > 1:
+            continue
+        called = _class_names((schema.metadata or {}).get(b"huggingface") or b"", name)
+        kind = schema.field(name).type
+        if _is_text(kind) or (called and pa.types.is_integer(kind)):
+            given = set(file.read([name]).column(0).to_pylist())
+            values = sorted(called[one] if called and one in range(len(called)) else str(one) for one in given)
             if len(set.union(set(), *map(words_in, values))) > 1:
                 raise UserError(
                     f"{shown}: its rows are of several splits by the column {name} ({some(values)}), and {JUDGED}; "
@@ -254,7 +259,7 @@ def _check_split_column(file: pq.ParquetFile, schema: pa.Schema, shown: str) -> 
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _class_names(metadata: bytes, label: str) -> tuple[str, ...] | None:

@@ -15,6 +15,15 @@ class _Series(NamedTuple):
     total: int  # 0: the names do not say
 
 
+def generations(names: Sequence[str]) -> Iterator[list[str]]:
+    """The first file of each, where files of one name say that they are of different numbers of files."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for name in names:
+        if match := OF.fullmatch(name):
+            found.setdefault((match[1], match[5]), {}).setdefault(int(match[4]), name)
+    yield from (list(first.values()) for first in found.values() if len(first) > 1)
+
+
 def lacking(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """The first file that lacks of each series among `names`, and how many lack of it.
 

@@ -1,5 +1,6 @@
 """Where images come from. A source is labels, and images by number; order and augmentation are others' business."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -95,7 +96,13 @@ def remarks(source: Source) -> list[str]:
 
 def in_both(train: Source, val: Source) -> list[str]:
     """What both splits read: what was trained on does not test anything."""
-    return sorted(train.places & val.places)
+    real = {_real(place): place for place in val.places}
+    return sorted(real[one] for one in map(_real, train.places) if one in real)
+
+
+def _real(place: str) -> str:
+    """Where a link leads to."""
+    return place if "://" in place else os.path.realpath(place)
 
 
 def check_classes(train: Source) -> None:

@@ -281,7 +281,9 @@ def _json_label(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str) -> An
         return error
     except (ValueError, RecursionError) as error:
         return UserError(f"{shown}:{member.name}: is no JSON ({error})")
-    return fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
+    given = [fields[key] for key in ("label", "cls") if fields.get(key) is not None] if isinstance(fields, dict) else []
+    whole = [value for value in given if type(value) is int]  # a label in words beside its number
+    return next(iter(whole or given), None)
 
 
 class Ranges(io.RawIOBase):

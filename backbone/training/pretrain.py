@@ -357,6 +357,10 @@ def input_convention(recipe: Recipe, train: Source, say: Callable[[str], None]) 
     )
 
 
+FLAT = 1e-3
+"""A deviation on the 0..1 scale, a quarter of a grey level, below which a channel says nothing."""
+
+
 def statistics(train: Source, data: Data) -> dict[str, Tensor]:
     """Mean image, float32 [3, S, S], and deviation of each channel, float32 [3], both on the 0..1 scale."""
     count = min(len(train), STATISTICS_IMAGES)
@@ -375,4 +379,10 @@ def statistics(train: Source, data: Data) -> dict[str, Tensor]:
         raise UserError(f"data.train: none of {len(bad)} images of it can be read, such as {bad[0]}")
     mean_image = total / seen
     variance = squares / (seen * data.size**2) - mean_image.mean(dim=(1, 2)).square()
-    return {"mean_image": mean_image.float(), "std": variance.sqrt().float()}
+    std = variance.clamp(min=0).sqrt().float()
+    if flat := [name for name, one in zip(("red", "green", "blue"), std.tolist(), strict=True) if one < FLAT]:
+        raise UserError(
+            f"data.normalize {data.normalize}: {' and '.join(flat)} of data.train is of one value in all {seen:,} "
+            "images looked at, so that nothing can be divided by its deviation; --data.normalize imagenet"
+        )
+    return {"mean_image": mean_image.float(), "std": std}

@@ -19,11 +19,15 @@ from backbone.nets.external import External
 from backbone.nets.resnet import ResNet, Unit
 
 
+def _in_lower_precision(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 class FoldedBatchNorm2d(FrozenBatchNorm2d):
     """A frozen norm that, under autocast, the convolution before it has applied."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if torch.is_autocast_enabled(x.device.type) else super().forward(x)
+        return x if _in_lower_precision(x) else super().forward(x)
 
 
 class NormedConv2d(nn.Conv2d):
@@ -32,7 +36,7 @@ class NormedConv2d(nn.Conv2d):
     _norm: tuple[FoldedBatchNorm2d]  # in a tuple, so that it is not registered here too
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(input.device.type):
+        if not _in_lower_precision(input):
             return super().forward(input)
         (norm,) = self._norm
         weight, bias, mean, variance = map(norm.get_buffer, ("weight", "bias", "running_mean", "running_var"))

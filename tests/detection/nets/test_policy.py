@@ -145,7 +145,8 @@ def test_norms_are_exchanged(
     found: dict[type, int] = {}
     for module in detector(net, norm=policy, freeze_at=2).modules():
         if isinstance(module, (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)):
-            found[type(module)] = found.get(type(module), 0) + 1
+            kind = FrozenBatchNorm2d if isinstance(module, FrozenBatchNorm2d) else type(module)
+            found[kind] = found.get(kind, 0) + 1
     assert found == kinds
 
 

@@ -150,14 +150,18 @@ def _agree(listing: Listing, contents: list[Content], findings: Findings) -> tup
     Raises:
         UserError: files differ in the columns to be read, or in what they call a label.
     """
-    first = contents[0]
+    first = next((one for one in contents if one.rows), contents[0])
+    whose = listing.names[contents.index(first)]
     named = next((i for i, one in enumerate(contents) if one.names is not None), None)
     names = None if named is None else contents[named].names
     for name, one in zip(listing.names, contents, strict=True):
         shown = f"{listing.shown}/{name}"
+        if not one.rows:
+            findings.add("warning", "files without rows", "written by mistake?", shown)
+            continue
         if (one.image, one.label) != (first.image, first.label):
             raise UserError(
-                f"{shown}: would be read by its columns {one.image} and {one.label}, but {listing.names[0]} by "
+                f"{shown}: would be read by its columns {one.image} and {one.label}, but {whose} by "
                 f"{first.image} and {first.label}; name files of one form by a glob, or rename the columns"
             )
         if one.names is not None and named is not None and one.names != names:
@@ -167,9 +171,7 @@ def _agree(listing: Listing, contents: list[Content], findings: Findings) -> tup
             findings.add("warning", "files that name no classes, beside some that do", remedy, shown)
         elif one.names is None and one.has_metadata:
             findings.add("note", "files whose metadata name no classes", "classes are called by their numbers", shown)
-        if not one.rows:
-            findings.add("warning", "files without rows", "written by mistake?", shown)
-    for column in sorted({column for one in contents for column in one.others}):
+    for column in sorted({column for one in contents if one.rows for column in one.others}):
         remedy = f"images are read from {first.image}, labels from {first.label}"
         findings.add("note", "columns that are not read", remedy, column)
     return names
@@ -206,7 +208,7 @@ def _unpack(listing: Listing, contents: list[Content], blob: Path) -> tuple[list
             for number, one in enumerate(contents):
                 parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
                 with _opened(listing, number) as (file, shown):
-                    for part in _copy(file, one, out, shown):
+                    for part in _copy(file, one, out, shown) if one.rows else ():
                         parts.append(part)
                         bar.update(len(part[0]))
                 labels.append(np.concatenate([part[0] for part in parts]))
@@ -225,7 +227,8 @@ def _unpack(listing: Listing, contents: list[Content], blob: Path) -> tuple[list
 
 def _inspect(file: pq.ParquetFile, shown: str) -> Content:
     schema = file.schema_arrow
-    image, label = _columns(schema, shown)
+    # pandas gives the columns of no rows no types.
+    image, label = _columns(schema, shown) if file.metadata.num_rows else ("", "")
     _check_split_column(file, schema, shown)
     groups = (file.metadata.row_group(g) for g in range(file.metadata.num_row_groups))
     columns = (group.column(c) for group in groups for c in range(group.num_columns))
@@ -278,21 +281,39 @@ def _columns(schema: pa.Schema, shown: str) -> tuple[str, str]:
         raise UserError(
             f"{shown}: has the columns {', '.join(schema.names)}; "
             f"needs {' or '.join(IMAGE_COLUMNS)}, and {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}"
+            f"{_renaming(schema, image, label)}"
         )
     for name in (image, label):
         if schema.names.count(name) > 1:
             raise UserError(f"{shown}: has several columns called {name}; rename all but one")
     kind = schema.field(image).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"{shown}: column {image} is {kind}; needs struct<bytes: binary, path: string> or binary")
+    if not _is_bytes(kind):
+        remedy = f", which datasets.Dataset.cast_column({image!r}, datasets.Image()) makes of paths" * _is_text(kind)
+        raise UserError(
+            f"{shown}: column {image} is {kind}; needs struct<bytes: binary, path: string> or binary{remedy}"
+        )
     if not pa.types.is_integer(schema.field(label).type):
         raise UserError(
             f"{shown}: column {label} is {schema.field(label).type}; needs integers, which "
             f"datasets.Dataset.class_encode_column({label!r}) makes of names"
         )
     return image, label
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _renaming(schema: pa.Schema, image: str | None, label: str | None) -> str:
+    """What to type where one column of another name is of the type that is wanted."""
+    lines = []
+    for found, wanted, fits in ((image, IMAGE_COLUMNS[0], _is_bytes), (label, LABEL_COLUMNS[0], pa.types.is_integer)):
+        fitting = [field.name for field in schema if fits(field.type)]
+        if found is None and len(fitting) == 1:
+            lines.append(f"datasets.Dataset.rename_column({fitting[0]!r}, {wanted!r})")
+    return f"; {' and '.join(lines)}" if lines else ""
 
 
 def _copy(file: pq.ParquetFile, content: Content, out: BinaryIO, shown: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

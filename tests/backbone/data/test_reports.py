@@ -145,3 +145,23 @@ def test_val_that_is_a_link_to_train(tmp_path: Path) -> None:
 def test_json_that_has_the_number_in_cls(tmp_path: Path, given: dict[str, Any]) -> None:
     tar(tmp_path / "t/a.tar", ("a.png", png(1)), ("a.json", json.dumps(given).encode()))
     assert open_source("webdataset", str(tmp_path / "t")).labels.tolist() == [0]
+
+
+def test_files_without_rows_are_passed_over(tmp_path: Path) -> None:
+    rows(tmp_path / "p/b.parquet")
+    pq.write_table(pa.table({"image": pa.nulls(0), "label": pa.nulls(0)}), tmp_path / "p/a.parquet")
+    source = open_source("parquet", str(tmp_path / "p"))
+    assert source.labels.tolist() == [0, 1]
+    assert source.data(0) == png(1)
+    assert any("files without rows" in line and "a.parquet" in line for line in remarks(source))
+
+
+def test_columns_of_other_names_are_told_their_renaming(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    table = pa.table({"jpg": pa.array([png(1)] * 2, pa.binary()), "cls": [0, 1], "note": ["a", "b"]})
+    pq.write_table(table, tmp_path / "p/a.parquet")
+    with pytest.raises(UserError, match=r"rename_column\('jpg', 'image'\) and .*rename_column\('cls', 'label'\)"):
+        open_source("parquet", str(tmp_path / "p"))
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "label": [0, 1]}), tmp_path / "p/a.parquet")
+    with pytest.raises(UserError, match=r"cast_column\('image', datasets\.Image\(\)\) makes of paths"):
+        open_source("parquet", str(tmp_path / "p"))

@@ -96,7 +96,7 @@ def watched(recipe: Path, folder: Path, minutes: float) -> list[dict[str, Any]]:
                 print(row, flush=True)
                 seen.append(row)
             if time.monotonic() - began > 60 * minutes:
-                job.send_signal(signal.SIGINT)
+                job.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell put in the background
                 job.wait(120)
     return seen
 
@@ -109,7 +109,7 @@ def seconds(do: Callable[[], Any]) -> float:
 
 def refreshes(url: str) -> dict[str, float]:
     """Seconds of the live page from one reading to the next, by view."""
-    sys.argv = ["app.py", url]
+    before, sys.argv = sys.argv, ["app.py", url]
     live = AppTest.from_file(str(app.__file__), default_timeout=600).run()
     found = {}
     for view in ("trials", "compare", *(panel.key for panel in panels.panels(read(url)))):
@@ -117,6 +117,7 @@ def refreshes(url: str) -> dict[str, float]:
         found[view] = min(seconds(live.run) for _ in range(2))
         if live.exception:
             raise RuntimeError(live.exception[0].message)
+    sys.argv = before
     return found
 
 

@@ -2,7 +2,8 @@
 
 torchvision's CPU kernels go through it channel by channel. But a bin is a weighted mean of 16 cells, the same in all
 channels, so that all of it is the product of a sparse matrix with the map, or, going back, with the bins' gradient:
-the same sums but for rounding, several times as fast. On other devices, and in builds without MKL, it is torchvision's.
+the same sums but for rounding, going back several times as fast. On other devices, in float64 and in builds of torch
+without MKL it is torchvision's.
 """
 
 import warnings
@@ -35,7 +36,7 @@ def pool(maps: Sequence[Tensor], rois: Tensor, rows: Sequence[Tensor], size: int
     Returns:
         [R, C, size, size], of the maps' dtype.
     """
-    if maps[0].is_cpu and has_products():
+    if maps[0].is_cpu and maps[0].dtype != torch.float64 and has_products():
         return _Product.apply(rois, tuple(rows), size, tuple(scales), *maps)
     pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], size, size))
     for one, row, scale in zip(maps, rows, scales, strict=True):
@@ -46,7 +47,8 @@ def pool(maps: Sequence[Tensor], rois: Tensor, rows: Sequence[Tensor], size: int
 @cache
 def has_products() -> bool:
     """Whether this build of torch multiplies by sparse matrices: those with MKL do."""
-    with warnings.catch_warnings():  # "is in beta": said once a process, and nothing to a user who fine-tunes
+    # "is in beta": said once a process, and nothing to a user who fine-tunes. Autocast would ask for products in bf16.
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
         one = torch.sparse_csr_tensor(torch.tensor([0, 1]).int(), torch.tensor([0]).int(), torch.ones(1), (1, 1))
         try:

@@ -1,4 +1,4 @@
-"""RoIAlign going back, against torchvision's own kernels and against differences."""
+"""RoIAlign, forward and going back, against torchvision's own kernels."""
 
 import subprocess
 import sys
@@ -79,6 +79,12 @@ def test_autocast_gives_the_maps_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(maps.grad.float(), wide.grad, rtol=2e-2, atol=2e-2)
 
 
+def test_float64_stays_float64() -> None:
+    maps = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs, ours = both(maps, regions(20, 36).double(), 7, 0.25)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_no_region_and_one_that_is_no_number() -> None:
     maps = torch.randn(1, 4, 8, 8).requires_grad_()
     align.pool([maps], torch.empty(0, 5), [torch.empty(0, dtype=torch.int64)], 7, [0.25]).sum().backward()
@@ -91,11 +97,12 @@ SAYS = """
 import resource, warnings
 import torch
 from detection.nets import align
-from tests.conftest import ROOT
 warnings.simplefilter("error")
-maps, count = torch.randn(1, 256, 40, 40), 1000
+maps, count = torch.randn(1, 256, 40, 40), 2000
 rois = torch.cat([torch.zeros(count, 1), torch.rand(count, 2) * 50, 60 + torch.rand(count, 2) * 50], 1)
-align.pool([maps], rois[:9], [torch.arange(9)], 14, [0.25])
+with torch.autocast("cpu", torch.bfloat16):  # where fine-tuning first asks
+    align.pool([maps], rois[:9], [torch.arange(9)], 14, [0.25])
+assert align.has_products() == torch.backends.mkl.is_available()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 pooled = align.pool([maps], rois, [torch.arange(count)], 14, [0.25])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / pooled.nbytes)

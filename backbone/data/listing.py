@@ -96,14 +96,6 @@ def shown(url: str, root: str) -> str:
 
 
 def list_files(location: str, suffix: str) -> Listing:
-    """See `_list_files`; what may not be listed is named."""
-    try:
-        return _list_files(location, suffix)
-    except PermissionError as error:
-        raise UserError(unreadable(error, location)) from error
-
-
-def _list_files(location: str, suffix: str) -> Listing:
     """Find files.
 
     Args:
@@ -112,8 +104,15 @@ def _list_files(location: str, suffix: str) -> Listing:
         suffix: such as `.tar`, in upper case as well.
 
     Raises:
-        UserError: nothing is there, or one of the files that braces ask for is missing.
+        UserError: nothing is there, one of the files that braces ask for is missing, or a folder may not be listed.
     """
+    try:
+        return _list_files(location, suffix)
+    except PermissionError as error:
+        raise UserError(unreadable(error, location)) from error
+
+
+def _list_files(location: str, suffix: str) -> Listing:
     base, pattern = _split(location)
     fs, root = filesystem(base)
     root = root.rstrip("/")

@@ -1,8 +1,6 @@
 """Situations from public bug reports that were read wrongly, in silence, or ended in a traceback."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from backbone.data.options import StoredData
 from backbone.data.sources import in_both, open_source, remarks
 from backbone.errors import UserError
 from backbone.training.pretrain import statistics
-from tests.backbone.data.making import png
+from tests.backbone.data.making import make_tar, png
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +28,6 @@ def put(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(3))
-
-
-def tar(path: Path, *members: tuple[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
 
 
 def rows(path: Path, **more: Any) -> None:
@@ -66,7 +55,7 @@ def test_two_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
 def test_braces_may_be_longer_than_a_name(tmp_path: Path) -> None:
     names = [f"{i:06d}" for i in range(60)]
     for name in names:
-        tar(tmp_path / f"t/s-{name}.tar", ("a.png", png(1)), ("a.cls", b"0"))
+        make_tar(tmp_path / f"t/s-{name}.tar", [("a.png", png(1)), ("a.cls", b"0")])
     assert len(open_source("webdataset", f"{tmp_path}/t/s-{{{','.join(names)}}}.tar")) == 60
 
 
@@ -81,7 +70,7 @@ def test_a_folder_without_rights_is_named(tmp_path: Path, kind: str, monkeypatch
 
 
 def test_a_link_in_a_circle_among_shards_is_named(tmp_path: Path) -> None:
-    tar(tmp_path / "t/a.tar", ("a.png", png(1)), ("a.cls", b"0"))
+    make_tar(tmp_path / "t/a.tar", [("a.png", png(1)), ("a.cls", b"0")])
     (tmp_path / "t/z.tar").symlink_to("z.tar")
     with pytest.raises(UserError, match=r"z\.tar is a link that leads nowhere"):
         open_source("webdataset", str(tmp_path / "t"))
@@ -89,10 +78,8 @@ def test_a_link_in_a_circle_among_shards_is_named(tmp_path: Path) -> None:
 
 def test_hidden_folders_in_tars_are_other_programs(tmp_path: Path) -> None:
     keys = ("./x/a", "x/.ipynb_checkpoints/a", "__MACOSX/a", "@eaDir/a")
-    tar(
-        tmp_path / "t/a.tar",
-        *((f"{key}.{end}", data) for key in keys for end, data in (("png", png(1)), ("cls", b"0"))),
-    )
+    of_each = (("png", png(1)), ("cls", b"0"))
+    make_tar(tmp_path / "t/a.tar", [(f"{key}.{end}", data) for key in keys for end, data in of_each])
     source = open_source("webdataset", str(tmp_path / "t"))
     assert len(source) == 1
     assert any(line.startswith("6 hidden members") for line in remarks(source))
@@ -143,7 +130,7 @@ def test_val_that_is_a_link_to_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{"label": "cat", "cls": 0}, {"label": None, "cls": 0}])
 def test_json_that_has_the_number_in_cls(tmp_path: Path, given: dict[str, Any]) -> None:
-    tar(tmp_path / "t/a.tar", ("a.png", png(1)), ("a.json", json.dumps(given).encode()))
+    make_tar(tmp_path / "t/a.tar", [("a.png", png(1)), ("a.json", json.dumps(given).encode())])
     assert open_source("webdataset", str(tmp_path / "t")).labels.tolist() == [0]
 
 

@@ -21,6 +21,7 @@ from backbone.job import Job
 from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
 from backbone.nets.count import macs, parameters
+from backbone.nets.meta import on_meta
 from backbone.options import AnyNet, NetOptions, net_options
 from backbone.provenance import code, environment
 from backbone.storage import filesystem, join
@@ -260,7 +261,7 @@ class Detection:
 
     def net_on_meta(self) -> Backbone:
         """The whole backbone without memory, to count on."""
-        with torch.device("meta"):
+        with on_meta():
             return build_backbone(net_options(self.backbone["net"]), len(self.backbone["classes"]))
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:

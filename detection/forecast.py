@@ -16,6 +16,7 @@ from backbone.nets import Backbone
 from backbone.nets import build as build_backbone
 from backbone.nets.contract import run as forward
 from backbone.nets.count import macs, parameters
+from backbone.nets.meta import on_meta
 from backbone.training import cost, schedule
 from backbone.training.plan import HOW_TO_MEASURE, mean_macs, shape_of, stored_bytes
 from backbone.training.pretrain import PRETRAIN, open_data
@@ -127,7 +128,7 @@ def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
                     str(error), "steps of schedules in epochs, and evaluations, of pretraining are not counted"
                 )
         num_train, num_val, classes = sizes[data]
-        with torch.device("meta"):
+        with on_meta():
             net = build_backbone(recipe.model, classes)
         steps = _num_steps(recipe, num_train)
         course = schedule.in_steps(recipe.schedule, recipe.optim.batch, num_train) if steps and num_train else None
@@ -198,7 +199,7 @@ def _work(shape: cost.Shape, each: DetectorCost) -> float:
 
 def _detector_cost(recipe: Finetune, net: Backbone, train: DetectionSource | None) -> DetectorCost:
     """Of a net on the meta device."""
-    with torch.device("meta"):
+    with on_meta():
         detector = build_detector(recipe, net, train) if train else build(recipe.detector, net, OBJECTS)
     sides = train.sizes.astype(float) if train else np.array([[1.0, ASPECT]])
     scale = np.mean(recipe.data.shorter_side) / sides.min(1)

@@ -15,6 +15,7 @@ from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
 from backbone.lease import lease
+from backbone.nets.meta import on_meta
 from backbone.parallel import Task, run_all
 from backbone.storage import join
 from backbone.tracking import check as check_tracking
@@ -207,7 +208,6 @@ def check(todo: Plan) -> None:
 
 def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
     """The net of a fine-tuning; of one that is to be pretrained here shapes alone, on the meta device."""
-    import torch
 
     from backbone.nets import build
     from detection.finetune import load_backbone, scratch_net
@@ -215,7 +215,7 @@ def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
     for made in todo.pretrainings.values():
         if recipe.backbone == join(run_url(made), "artifact"):
             options = scratch_net(made.model, recipe.detector.norm) if recipe.from_scratch else made.model
-            with torch.device("meta"):
+            with on_meta():
                 return build(options, 1000)  # no detector has its classifier
     return load_backbone(recipe)[0]
 

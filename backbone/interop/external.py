@@ -22,6 +22,7 @@ from backbone.interop.options import Import
 from backbone.interop.probe import images, ours
 from backbone.interop.structure import check_finite, misfits
 from backbone.nets.external import External, describe, library
+from backbone.nets.meta import on_meta
 from backbone.options import ExternalNet
 
 COMPARED = ("channel_order", "mean", "std", "interpolation")
@@ -73,7 +74,7 @@ def _filled(options: ExternalNet, files: Files, told: Import) -> tuple[External,
         values |= weights.part(name, tree, told.entry)
     values, notes = cut(values, Layout("timm", told.entry, told.prefix, told.drop), where)
     tensors = weights.tensors(where, values)
-    with torch.device("meta"):
+    with on_meta():
         head = External(options, 1).model.pretrained_cfg["classifier"]
     if not isinstance(head, str):
         raise UserError(f"model {options.name}: it has {len(head)} classifiers, where a backbone has one")
@@ -107,7 +108,7 @@ def _check_place(options: ExternalNet, trees: list[Any], told: Import) -> None:
 
 def places(options: ExternalNet, trees: list[Any]) -> list[Way]:
     """Where in checkpoints all of a net's tensors lie, but for its classifier: as the options that name the place."""
-    with torch.device("meta"):
+    with on_meta():
         net = External(options, 1)
     head = f"{net.model.pretrained_cfg['classifier']}."
     own = [name.removeprefix(net.prefix) for name in net.state_dict()]

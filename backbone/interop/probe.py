@@ -12,6 +12,7 @@ from backbone.errors import UserError
 from backbone.inputs import InputConvention
 from backbone.interop.common import Answer
 from backbone.nets import Backbone, build
+from backbone.nets.meta import on_meta
 from backbone.noise import NOISE_FACTOR, noise
 from backbone.options import NetOptions
 
@@ -111,7 +112,7 @@ def _cause(
     def restrided() -> dict[str, Tensor]:
         assert own
         options = own.model_copy(update={"stride_in_1x1": not own.stride_in_1x1})
-        with torch.device("meta"):
+        with on_meta():
             twin = build(options, net.num_classes)
         twin.load_state_dict(net.state_dict(), assign=True)
         return ours(twin.eval(), inputs, given)

@@ -8,6 +8,7 @@ from backbone.errors import UserError
 from backbone.interop.keys import some
 from backbone.interop.origins import Converted
 from backbone.nets import Backbone, build
+from backbone.nets.meta import on_meta
 from backbone.nets.resnet import UNITS
 from backbone.nets.vgg import CONVS
 from backbone.options import NetOptions
@@ -81,7 +82,7 @@ def classes_of(tensors: dict[str, Tensor], options: NetOptions, where: str) -> i
 def net_of(options: NetOptions, num_classes: int, tensors: dict[str, Tensor], where: str) -> Backbone:
     """The net with these tensors; UserError with every kind of misfit."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             net = build(options, num_classes)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"{where}: no net is as large as its first shapes say: {error}") from error

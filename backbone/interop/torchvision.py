@@ -26,6 +26,7 @@ from backbone.interop.common import (
     to_json,
     with_maps,
 )
+from backbone.nets.meta import on_meta
 from backbone.options import NetOptions
 
 # Of all weights that torchvision publishes for these nets: ImageNet's RGB statistics on the 0..1 scale.
@@ -76,7 +77,7 @@ def net_answers(
     tensors: dict[str, Tensor], options: NetOptions, num_classes: int, mean: list[float], std: list[float]
 ) -> Answer:
     """torchvision's own net with these tensors; RuntimeError where they are not all its own."""
-    with torch.device("meta"):
+    with on_meta():
         model = getattr(torchvision.models, options.name)(num_classes=num_classes)
     model.load_state_dict(tensors, assign=True)
     return with_maps(model, lambda images: model(normalized(images, mean, std)), stage_modules(options))

@@ -5,13 +5,13 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from backbone.errors import UserError
 from backbone.extras import how_to_install
 from backbone.nets.contract import Backbone, RegionLayers, Stage
+from backbone.nets.meta import on_meta
 from backbone.options import ExternalNet, norm_groups
 
 STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
@@ -103,7 +103,7 @@ def describe(model: str, arguments: dict[str, Any]) -> ExternalNet:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors()]
         raise UserError(f"model {model}: no name or arguments of a net of timm's: {'; '.join(faults)}") from error
-    with torch.device("meta"):
+    with on_meta():
         net = create(given, 1)
         if "strict_img_size" not in arguments and "strict_img_size" in inspect.signature(type(net).__init__).parameters:
             # Swin asks for images of one size otherwise. At that size it computes the same either way.

@@ -3,12 +3,11 @@
 import itertools
 import math
 
-import torch
-
 from backbone.data.options import SyntheticData
 from backbone.errors import UserError
 from backbone.nets import build
 from backbone.nets.count import macs, parameters
+from backbone.nets.meta import on_meta
 from backbone.sweep.options import AllGoOn, Asha, Pbt, Sweep
 from backbone.sweep.space import Point, base_tree, check, grid, random_points, recipe_at, size
 from backbone.training import schedule
@@ -81,7 +80,7 @@ class Ahead:
 
     def cost(self, recipe: Recipe) -> dict[str, float]:
         """`params` and `macs` (forward multiply-adds of an image) of a trial's net."""
-        with torch.device("meta"):
+        with on_meta():
             net = build(recipe.model, self.num_classes)
         return {"params": parameters(net), "macs": macs(net, recipe.data.size)}
 

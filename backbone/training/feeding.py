@@ -17,6 +17,7 @@ from backbone.data.sources import Source
 from backbone.errors import BadImage
 from backbone.nets import build
 from backbone.nets.count import macs
+from backbone.nets.meta import on_meta
 from backbone.training.recipe import Recipe
 
 NODE = 8
@@ -152,7 +153,7 @@ def without_images(recipe: Recipe, gpu_rate: float = 0.0) -> str:
     feeds = recorded(recipe.data)
     if not feeds or recipe.data.resident:
         return ""
-    with torch.device("meta"):
+    with on_meta():
         net = build(recipe.model, 1000)
     images, whose = gpu_images(recipe, macs(net, recipe.data.trained_at(0)), gpu_rate)
     each = "; ".join(

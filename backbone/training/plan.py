@@ -2,11 +2,10 @@
 
 import math
 
-import torch
-
 from backbone.data.options import Data, StoredData
 from backbone.nets import Backbone, build
 from backbone.nets.count import activation_bytes, macs, parameters
+from backbone.nets.meta import on_meta
 from backbone.training import cost, feeding, schedule
 from backbone.training.precision import foretold
 from backbone.training.recipe import PiecesSchedule, PlateauSchedule, Recipe, StepsSchedule, TrainingRecipe
@@ -43,7 +42,7 @@ def describe(
     micro_batch = optim.micro_batch or first_micro_batch(recipe)
     recipe = recipe.model_copy(update={"optim": optim.model_copy(update={"micro_batch": micro_batch})})
     check_split(recipe)
-    with torch.device("meta"):
+    with on_meta():
         net = build(recipe.model, num_classes)
     steps = schedule.in_steps(recipe.schedule, optim.batch, num_train)
     stages = ", ".join(f"{name} {stage.channels} at 1/{stage.stride}" for name, stage in net.stages.items())

@@ -39,6 +39,7 @@ from backbone.inputs import InputConvention
 from backbone.job import Job
 from backbone.nets import Backbone, build
 from backbone.nets.count import parameters
+from backbone.nets.meta import on_meta
 from backbone.provenance import code
 from backbone.storage import filesystem, join, replace_file
 from backbone.training import engine, schedule
@@ -107,7 +108,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
     for line in doubts(recipe, len(train)):
         say(f"warning: {line}")
     check_readable(val)
-    with torch.device("meta"):
+    with on_meta():
         net = build(recipe.model, len(train.classes))
     state_bytes = 4 * parameters(net) * recipe.optim.copies
     recipe = open_run(recipe, {"train data": train.fingerprint, "val data": val.fingerprint}, state_bytes)

@@ -62,7 +62,7 @@ class Gain:
 
     absolute: Estimate
     relative: Relative | None
-    """None where the baseline's AP may be 0."""
+    """None where the baseline's AP may be 0, or nearly."""
 
     verdict: Verdict | None
     """By the joint interval alone: without it none is given."""

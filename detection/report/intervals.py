@@ -138,14 +138,18 @@ def around(value: float, half: float, least: float = -np.inf, most: float = np.i
     )
 
 
+LEAST = 0.1
+"""Of a value, what its interval must leave for ratios to it to be told."""
+
+
 def ratio(value: float, base: float, noise: Noise) -> Interval | None:
     """Of value / base, the two rows of `noise`: the ratios r for which value - r base may be 0 (Fieller 1954).
 
-    So 1 is in it where 0 is in the interval of the difference. None where the base itself may be 0: then every ratio
-    may be, and where a part is unknown.
+    So 1 is in it where 0 is in the interval of the difference. None where a part is unknown, and where the base itself
+    may be 0 or less than `LEAST` of its value: then any ratio may be, or nearly any (-60 to +84,273 %).
     """
     floor = base - margin(noise, (0, 1))[0]
-    if not (floor > 0 and np.isfinite(margin(noise, (1, -1))[0])):
+    if not (floor > LEAST * base and np.isfinite(margin(noise, (1, -1))[0])):
         return None
 
     def outside(r: float) -> bool:

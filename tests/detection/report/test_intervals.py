@@ -88,7 +88,7 @@ def test_a_ratio_agrees_with_the_difference_at_every_level(base: float) -> None:
     for value in base + half * np.array([-1.01, -0.99, 0.99, 1.01]):
         span = intervals.ratio(float(value), base, noise)
         if span is None:
-            assert base - intervals.margin(noise, (0, 1))[0] <= 0
+            assert base - intervals.margin(noise, (0, 1))[0] <= intervals.LEAST * base
             continue
         given += 1
         assert span.low < value / base < span.high
@@ -96,6 +96,14 @@ def test_a_ratio_agrees_with_the_difference_at_every_level(base: float) -> None:
         for end in (span.low, span.high):  # where it ends, value - r base is just at its own margin
             assert abs(value - end * base) == pytest.approx(intervals.margin(noise, (1, -end))[0], rel=1e-6)
     assert given == (4 if base > 0.04 else 0)
+
+
+def test_a_base_that_is_all_but_unknown_has_no_ratio() -> None:
+    """Where the base's interval leaves it 5 % of its value, ratios would be told from -60 to thousands of percent."""
+    noise = Noise(np.diag([4e-5, 4e-5]), np.array([5e-5, 3e-5]), np.array([3, 4]), 200)
+    half, _ = intervals.margin(noise, (0, 1))
+    assert intervals.ratio(0.3, half / 0.95, noise) is None
+    assert intervals.ratio(0.3, half / 0.85, noise)
 
 
 def test_nothing_found_against_something_is_no_ratio_of_certainty() -> None:

@@ -63,8 +63,9 @@ def submit(
                     first_step(mark)
     if job.wait() or set(marks) != set(MARKS.values()):
         raise RuntimeError(f"the job failed ({job.returncode}):\n{''.join(output)}")
-    # The run's file is the last thing written before workers are asked for.
-    return {"imported and checked": (folder / name / "run.json").stat().st_mtime - began_clock, **marks}
+    # The run's folder is made once all is checked, before workers are asked for; its files change again later.
+    checked = min(path.stat().st_mtime for path in (folder / name).iterdir())
+    return {"imported and checked": checked - began_clock, **marks}
 
 
 def worked(word: str) -> dict[str, float]:

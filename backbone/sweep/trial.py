@@ -1,7 +1,11 @@
-"""One trial: what Tune runs in a process of its own. It starts the trial's run, and hands its evaluations on."""
+"""One trial: what Tune runs, on CPUs in a process that had others before. It starts the trial's run, and hands its
+evaluations on."""
 
+import gc
 import json
 import os
+import signal
+import sys
 import threading
 import time
 import traceback
@@ -14,6 +18,7 @@ from typing import Any
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
 from backbone.lease import PATIENCE
+from backbone.stopping import Stopped
 from backbone.storage import filesystem, join
 from backbone.sweep.options import Sweep
 from backbone.sweep.segment import Segment
@@ -42,6 +47,9 @@ class Common:
     alone: bool
     """A trial's own process is the only worker of its run: another would take seconds to start, in every trial."""
 
+    follows: bool
+    """When a trial ends, the next has its process."""
+
 
 def run_trial(config: dict[str, Any], common: Common) -> None:
     """Train the trial's recipe as an ordinary run and report to Tune. `config` is its {"id", "folder", "point"}.
@@ -62,15 +70,22 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
         for record in evaluations(segment.url):
             if record["step"] < record["total"]:
                 tune.report({**_row(record, segment.recipe.scaling), **segment.about})
-    run = _Run(segment)
+    if common.follows:
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", TO_END)
+    run = _Run(segment, common.follows)
     run.start()
     row: dict[str, Any] = {}
-    for record in iter(run.records.get, None):
-        if record["kind"] == "evaluation":
-            row = {**_row(record, segment.recipe.scaling), **segment.about}
-            if record["step"] < record["total"]:  # the last one waits for the artifact
-                with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
-                    tune.report(row, checkpoint=checkpoint)
+    try:
+        for record in iter(run.records.get, None):
+            if record["kind"] == "evaluation":
+                row = {**_row(record, segment.recipe.scaling), **segment.about}
+                if record["step"] < record["total"]:  # the last one waits for the artifact
+                    with segment.passed_on(record["step"], record["epoch"], run.is_alive) as checkpoint:
+                        tune.report(row, checkpoint=checkpoint)
+                    run.goes_on.set()
+    except SystemExit:  # raised by `report`: Tune has decided that it shall end
+        run.end()
+        raise
     run.join()
     if isinstance(run.error, UserError | FloatingPointError) and not isinstance(run.error, Lost):
         tune.report({**row, "failed": str(run.error)})
@@ -85,12 +100,20 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     tune.report({**row, "finished": True})
 
 
+ANSWER = 10.0
+"""Seconds that a run waits for Tune to say whether it goes on, where another trial waits for its process to end."""
+
+TO_END = "3600"
+"""Seconds in which a run that shall end has its next record; after that Tune gives up the trial that waits."""
+
+
 class _Run(threading.Thread):
     """The run, in a thread, because starting it waits until it has ended."""
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, asks: bool) -> None:
         super().__init__(daemon=True)
-        self.segment = segment
+        self.segment, self.asks = segment, asks
+        self.goes_on, self.unwanted = threading.Event(), False
         self.records: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self.metrics: dict[str, Any] = {}
         self.error: BaseException | None = None
@@ -101,12 +124,31 @@ class _Run(threading.Thread):
 
         try:
             self.segment.adopt()
-            self.metrics = submit(PRETRAIN, self.segment.recipe, watch=self.records.put, patience=PATIENCE).results
+            self.metrics = submit(PRETRAIN, self.segment.recipe, watch=self._seen, patience=PATIENCE).results
         except BaseException as error:
-            traceback.print_exc()
+            if not self.unwanted:
+                traceback.print_exc()
             self.error = error
         finally:
+            if self.asks:  # compiled graphs count against the next trial's own, and cycles hold memory
+                if "torch._dynamo" in sys.modules:
+                    sys.modules["torch"].compiler.reset()
+                gc.collect()
             self.records.put(None)
+
+    def _seen(self, record: dict[str, Any]) -> None:
+        self.goes_on.clear()
+        self.records.put(record)
+        if self.asks and record["kind"] == "evaluation" and record["step"] < record["total"]:
+            self.goes_on.wait(ANSWER)
+        if self.unwanted:
+            raise Stopped(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Let it end at its next record, at once where it waits for an answer, and wait for that."""
+        self.unwanted = True
+        self.goes_on.set()
+        self.join()
 
 
 def evaluations(url: str) -> list[dict[str, Any]]:

@@ -49,8 +49,11 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
     scaling = board.base.scaling
     # Not with a detector to train, whose workers would wait for what the trial holds.
     alone = scaling.num_workers == 1 and detection_ap is None
+    # To start a process and to import what training needs takes seconds of a core, in every trial. On a GPU it ends all
+    # the same, and gives all its memory back; a population's trials are begun anew on their way, which is Tune's to do.
+    follows = alone and scaling.use_gpu is not True and search is not None
     # Not in the trials' configs: those are the columns of TensorBoard's HParams.
-    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap, alone)
+    common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap, alone, follows)
     trainable = tune.with_parameters(run_trial, common=common)
     tuner = tune.Tuner(
         tune.with_resources(trainable, bundle(scaling) if alone else {"memory": TRIAL_MEMORY}),
@@ -62,6 +65,7 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
             trial_name_creator=_name,
             trial_dirname_creator=_name,
             max_concurrent_trials=places if search else None,  # 0 is no bound; a population is there whole
+            reuse_actors=follows,
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",

@@ -1,5 +1,6 @@
 """Tune's part: a scheduler that is told again decides the same, and a population's winner is one run in pieces."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,37 @@ def test_a_population_shares_weights_and_its_winner_is_one_run_in_pieces(tmp_pat
         theirs, _, _ = load(Path(record.place(trial), "artifact"))
         for (name, mine), other in zip(net.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert mine.equal(other), name
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_trials_follow_each_other_in_one_process(tmp_path: Path, ray_cluster: Any) -> None:
+    """Those that are stopped on their way, too; what a trial trains is what its recipe trains by itself, to the bit."""
+    base = {"scaling": {"num_workers": 1}, "run": {"checkpoint_every": 0}, "schedule": {"kind": "cosine", "total": 40}}
+    space = {"optim.lr": {"choice": [0.1, 0.05, 0.02, 1e-6, 1e-7, 1e-8]}}
+    scheduler = {"kind": "asha", "grace": 1, "reduction": 2}
+    sweep = make(tmp_path, space, base_with=base, search="grid", scheduler=scheduler, parallel=1)
+    record = run(sweep, say=lambda text: None)
+    states = [trial.state for trial in record.trials]
+    assert set(states) == {"finished", "stopped"}
+    results = (tmp_path / "s" / "tune").rglob("result.json")
+    pids = [json.loads(path.read_text().splitlines()[0])["pid"] for path in results]
+    assert len(pids) == len(states) == 6
+    assert len(set(pids)) == 1
+
+    last = next(trial for trial in reversed(record.trials) if trial.state == "finished")
+    recipe = load_recipe(Recipe, Path(record.place(last), "recipe.yaml"))
+    recipe = recipe.model_copy(update={"name": "again", "scaling": Scaling(num_workers=0)})
+    payload = prepare(recipe)
+    launch(pretrain, payload, recipe.scaling)
+    mine, theirs = (load(Path(place, "artifact"))[0].state_dict() for place in (payload.url, record.place(last)))
+    assert all(mine[name].equal(theirs[name]) for name in mine)
+    for trial in record.trials:
+        told = Path(record.place(trial), "log.txt").read_text()
+        assert ("stopped" in told) == (trial.state == "stopped")
+        assert "Traceback" not in told
+        if trial.state == "stopped":
+            assert f"step {recipe.schedule.total}/" not in told
 
 
 def test_a_budget_that_ends_a_sweep_without_a_trial_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

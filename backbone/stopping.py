@@ -42,9 +42,10 @@ class Stopped(KeyboardInterrupt):
     told: ClassVar[bool] = False
     """Whether it was said how to go on: once a process, whichever thread had something to stop."""
 
-    def __init__(self, signum: int = signal.SIGINT) -> None:
+    def __init__(self, signum: int = signal.SIGINT, final: bool = False) -> None:
+        """`final`: what is stopped shall not go on later."""
         super().__init__()
-        self.signum = signum
+        self.signum, self.final = signum, final
 
     @property
     def code(self) -> int:

@@ -26,6 +26,7 @@ model: {net: cifar_resnet, depth: 8, shortcut: A}
 data: {train_images: 64, val_images: 16, size: 32, workers: 0, augment: {kind: cifar}}
 optim: {batch: 16}
 schedule: {unit: iterations, total: 2}
+compute: {precision: fp32}
 run: {log_every: 1, precise_bn: 0}
 """
 MARKS = {"Ray dashboard": "Ray reached", " worker(s) on ": "workers ready", "  step 1/": "first step"}
@@ -63,9 +64,10 @@ def submit(
                     first_step(mark)
     if job.wait() or set(marks) != set(MARKS.values()):
         raise RuntimeError(f"the job failed ({job.returncode}):\n{''.join(output)}")
-    # The run's folder is made once all is checked, before workers are asked for; its files change again later.
-    checked = min(path.stat().st_mtime for path in (folder / name).iterdir())
-    return {"imported and checked": checked - began_clock, **marks}
+    # The run's file is the last thing written before workers are asked for.
+    marks = {"imported and checked": (folder / name / "run.json").stat().st_mtime - began_clock, **marks}
+    assert list(marks.values()) == sorted(marks.values()), marks
+    return marks
 
 
 def worked(word: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from backbone.errors import Lost, UserError
 from backbone.lease import PATIENCE
 from backbone.stopping import Stopped
 from backbone.storage import filesystem, join
-from backbone.sweep.options import Sweep
+from backbone.sweep.options import Asha, Sweep
 from backbone.sweep.segment import Segment
 from backbone.sweep.space import recipe_of
 from backbone.training.state import Store
@@ -60,6 +60,8 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
     """
     from ray import tune
 
+    if common.follows:  # or Tune would fail the next trial where this one ends late
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(TO_END + 60)
     if Path(common.cwd).is_dir():  # Tune works in a folder of its own; relative paths are the driver's
         os.chdir(common.cwd)
     recipe = recipe_of(common.sweep, common.tree, common.url, config["folder"], config["point"])
@@ -70,9 +72,7 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
         for record in evaluations(segment.url):
             if record["step"] < record["total"]:
                 tune.report({**_row(record, segment.recipe.scaling), **segment.about})
-    if common.follows:
-        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", TO_END)
-    run = _Run(segment, common.follows)
+    run = _Run(segment, common)
     run.start()
     row: dict[str, Any] = {}
     try:
@@ -84,7 +84,8 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
                         tune.report(row, checkpoint=checkpoint)
                     run.goes_on.set()
     except SystemExit:  # raised by `report`: Tune has decided that it shall end
-        run.end()
+        if common.follows:
+            run.end()
         raise
     run.join()
     if isinstance(run.error, UserError | FloatingPointError) and not isinstance(run.error, Lost):
@@ -101,18 +102,19 @@ def run_trial(config: dict[str, Any], common: Common) -> None:
 
 
 ANSWER = 10.0
-"""Seconds that a run waits for Tune to say whether it goes on, where another trial waits for its process to end."""
+"""Seconds that a run waits for the scheduler to say whether it goes on, where another trial waits for its process."""
 
-TO_END = "3600"
-"""Seconds in which a run that shall end has its next record; after that Tune gives up the trial that waits."""
+TO_END = 600
+"""Seconds in which a run that shall end has its next record, and ends; after that the process does, and is replaced."""
 
 
 class _Run(threading.Thread):
     """The run, in a thread, because starting it waits until it has ended."""
 
-    def __init__(self, segment: Segment, asks: bool) -> None:
+    def __init__(self, segment: Segment, common: Common) -> None:
         super().__init__(daemon=True)
-        self.segment, self.asks = segment, asks
+        self.segment, self.follows = segment, common.follows
+        self.asks = common.follows and isinstance(common.sweep.scheduler, Asha)
         self.goes_on, self.unwanted = threading.Event(), False
         self.records: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self.metrics: dict[str, Any] = {}
@@ -130,11 +132,11 @@ class _Run(threading.Thread):
                 traceback.print_exc()
             self.error = error
         finally:
-            if self.asks:  # compiled graphs count against the next trial's own, and cycles hold memory
-                if "torch._dynamo" in sys.modules:
-                    sys.modules["torch"].compiler.reset()
-                gc.collect()
-            self.records.put(None)
+            try:
+                if self.follows:
+                    _forget(self.error)
+            finally:
+                self.records.put(None)
 
     def _seen(self, record: dict[str, Any]) -> None:
         self.goes_on.clear()
@@ -142,13 +144,28 @@ class _Run(threading.Thread):
         if self.asks and record["kind"] == "evaluation" and record["step"] < record["total"]:
             self.goes_on.wait(ANSWER)
         if self.unwanted:
-            raise Stopped(signal.SIGTERM)
+            raise Stopped(signal.SIGTERM, final=True)
 
     def end(self) -> None:
         """Let it end at its next record, at once where it waits for an answer, and wait for that."""
         self.unwanted = True
         self.goes_on.set()
-        self.join()
+        self.join(TO_END)
+        if self.is_alive():
+            os._exit(1)
+
+
+def _forget(error: BaseException | None) -> None:
+    """What a run leaves in the process that the next trial has: its model, loaders and batches, which an error's frames
+    hold, and compiled graphs, which count against the next one's own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch"].compiler.reset()
+    gc.collect()
 
 
 def evaluations(url: str) -> list[dict[str, Any]]:

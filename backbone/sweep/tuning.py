@@ -230,8 +230,11 @@ class _Recorder(tune.Callback):
             )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error()
-        self.board.failed(self._trial(trial), _cause(error))
+        mine, error = self._trial(trial), trial.get_error()
+        if mine.state == "waiting" and isinstance(error, RayActorError):  # lost between a trial before and this one
+            self.board.todo.append(mine)
+        else:
+            self.board.failed(mine, _cause(error))
 
 
 def _cause(error: Exception | None) -> str:

@@ -116,12 +116,12 @@ class Display:
                 tqdm.write(f"{self._label}{what}: {error}", file=sys.stdout)
 
     def stopped(self, again: str) -> None:
-        """The last word of a run that somebody stopped, said once; submitted again it will `again`."""
+        """The last word of a run that somebody stopped, said once; submitted again it will `again`, if it will."""
         if self._is_stopped:
             return
         self._is_stopped = True
         at = f" at step {self._step}" if self._step is not None else ""
-        self.say(f"stopped{at}; submit again to {again}")
+        self.say(f"stopped{at}; submit again to {again}" if again else f"stopped{at}")
 
     def close(self) -> None:
         """Finish the bar and the TensorBoard files; of a remote run, all of it is in its folder then."""

@@ -113,7 +113,7 @@ def _stop_told(display: Display, scaling: Scaling, held: Lease | None) -> Genera
         if not stop:
             raise
         if is_first_process(scaling):
-            display.stopped(_again(held))
+            display.stopped("" if stop.final else _again(held))
         Stopped.told = True
         raise stop from None
 

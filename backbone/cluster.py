@@ -15,6 +15,9 @@ from backbone.stopping import heed_again
 
 T = TypeVar("T")
 TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+WATCHING = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_chosen: dict[str, str] = {}
+"""What `connect` made of the two."""
 
 # Before ray is imported. Values a user has set win.
 DEFAULTS = {
@@ -52,8 +55,11 @@ def connect(say: Callable[[str], None]) -> tuple[Any, bool]:
         return ray, False
     address = _address(say)
     joining = address not in (None, "local")
-    # The dashboard's API shows the run. It takes a process that lasts as long as the cluster, and seconds of a core.
-    os.environ.setdefault(TRACKING, "1" if joining else "0")
+    # The dashboard's API shows the run. It takes a process that lasts as long as the cluster, and seconds of a core. So
+    # does who looks whether nodes will be taken away, of which one machine has none but itself.
+    for name in (TRACKING, WATCHING):
+        if os.environ.get(name) == _chosen.get(name):  # not the user's; there may have been a cluster before
+            os.environ[name] = _chosen[name] = "1" if joining else "0"
     if not joining:
         say("starting Ray on this machine")
     context = init(ray, address, say)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import bundle, check_resources, connect, gpus_left_out
+from backbone.cluster import WATCHING, bundle, check_resources, connect, gpus_left_out
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
@@ -217,10 +217,10 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
     """Several workers, by Ray Train, which may fail so often."""
     from ray.exceptions import ActorDiedError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     url, elastic = told["payload"].url, 0 < scaling.min_workers < scaling.num_workers
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _on_worker,
         train_loop_config=told,
         scaling_config=ScalingConfig(
@@ -258,6 +258,23 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         ) from error
     except ActorDiedError as error:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
+
+
+def _trainer_class() -> Any:
+    """`TorchTrainer` without those of Ray's processes that have nothing to do here; each takes two seconds of a core.
+
+    One hands out Ray's datasets, of which we have none. One frees the workers' places where Ray's controller is killed,
+    which a cluster that ends with this process does by itself.
+    """
+    from ray.train.torch import TorchTrainer
+
+    idle = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if os.environ.get(WATCHING) == "0" else set())
+
+    class Trainer(TorchTrainer):  # ty: ignore[unsupported-base]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if type(one).__name__ not in idle]
+
+    return Trainer
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

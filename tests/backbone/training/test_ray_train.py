@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from backbone.artifact import load
-from backbone.cluster import check_resources
+from backbone.cluster import WATCHING, check_resources
 from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import Payload, _trainer_class, launch
 from backbone.training.recipe import Recipe
 from tests.conftest import ROOT
 
@@ -62,6 +62,27 @@ def mistake(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
         raise UserError("shard-7.tar:cat.jpg: truncated")
     world.sum(torch.ones(1))
     return {}
+
+
+@pytest.mark.parametrize("lasts", ["1", "0"])
+def test_no_process_of_rays_is_started_that_has_nothing_to_do(
+    lasts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are Ray's own: one that is no longer there would come back, and take its two seconds, without a word."""
+    from ray.train import RunConfig
+    from ray.train.torch import TorchTrainer
+
+    monkeypatch.setenv(WATCHING, lasts)
+    whole, ours = (
+        {
+            type(one).__name__
+            for one in kind(print, run_config=RunConfig(storage_path=str(tmp_path)))._create_default_callbacks()
+        }
+        for kind in (TorchTrainer, _trainer_class())
+    )
+    left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if lasts == "0" else set())
+    assert left_out <= whole
+    assert ours == whole - left_out
 
 
 def test_a_mistake_ends_the_run_at_once(ray_cluster: Any, tmp_path: Path) -> None:

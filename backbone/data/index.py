@@ -5,13 +5,14 @@ fork; here names are one buffer of bytes with offsets, and a pickled source is a
 """
 
 import errno
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -146,6 +147,21 @@ def store(candidates: Sequence[Path], state: str, arrays: Arrays) -> Path:
         except OSError as error:
             reasons.append(f"{path.parent} ({error.strerror or error})")
     raise UserError(f"cannot write the index of the data set to {' or '.join(reasons)}; {CHOOSE}")
+
+
+@contextmanager
+def in_turn(path: Path) -> Generator[None]:
+    """Within, other processes of this machine wait that would make the index at `path`: one makes it, the rest find it.
+
+    Eight workers of a node would else each parse COCO's annotations at the same time. Where no lock can be had (a cache
+    that cannot be written, a filesystem without locks) nobody waits.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing
+        yield
 
 
 def cache_directory(cache: str | None) -> Path:

@@ -18,7 +18,18 @@ from tqdm import tqdm
 
 from backbone.data.findings import Findings
 from backbone.data.formats import HEAD, some, what_is
-from backbone.data.index import Arrays, IndexedSource, digest, is_fresh, pack, read_range, store, tabulate, tell
+from backbone.data.index import (
+    Arrays,
+    IndexedSource,
+    digest,
+    in_turn,
+    is_fresh,
+    pack,
+    read_range,
+    store,
+    tabulate,
+    tell,
+)
 from backbone.data.labels import check_names, numbered, within
 from backbone.data.listing import THREADS, Listing, check_one_split, list_files, missing_files
 from backbone.data.members import Image, Members, as_label, name_of
@@ -78,7 +89,9 @@ def open_webdataset(location: str, cache: str | None = None) -> IndexedSource:
     state = listing.state if lines is None else digest(listing.state, *lines)
     path = next((place for place in places if is_fresh(place, state)), None)
     if path is None:
-        path = store(places, state, _build(listing, lines))
+        with in_turn(places[-1]):
+            path = next((place for place in places if is_fresh(place, state)), None)
+            path = path or store(places, state, _build(listing, lines))
     remarks = listing.remarks(".tar").join(missing_files(location, listing))
     return IndexedSource(path, listing.url, listing.root, listing.shown, remarks=remarks, places=listing.files)
 

@@ -13,7 +13,7 @@ import fsspec
 
 from backbone.data.findings import Findings, from_json
 from backbone.data.formats import HEAD, what_is
-from backbone.data.index import digest, is_fresh, map_arrays, pack, tell, unpack_all
+from backbone.data.index import Arrays, digest, in_turn, is_fresh, map_arrays, pack, tell, unpack_all
 from backbone.errors import UserError
 from backbone.storage import filesystem
 from detection.data.annotated import AnnotatedSource, doctor, index_path, save
@@ -60,14 +60,9 @@ def open_coco(
     key = _sha256(path)
     index, state = index_path("coco", key, cache)
     if not is_fresh(index, state):
-        with no_collection():
-            table = tabulate_coco(read_json(path))
-        refused = table.refused.sorted()
-        if refused:
-            more = f" (and {len(refused) - 1} other kinds of fault)" if len(refused) > 1 else ""
-            all_of_them = doctor("coco", location, annotations)
-            raise UserError(f"{path}: {refused[0].as_line()}{more}; all its faults: {all_of_them}")
-        index = save("coco", key, table.arrays | tell(table.findings), cache)
+        with in_turn(index):
+            if not is_fresh(index, state):
+                index = save("coco", key, _tabulate(path, doctor("coco", location, annotations)), cache)
     arrays = map_arrays(index)
     findings = Findings().join(from_json(arrays["findings"].tobytes()))
     written = unpack_all(arrays, "names")
@@ -75,6 +70,16 @@ def open_coco(
     if names != list(written):
         index = save("coco", digest(key, *names), arrays | pack("names", names), cache)
     return AnnotatedSource(index, (location,), keep_empty, findings=findings.sorted())
+
+
+def _tabulate(path: str, doctor_it: str) -> Arrays:
+    with no_collection():
+        table = tabulate_coco(read_json(path))
+    refused = table.refused.sorted()
+    if refused:
+        more = f" (and {len(refused) - 1} other kinds of fault)" if len(refused) > 1 else ""
+        raise UserError(f"{path}: {refused[0].as_line()}{more}; all its faults: {doctor_it}")
+    return table.arrays | tell(table.findings)
 
 
 def annotations_of(location: str, annotations: str = "") -> str:

@@ -15,7 +15,6 @@ from backbone.cli import laid_over, read_yaml, validate
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
 from backbone.lease import lease
-from backbone.nets.meta import on_meta
 from backbone.parallel import Task, run_all
 from backbone.storage import join
 from backbone.tracking import check as check_tracking
@@ -208,8 +207,8 @@ def check(todo: Plan) -> None:
 
 def backbone_of(todo: Plan, recipe: Finetune) -> "Backbone":
     """The net of a fine-tuning; of one that is to be pretrained here shapes alone, on the meta device."""
-
     from backbone.nets import build
+    from backbone.nets.meta import on_meta
     from detection.finetune import load_backbone, scratch_net
 
     for made in todo.pretrainings.values():

@@ -63,7 +63,7 @@ def wait_for(folder: Path, ready: Callable[[Record], Any], process: subprocess.P
 
 
 def one_ended_and_one_on_its_way(record: Record) -> bool:
-    return bool(record.of_state("finished") and [t for t in record.of_state("running") if t.history])
+    return bool(record.of_state("finished", "stopped") and [t for t in record.of_state("running") if t.history])
 
 
 @pytest.mark.timeout(1200)

@@ -164,7 +164,7 @@ def test_trials_follow_each_other_in_one_process(tmp_path: Path, ray_cluster: An
         told = Path(record.place(trial), "log.txt").read_text()
         assert "Traceback" not in told
         assert "submit again" not in told
-        assert (f"step {recipe.schedule.total}/" in told) == (trial.state == "finished")
+        assert (f"step {recipe.schedule.total:g}/" in told) == (trial.state == "finished")
 
 
 def test_a_budget_that_ends_a_sweep_without_a_trial_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def tune_board(board: Board, places: int, detection_ap: DetectionAP | None) -> N
     alone = scaling.num_workers == 1 and detection_ap is None
     # To start a process and to import what training needs takes seconds of a core, in every trial. On a GPU it ends all
     # the same, and gives all its memory back; a population's trials are begun anew on their way, which is Tune's to do.
-    follows = alone and scaling.use_gpu is not True and search is not None
+    follows = alone and not scaling.use_gpu and search is not None
     # Not in the trials' configs: those are the columns of TensorBoard's HParams.
     common = Common(board.sweep, board.tree, board.record.url, str(Path.cwd()), detection_ap, alone, follows)
     trainable = tune.with_parameters(run_trial, common=common)

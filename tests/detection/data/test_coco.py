@@ -5,10 +5,7 @@ import copy
 import io
 import json
 import pickle
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from pycocotools.cocoeval import COCOeval
 from backbone.errors import BadImage, UserError
 from detection.data.annotated import AnnotatedSource
 from detection.data.coco import annotations_of, open_coco
-from detection.data.coco_table import tabulate_coco
 from detection.data.contract import DetectionSource
 from detection.data.segments import flatten, run_totals
 from tests.detection.data.making import REAL, blob, coco_tree, compressed, jpeg, make_coco
@@ -208,24 +204,6 @@ def test_annotations_are_parsed_once(tmp_path: Path, cache: Path, monkeypatch: p
     monkeypatch.undo()
     (kept / "fingerprint.npy").write_bytes(b"torn")
     assert open_coco(folder).fingerprint == first.fingerprint
-
-
-def test_of_workers_that_begin_together_one_parses(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Eight workers of a node would else take eight times the memory that parsing takes."""
-    folder, parsed = str(make_coco(tmp_path)), []
-
-    def slow(tree: Any) -> Any:
-        parsed.append(threading.get_ident())
-        time.sleep(0.5)
-        return tabulate_coco(tree)
-
-    monkeypatch.setattr("detection.data.coco.tabulate_coco", slow)
-    with ThreadPoolExecutor(4) as pool:
-        opened = list(pool.map(lambda _: open_coco(folder), range(4)))
-    assert len(parsed) == 1
-    assert len({source.fingerprint for source in opened}) == 1
 
 
 def test_remote_data(tmp_path: Path) -> None:

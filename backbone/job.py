@@ -19,10 +19,10 @@ from backbone.lease import lease
 from backbone.storage import join
 from backbone.tracking import Tracker
 from backbone.tracking import check as check_tracking
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import launch
 from backbone.training.recipe import TrainingRecipe
 from backbone.training.run import run_url
-from backbone.training.world import Report, World, is_first_process
+from backbone.training.world import Payload, Report, World, is_first_process
 
 Results = dict[str, Any]
 Say = Callable[[str], None]

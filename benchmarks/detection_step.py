@@ -41,9 +41,9 @@ from backbone.inputs import InputConvention
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import launch
 from backbone.training.state import Store
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection.data.sources import open_sources
 from detection.finetune import Detection
 from detection.nets import Detector

@@ -23,10 +23,10 @@ from backbone.data.stream import MicroBatches
 from backbone.nets import build
 from backbone.options import NetOptions
 from backbone.training import engine
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import launch
 from backbone.training.recipe import ConstantSchedule, PretrainOptim, PretrainRun, Recipe
 from backbone.training.state import Store
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 
 CLASSES = 100
 CASES = {

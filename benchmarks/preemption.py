@@ -40,9 +40,9 @@ from backbone.cli import validate
 from backbone.cluster import DEFAULTS
 from backbone.compute import Scaling
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import launch
 from backbone.training.recipe import Recipe
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 
 os.environ |= {name: value for name, value in DEFAULTS.items() if name not in os.environ}
 

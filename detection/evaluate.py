@@ -21,9 +21,9 @@ from backbone.provenance import environment
 from backbone.storage import check_kept, filesystem, join
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
+from backbone.training.opening import open_together
 from backbone.training.precision import agreed_precision, say_if_emulated
-from backbone.training.ray_train import Payload
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection import artifact, scoring, semantic
 from detection.data.augment import evaluation_view
 from detection.data.contract import Categories
@@ -218,7 +218,7 @@ def prepare(recipe: DetectorEvaluation, say: Callable[[str], None] = print) -> E
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}; name another: --output FOLDER") from error
-    return Evaluating(url, recipe)
+    return Evaluating(url, recipe, seen=(source.fingerprint,))
 
 
 def check_semantic(recipe: DetectorEvaluation, members: Sequence[artifact.Loaded]) -> None:
@@ -297,7 +297,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
     say_if_emulated(recipe.compute, world, report)
     members = [artifact.load(url) for url in recipe.detector]
     loaded = members[0]
-    source = open_val(recipe.data, isinstance(loaded.detector, Semantic))
+    maps = isinstance(loaded.detector, Semantic)
+    (source,) = open_together(lambda: (open_val(recipe.data, maps),), world, report, payload.seen)
     for member in members:
         member.detector.to(world.device).eval()
         if recipe.compute.channels_last:  # as in training, so that a run's own numbers come out again

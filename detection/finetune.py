@@ -28,13 +28,13 @@ from backbone.storage import filesystem, join
 from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import cured, out_of_memory_is_final, smaller_eval_batch, smaller_micro_batch
+from backbone.training.opening import open_together
 from backbone.training.plan import doubts
 from backbone.training.precision import settle
-from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
 from backbone.training.run import first_micro_batch, open_run, results_of, run_url
 from backbone.training.state import Progress, Store
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection import artifact, scoring, semantic
 from detection.called import may_be_called
 from detection.data.contract import DetectionSource
@@ -139,7 +139,7 @@ def prepare(recipe: Finetune, say: Callable[[str], None] = print) -> Finetuning:
         say(f"from {recipe.from_detector}: {taken.told(len(train.categories))}")
     say(f"{recipe.title} on {net.options.name}: {summary(detector)}")
     say(f"learning rate {recipe.optim.peak_lr:g} for {recipe.optim.batch} images a step{scaled}")
-    return Finetuning(run_url(recipe), recipe)
+    return Finetuning(run_url(recipe), recipe, seen=(train.fingerprint, val.fingerprint))
 
 
 def check_ground_truth(source: DetectionSource) -> None:
@@ -163,7 +163,8 @@ def finetune(payload: Finetuning, world: World, report: Report) -> dict[str, Any
     """
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
-    task = Detection(recipe, *open_sources(recipe.data, recipe.semantic), world)
+    train, val = open_together(lambda: open_sources(recipe.data, recipe.semantic), world, report, payload.seen)
+    task = Detection(recipe, train, val, world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     assert isinstance(model, Detector)

@@ -10,17 +10,20 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
+from tqdm import tqdm
 
 from backbone.data.ahead import Ahead
 from backbone.data.decode import decode
@@ -31,6 +34,8 @@ from backbone.storage import filesystem
 
 CHOOSE = "choose another directory by the option cache or the variable XDG_CACHE_HOME"
 MAX_OPEN = 256  # shards a process keeps open; beyond that each read opens its own (soft limits are often 1024)
+SAY_AFTER_S = 10.0  # that another process makes an index, and again as long after
+LONGEST_TURN_S = 3600.0  # to wait for it: a copy of Parquet's images may take that long
 
 Arrays = dict[str, np.ndarray]
 
@@ -159,9 +164,35 @@ def in_turn(path: Path) -> Generator[None]:
     with ExitStack() as held:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing
+            wait_for_turn(held.enter_context(path.with_suffix(".lock").open("w")), path)
         yield
+
+
+def wait_for_turn(lock: TextIO, path: Path) -> None:
+    """Wait until this process holds `lock`, which closing releases, as does its holder's end.
+
+    Not for ever: after `LONGEST_TURN_S` the holder is taken for stuck, and this one goes on without. Two that make one
+    index do no harm, as it is written aside.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    began, say_at = time.monotonic(), SAY_AFTER_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waited = time.monotonic() - began
+        if waited >= LONGEST_TURN_S:
+            text = f"{path} is still not made after {waited:.0f} s by who holds {lock.name}; making it here, too"
+            tqdm.write(text, file=sys.stderr)
+            return
+        if waited >= say_at:
+            text = f"waiting for another process of this machine to make {path}, for {waited:.0f} s until now"
+            tqdm.write(text, file=sys.stderr)
+            say_at = 2 * waited
+        time.sleep(min(0.01 + waited / 10, 1.0))
 
 
 def cache_directory(cache: str | None) -> Path:

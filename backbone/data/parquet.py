@@ -1,7 +1,6 @@
 """Parquet in Hugging Face's layout. Compressed rows cannot be read at random, so images are copied out once."""
 
 import errno
-import fcntl
 import json
 import shutil
 import uuid
@@ -19,7 +18,18 @@ from tqdm import tqdm
 
 from backbone.data.findings import Findings
 from backbone.data.formats import FETCH, HEAD, some, what_is
-from backbone.data.index import CHOOSE, Arrays, IndexedSource, is_fresh, map_arrays, pack, store, tabulate, tell
+from backbone.data.index import (
+    CHOOSE,
+    Arrays,
+    IndexedSource,
+    is_fresh,
+    map_arrays,
+    pack,
+    store,
+    tabulate,
+    tell,
+    wait_for_turn,
+)
 from backbone.data.labels import check_names, checked, numbered, within
 from backbone.data.listing import Listing, check_one_split, list_files, missing_files
 from backbone.data.splits import JUDGED, SPLIT_COLUMNS, words_in
@@ -62,7 +72,7 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
                 f"cannot copy the images of {location} to {path.parent}: {error.strerror}; {CHOOSE}"
             ) from error
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing
+            wait_for_turn(lock, path)
             if not _is_complete(path, blob, listing.state):
                 store([path], listing.state, _build(listing, blob))
     here, remarks = str(path.parent), listing.remarks(".parquet").join(missing_files(location, listing))

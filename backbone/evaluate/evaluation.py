@@ -25,9 +25,9 @@ from backbone.options import NetOptions
 from backbone.provenance import environment
 from backbone.storage import filesystem, join, write_folder
 from backbone.training.memory import out_of_memory_is_final
+from backbone.training.opening import open_together
 from backbone.training.precision import agreed_precision, say_if_emulated
-from backbone.training.ray_train import Payload
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 
 
 def training_of(provenance: dict[str, Any]) -> str:
@@ -106,7 +106,7 @@ def prepare(recipe: BackboneEvaluation, say: Callable[[str], None] = print) -> E
         fs.pipe_file(join(path, "run.json"), json.dumps(record, indent=2).encode())
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}; name another: --output FOLDER") from error
-    return Evaluating(url, recipe, seed, sizes, targets)
+    return Evaluating(url, recipe, seed, sizes, targets, seen=(source.fingerprint,))
 
 
 def open_images(data: Data, seed: int) -> Source:
@@ -156,7 +156,7 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
             net.to(memory_format=torch.channels_last)
         members.append(Member(net, replace(inputs, size=size, crop_pct=crop_pct), url))
         blocks.append(block)
-    source = open_images(recipe.data, payload.seed)
+    (source,) = open_together(lambda: (open_images(recipe.data, payload.seed),), world, report, payload.seen)
     results = score(members, source, payload.targets, recipe, world, report)
     data = recipe.data
     where = data.val if isinstance(data, StoredData) else f"synthetic scenes of seed {payload.seed}"

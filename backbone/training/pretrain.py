@@ -46,14 +46,14 @@ from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.losses import binary_cross_entropy, soft_targets
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
+from backbone.training.opening import open_together
 from backbone.training.plan import doubts
 from backbone.training.precise_bn import precise_bn
 from backbone.training.precision import settle
-from backbone.training.ray_train import Payload
 from backbone.training.recipe import Recipe, recipe_hash
 from backbone.training.run import open_run, run_url
 from backbone.training.state import Progress, Store
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 
 STATISTICS_IMAGES = 10_000
 """How many training images the mean image and deviations are taken over, at most, evenly spread over the classes."""
@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = print) -> Pretraining:
     state_bytes = 4 * parameters(net) * recipe.optim.copies
     recipe = open_run(recipe, {"train data": train.fingerprint, "val data": val.fingerprint}, state_bytes)
     inputs = input_convention(recipe, train, say)
-    return Pretraining(run_url(recipe), recipe, inputs)
+    return Pretraining(run_url(recipe), recipe, inputs, seen=(train.fingerprint, val.fingerprint))
 
 
 def finished(url: str) -> dict[str, Any] | None:
@@ -156,7 +156,8 @@ def pretrain(payload: Pretraining, world: World, report: Report) -> dict[str, An
     """
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
-    task = Classification(recipe, payload.inputs, *open_data(recipe.data, recipe.seed), world)
+    train, val = open_together(lambda: open_data(recipe.data, recipe.seed), world, report, payload.seen)
+    task = Classification(recipe, payload.inputs, train, val, world)
     store = Store(join(payload.url, "checkpoints"))
     model, progress = engine.train(task, recipe, world, store, report)
     assert isinstance(model, Backbone)

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Generator
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,16 +32,7 @@ from backbone.training.display import Display
 from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
 from backbone.training.notice import Leaving
 from backbone.training.post import Post, listen
-from backbone.training.world import TIMEOUT_S, Report, World, is_first_process, local_world
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What every worker of a job is given, picklable; each job adds what it needs."""
-
-    url: str
-    """The run's folder."""
-
+from backbone.training.world import TIMEOUT_S, Payload, Report, World, is_first_process, local_world
 
 P = TypeVar("P", bound=Payload)
 SAME_FAILURE_S = 3.0

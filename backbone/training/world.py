@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,17 @@ from backbone.errors import UserError
 
 Report = Callable[[dict[str, Any]], None]
 """How a worker tells the driver: {"kind": "log" | "evaluation" | "say", "step": ..., ...}."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What every worker of a job is given, picklable; each job adds what it needs."""
+
+    url: str
+    """The run's folder."""
+
+    seen: tuple[str, ...] = field(default=(), kw_only=True)
+    """Fingerprints of the data where the job began, which all workers must find."""
 
 
 def _no_notice() -> str:

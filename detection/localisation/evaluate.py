@@ -20,9 +20,9 @@ from backbone.provenance import environment
 from backbone.storage import check_kept, filesystem, join, write_folder
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
+from backbone.training.opening import open_together
 from backbone.training.precision import agreed_precision, say_if_emulated
-from backbone.training.ray_train import Payload
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection.localisation.clsloc import open_clsloc
 from detection.localisation.ensemble import Where, boxes_of_all, load, voted
 from detection.localisation.judge import ERRORS, Guess, changes, errors
@@ -101,7 +101,7 @@ def prepare(options: LocaliserEvaluation, say: Callable[[str], None] = print) ->
         fs.pipe_file(join(path, "run.json"), json.dumps({"nets": weights, "data": source.fingerprint}).encode())
     except OSError as error:
         raise UserError(f"output {url} cannot be written: {error}; name another: --output FOLDER") from error
-    return Evaluating(path if "://" not in url else url, options)
+    return Evaluating(path if "://" not in url else url, options, seen=(source.fingerprint,))
 
 
 @out_of_memory_is_final(lambda payload: f"batch {payload.options.batch} is too much; give a smaller --batch")
@@ -115,7 +115,8 @@ def evaluate(payload: Evaluating, world: World, report: Report) -> dict[str, Any
         net.to(world.device).eval()
         if options.compute.channels_last:
             net.to(memory_format=torch.channels_last)
-    source = open_val(options, localisers[0].inputs.size)
+    size = localisers[0].inputs.size
+    (source,) = open_together(lambda: (open_val(options, size),), world, report, payload.seen)
     targets = targets_of(source, classes, options)
     rows = []
     for protocol in options.protocols:

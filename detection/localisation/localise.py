@@ -17,11 +17,10 @@ from backbone.training import engine, schedule
 from backbone.training.curves import Measure, draw_curves
 from backbone.training.memory import out_of_memory_is_final, smaller_micro_batch
 from backbone.training.precision import settle
-from backbone.training.ray_train import Payload
 from backbone.training.recipe import recipe_hash
 from backbone.training.run import open_run, results_of, run_url
 from backbone.training.state import Progress, Store
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection.localisation import artifact
 from detection.localisation.judge import DENSE, ONE_CROP, Guess
 from detection.localisation.net import Localiser
@@ -74,7 +73,7 @@ def prepare(recipe: Localise, say: Callable[[str], None] = print) -> Localising:
     recipe = open_run(recipe, fingerprints, 4 * parameters(model) * recipe.optim.copies, kept)
     frozen, trained = count_norms(model)
     say(f"{titled(model)}: {parameters(model):,} parameters, {frozen} norms frozen, {trained} trained")
-    return Localising(run_url(recipe), recipe)
+    return Localising(run_url(recipe), recipe, seen=(train.fingerprint, val.fingerprint))
 
 
 def titled(model: Localiser | RegionNet) -> str:
@@ -96,9 +95,9 @@ def localise(payload: Localising, world: World, report: Report) -> dict[str, Any
     recipe = settle(payload.recipe, payload.url, world, report)
     code()  # as it is now, and not when training has ended
     if isinstance(recipe.localiser, LocaliserOptions):
-        task = Localisation(recipe, world)
+        task = Localisation(recipe, world, report, seen=payload.seen)
     else:
-        task = Refinement(recipe, world, payload.url, report)
+        task = Refinement(recipe, world, report, payload.url, seen=payload.seen)
     model, progress = engine.train(task, recipe, world, Store(join(payload.url, "checkpoints")), report)
     assert isinstance(model, Localiser | RegionNet)
     judged = [(name, *task.judge(model.eval(), name)) for name in (ONE_CROP, DENSE)]

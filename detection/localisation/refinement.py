@@ -22,7 +22,6 @@ from backbone.storage import filesystem, is_local, join, write_folder
 from backbone.training import engine
 from backbone.training.memory import cured, smaller_eval_batch
 from backbone.training.notice import Leaving, Lookout
-from backbone.training.world import Report
 from detection.localisation.artifact import Loaded, load_localiser
 from detection.localisation.judge import Guess, Views, changes, images_of
 from detection.localisation.net import Localiser
@@ -90,7 +89,6 @@ class Refinement(Localisation):
     """The engine's task: proposals and their classes to scores and boxes."""
 
     url: str
-    report: Report
 
     @property
     def regions(self) -> RegionOptions:

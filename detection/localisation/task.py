@@ -1,7 +1,7 @@
 """What a localiser is trained on and judged by: the engine's task."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,8 @@ from backbone.inputs import InputConvention
 from backbone.nets import Backbone
 from backbone.training import engine
 from backbone.training.memory import cured, smaller_eval_batch
-from backbone.training.world import World
+from backbone.training.opening import open_together
+from backbone.training.world import Report, World
 from detection.localisation.judge import ONE_CROP, Guess, Step, errors, guess, images_of, protocols
 from detection.localisation.net import Localiser, build, losses
 from detection.localisation.rcnn import RegionNet, build_regions
@@ -38,11 +39,16 @@ class Localisation:
 
     recipe: Localise
     world: World
+    report: Report
+    seen: tuple[str, ...] = field(default=(), kw_only=True)
+    """See `Payload.seen`."""
 
     def __post_init__(self) -> None:
         recipe = self.recipe
         net, self.inputs, self.about = backbones.load(recipe.backbone)
-        self.train_source, self.val_source = open_located(recipe.data, self.inputs.size)
+        self.train_source, self.val_source = open_together(
+            lambda: open_located(recipe.data, self.inputs.size), self.world, self.report, self.seen
+        )
         self.train_targets, self.val_targets = classes_of(
             (self.train_source, self.val_source), self.about["classes"], recipe
         )

@@ -22,8 +22,7 @@ from backbone.storage import check_kept, filesystem, join, write_folder
 from backbone.training import engine
 from backbone.training.memory import out_of_memory_is_final
 from backbone.training.precision import agreed_precision, say_if_emulated
-from backbone.training.ray_train import Payload
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 from detection.localisation.ensemble import Where, boxes_of_all, voted
 from detection.localisation.ensemble import load as load_localisers
 from detection.localisation.measure import GUESSES

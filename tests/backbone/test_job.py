@@ -12,10 +12,9 @@ from backbone.errors import UserError
 from backbone.job import Job, submit
 from backbone.lease import FILE, Holder, lease
 from backbone.training.pretrain import PRETRAIN
-from backbone.training.ray_train import Payload
 from backbone.training.recipe import Recipe
 from backbone.training.run import run_url
-from backbone.training.world import Report, World
+from backbone.training.world import Payload, Report, World
 
 Make = Callable[..., Recipe]
 

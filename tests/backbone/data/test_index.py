@@ -1,16 +1,21 @@
 """Indices: made once, renewed, made again where damaged, kept where they can be written."""
 
+import fcntl
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from backbone.data import index, tar
+from backbone.data.listing import list_files
 from backbone.data.sources import open_source
 from backbone.errors import UserError
 from tests.backbone.data.making import (
     TRAIN,
     forget,
+    make_parquet,
     make_shards,
     make_tar,
     samples,
@@ -83,3 +88,34 @@ def test_read_only_mounts_are_indexed_in_the_cache(tmp_path, monkeypatch):
         open_source("webdataset", f"{root}/*val*.tar", cache=str(tmp_path / "file"))
     with pytest.raises(UserError, match="must be a local directory"):
         open_source("webdataset", f"{root}/*val*.tar", cache="s3://bucket/cache")
+
+
+def test_a_turn_comes_when_its_holder_ends(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(index, "SAY_AFTER_S", 0.05)
+    path, entered = tmp_path / "coco.index", []
+
+    def next_one():
+        with index.in_turn(path):
+            entered.append(time.monotonic())
+
+    other = threading.Thread(target=next_one)
+    with index.in_turn(path):
+        other.start()
+        time.sleep(0.5)
+        assert not entered
+        released = time.monotonic()
+    other.join(10)
+    assert entered[0] >= released
+    assert f"waiting for another process of this machine to make {path}" in capsys.readouterr().err
+
+
+def test_nobody_waits_for_ever(tmp_path, capsys, monkeypatch):
+    """A frozen process holds its lock; a copy of Parquet's images goes by the same."""
+    monkeypatch.setattr(index, "LONGEST_TURN_S", 0.3)
+    file, cache = make_parquet(tmp_path / "x.parquet", range(4)), tmp_path / "cache"
+    cache.mkdir()
+    listing = list_files(str(file), ".parquet")
+    with listing.cached("parquet", str(cache)).with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert values(open_source("parquet", str(file), cache=str(cache))) == list(range(4))
+    assert ".lock; making it here, too" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import torch
 
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError
-from backbone.training.ray_train import Payload, launch
+from backbone.training.ray_train import launch
+from backbone.training.world import Payload
 
 pytestmark = pytest.mark.ray
 

@@ -19,8 +19,9 @@ from backbone.cluster import WATCHING, check_resources
 from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import Payload, _trainer_class, launch
+from backbone.training.ray_train import _trainer_class, launch
 from backbone.training.recipe import Recipe
+from backbone.training.world import Payload
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray

@@ -106,7 +106,7 @@ def test_the_artifact_says_what_was_trained_and_a_changed_one_is_refused(where: 
 @pytest.mark.parametrize("augment", [{"kind": "cifar"}, {"kind": "modern", "area": [0.2, 0.6]}])
 def test_boxes_go_along_with_crops(where: Make, augment: dict[str, Any]) -> None:
     """The object is nowhere but in its box, and in most of it: seen by its mask, drawn in place of the image."""
-    task = Localisation(where({"data.augment": augment}), ALONE)
+    task = Localisation(where({"data.augment": augment}), ALONE, lambda record: None)
     source = task.train_source
     assert isinstance(source, OneObjectScenes)
     view, dropped = task.train.view, 0
@@ -156,7 +156,7 @@ class Knows(torch.nn.Module):
 def test_who_knows_where_things_are_is_never_wrong(where: Make, protocol: str) -> None:
     """What is judged goes through views, scales and back to pixels of the file without losing a box."""
     recipe = where({"scales": [256]})
-    task = Localisation(recipe, ALONE)
+    task = Localisation(recipe, ALONE, lambda record: None)
     source, targets = task.val_source, task.val_targets
     truth = torch.tensor(np.concatenate([source.boxes(i) for i in range(len(source))]), dtype=torch.float32)
     knows: Any = Knows(task.model, truth, 48)
@@ -178,7 +178,7 @@ def test_who_knows_where_things_are_is_never_wrong(where: Make, protocol: str) -
 
 def test_classes_come_from_the_classifier_as_it_is(where: Make) -> None:
     recipe = where()
-    task = Localisation(recipe, ALONE)
+    task = Localisation(recipe, ALONE, lambda record: None)
     view = protocols(recipe.scales, task.classifier)["dense"]
     _, found = task.judge(task.model.eval(), "dense")
     net, inputs, _ = backbones.load(recipe.backbone)
@@ -227,7 +227,7 @@ def test_classes_are_matched_by_name_or_by_position(where: Make, tmp_path: Path)
     with pytest.raises(UserError, match=r"lacks 12 \(disc-stripes, .*--by_position true"):
         prepare(where({"backbone": other}), lambda text: None)
     recipe = where({"backbone": other, "by_position": True})
-    task = Localisation(recipe, ALONE)
+    task = Localisation(recipe, ALONE, lambda record: None)
     assert task.val_targets.tolist() == task.val_source.labels.tolist()
     few = write_classifier(tmp_path / "few", tuple("abc"))
     with pytest.raises(UserError, match="lacks 9"):

@@ -189,7 +189,7 @@ def test_what_stood_before_is_what_the_localiser_says_alone(second: Make) -> Non
 def test_proposals_are_of_each_training_images_own_class(second: Make) -> None:
     recipe = second()
     run(recipe)
-    task = Refinement(recipe, ALONE, str(place(recipe)), lambda record: None)
+    task = Refinement(recipe, ALONE, lambda record: None, str(place(recipe)))
     boxes = task.train_set().boxes
     assert len(boxes) == 48
     for i in (0, 17, 47):
@@ -224,7 +224,7 @@ def test_a_trained_step_is_better_than_chance_at_telling_proposals(second: Make)
     """On the scenes that it learned, more of its boxes are right than of the localiser's, which hardly learned."""
     recipe = second({"schedule.total": 60, "optim.lr": 0.1})
     run(recipe)
-    task = Refinement(recipe, ALONE, str(place(recipe)), lambda record: None)
+    task = Refinement(recipe, ALONE, lambda record: None, str(place(recipe)))
     net = artifact.load(place(recipe) / "artifact").localiser
     assert isinstance(net, RegionNet)
     task.val_source, task.val_targets = task.train_source, task.train_targets

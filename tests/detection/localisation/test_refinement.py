@@ -38,7 +38,7 @@ def second(where: Make, changes: dict[str, Any]) -> Localise:
 
 
 def opened(recipe: Localise, world: Any, url: str) -> Refinement:
-    return Refinement(recipe, world, url, lambda record: None)
+    return Refinement(recipe, world, lambda record: None, url)
 
 
 def test_proposals_that_are_made_need_no_more_disk(where: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,6 @@ def run_alone(
     function: Callable[[dict[str, Any]], dict[str, Any]],
     told: dict[str, Any],
     scaling: Scaling,
-    environment: dict[str, str],
     post: Post,
     wait_for: Callable[[Callable[[float], bool]], None],
 ) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def run_alone(
 
     left = scaling.max_failures
     while True:
-        attempt = _Attempt(function, told, scaling, environment, post)
+        attempt = _Attempt(function, told, scaling, post)
         try:
             wait_for(attempt.is_done)
             result = attempt.result()
@@ -84,7 +83,6 @@ class _Attempt:
         function: Callable[[dict[str, Any]], dict[str, Any]],
         told: dict[str, Any],
         scaling: Scaling,
-        environment: dict[str, str],
         post: Post,
     ) -> None:
         import ray
@@ -102,7 +100,6 @@ class _Attempt:
             num_gpus=int(scaling.use_gpu),
             max_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.group),
-            runtime_env={"env_vars": environment},
             name="LoneWorker",
         )
         self.running: Any = task.remote(told)

@@ -1,4 +1,4 @@
-"""The only module that knows Ray Train: runs one function on every worker and brings back what the first returns.
+"""Runs one function on every worker and brings back what the first returns.
 
 Ray places, connects and restarts the workers. Checkpoints are the run's own (`backbone.training.state`): the loop reads
 and writes them with Ray or without, a damaged one can be passed over, and one exists as soon as it is on disk. Ray
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from backbone.cluster import WATCHING, bundle, check_resources, connect, gpus_left_out
+from backbone.cluster import bundle, check_resources, connect, gpus_left_out
 from backbone.compute import Scaling
 from backbone.errors import Lost, UserError, last_line
 from backbone.lease import Lease
@@ -32,6 +32,7 @@ from backbone.training.display import Display
 from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
 from backbone.training.notice import Leaving
 from backbone.training.post import Post, listen
+from backbone.training.ray_parts import begin_sooner, trainer_class
 from backbone.training.world import TIMEOUT_S, Payload, Report, World, is_first_process, local_world
 
 P = TypeVar("P", bound=Payload)
@@ -41,7 +42,6 @@ SAME_FAILURE_S = 3.0
 LAST_WORD_S = 60
 """Until the last word is said again, which may have been lost on its way."""
 
-ENVIRONMENT = {"NO_ALBUMENTATIONS_UPDATE": "1"}
 Worker = Callable[[P, World, Report], dict[str, Any]]
 
 
@@ -173,7 +173,7 @@ def _launch_on_ray(
                 until(is_done, ask)
 
             if scaling.num_workers == 1:
-                result = run_alone(_on_lone_worker, told, scaling, ENVIRONMENT, post, wait_for)
+                result = run_alone(_on_lone_worker, told, scaling, post, wait_for)
             else:
                 result = _fit_until_done(told, scaling, wait_for)
             while listener.is_alive():
@@ -210,7 +210,8 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
     from ray.train.torch import TorchConfig
 
     url, elastic = told["payload"].url, 0 < scaling.min_workers < scaling.num_workers
-    trainer = _trainer_class()(
+    begin_sooner()
+    trainer = trainer_class()(
         _on_worker,
         train_loop_config=told,
         scaling_config=ScalingConfig(
@@ -226,7 +227,6 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
             # Workers that die with a node which was being taken away count apart: as often as that comes to pass.
             failure_config=FailureConfig(max_failures=may_fail, max_preemption_failures=-1),
             callbacks=[_failure_callback(told["post"])],
-            worker_runtime_env={"env_vars": ENVIRONMENT},
         ),
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
     )
@@ -248,23 +248,6 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         ) from error
     except ActorDiedError as error:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error
-
-
-def _trainer_class() -> Any:
-    """`TorchTrainer` without those of Ray's processes that have nothing to do here; each takes two seconds of a core.
-
-    One hands out Ray's datasets, of which we have none. One frees the workers' places where Ray's controller is killed,
-    which a cluster that ends with this process does by itself.
-    """
-    from ray.train.torch import TorchTrainer
-
-    idle = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if os.environ.get(WATCHING) == "0" else set())
-
-    class Trainer(TorchTrainer):  # ty: ignore[unsupported-base]
-        def _create_default_callbacks(self) -> list[Any]:
-            return [one for one in super()._create_default_callbacks() if type(one).__name__ not in idle]
-
-    return Trainer
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,17 @@ from backbone.cluster import WATCHING, check_resources
 from backbone.compute import Scaling
 from backbone.errors import UserError
 from backbone.training.pretrain import prepare, pretrain
-from backbone.training.ray_train import _trainer_class, launch
+from backbone.training.ray_parts import trainer_class
+from backbone.training.ray_train import launch
 from backbone.training.recipe import Recipe
 from backbone.training.world import Payload
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray
 Make = Callable[..., Recipe]
+
+
+WARN = "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S"
 
 
 def tensors(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -79,11 +83,28 @@ def test_no_process_of_rays_is_started_that_has_nothing_to_do(
             type(one).__name__
             for one in kind(print, run_config=RunConfig(storage_path=str(tmp_path)))._create_default_callbacks()
         }
-        for kind in (TorchTrainer, _trainer_class())
+        for kind in (TorchTrainer, trainer_class())
     )
     left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if lasts == "0" else set())
     assert left_out <= whole
     assert ours == whole - left_out
+
+
+def surroundings(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
+    """What the second worker was started with."""
+    import ray
+
+    return world.gather({"set": os.environ.get(WARN), "runtime": dict(ray.get_runtime_context().runtime_env)})[-1]
+
+
+def test_settings_of_ray_train_reach_workers_without_an_environment_of_their_own(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a runtime environment Ray starts Python twice a process, and takes none that it keeps ready."""
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setenv(WARN, "77")
+    found = launch(surroundings, Payload(str(tmp_path)), Scaling(num_workers=2, max_failures=0))
+    assert found == {"set": "77", "runtime": {}}
 
 
 def test_a_mistake_ends_the_run_at_once(ray_cluster: Any, tmp_path: Path) -> None:

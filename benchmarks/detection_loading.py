@@ -7,6 +7,7 @@ flip, conversion; and what its detectors do before the net (GeneralizedRCNNTrans
 the training loader, which resizes and pads bytes, and what is done with them on the device (normalise, make planes of
 masks). `loaders` compares what processes of loaders do, where the reference does not resize yet; `all` what is done
 until the net can begin. In turns over the same images in the same pairs; a ratio is of neighbouring turns.
+`handed over` is the same with one loader process, which gives batches to this one: the processor time of both.
 `spent` says where our time goes: each part alone, over the same images, the fastest of the turns.
 """
 
@@ -14,14 +15,17 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from pycocotools import mask as coco_mask
 from results import parser, spread, write
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
@@ -36,6 +40,7 @@ from detection.data.sources import open_sources
 from detection.forward import prepared
 
 SHORTER, LONGER, BATCH = 800, 1333, 2
+STARTING = 3  # batches
 
 
 class Reference(CocoDetection):
@@ -92,14 +97,16 @@ def row(given: Any, masks: bool) -> dict[str, Any]:
     train = training_set(given, masks)
     count = min(given.most, len(train.source)) // BATCH * BATCH
     ways = {"torchvision": theirs(given, train, count), "ours": ours(train, count)}
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    apart = {"torchvision": theirs(given, train, count, 1), "ours": ours(train, count, 1)}
+    spent: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
     for turn in range(given.turns + 1):  # the first reads files and plans for the first time
         for name, run in ways.items():
             loading, every = run()
+            _, handed = apart[name]()
             if turn:
-                spent[name].append((loading, every))
+                spent[name].append((loading, every, handed))
     shown: dict[str, Any] = {"objects": "boxes and masks" if masks else "boxes", "images": count}
-    for i, part in enumerate(("loaders", "all")):
+    for i, part in enumerate(("loaders", "all", "handed over")):
         mine, other = ([one[i] for one in spent[name]] for name in ("ours", "torchvision"))
         ratio, low, high = spread([b / a for a, b in zip(mine, other, strict=True)])
         shown[f"{part}: torchvision, ms"] = round(statistics.median(other), 2)
@@ -160,37 +167,51 @@ def parts(train: TrainSet, count: int, turns: int) -> dict[str, float]:
 
 
 def timed(batches: Iterator[Any], then: Callable[[Any], Any], images: int) -> tuple[float, float]:
-    """Milliseconds of a core an image: of the batches alone, and with what is done with them."""
+    """Milliseconds of a core an image, in this process and its loader processes: of the batches alone, and with what is
+    done with them. What was done for the first batches, while processes started, is not counted."""
     loading = doing = 0.0
-    while True:
-        began = time.process_time()
-        batch = next(batches, None)
-        loaded = time.process_time()
-        loading += loaded - began
-        if batch is None:
-            return 1000 * loading / images, 1000 * (loading + doing) / images
+    for _ in range(STARTING):
+        then(next(batches))
+    images -= STARTING * BATCH
+    loaders = psutil.Process().children(recursive=True)
+
+    def clock() -> float:
+        return time.process_time() + sum(sum(one.cpu_times()[:2]) for one in loaders)
+
+    for _ in range(images // BATCH):  # not to the end, at which loader processes go
+        began = clock()
+        batch = next(batches)
+        loaded = clock()
         then(batch)
-        doing += time.process_time() - loaded
+        loading += loaded - began
+        doing += clock() - loaded
+    return 1000 * loading / images, 1000 * (loading + doing) / images
 
 
-def theirs(given: Any, train: TrainSet, count: int) -> Callable[[], tuple[float, float]]:
+def theirs(given: Any, train: TrainSet, count: int, workers: int = 0) -> Callable[[], tuple[float, float]]:
     """A turn of the reference, over the images of ours in their pairs."""
     annotations = given.images.parent / "annotations" / f"instances_{given.images.name}.json"
     data = Reference(given.images, annotations, train.masks)
     transform = GeneralizedRCNNTransform(SHORTER, LONGER, list(IMAGENET_MEAN), list(IMAGENET_STD)).train()
     data.ids = [int(train.source.image_ids[train.stream[position][1]]) for position in range(count)]
+    pairs = [[*range(begin, begin + BATCH)] for begin in range(0, count, BATCH)]
 
     def run() -> tuple[float, float]:
-        pairs = (zip(*(data[i] for i in range(begin, begin + BATCH)), strict=True) for begin in range(0, count, BATCH))
-        batches = ([list(part) for part in pair] for pair in pairs)
-        return timed(batches, lambda batch: transform(*batch), count)
+        loader = DataLoader(data, batch_sampler=pairs, num_workers=workers, collate_fn=side_by_side)
+        return timed(iter(loader), lambda batch: transform(*batch), count)
 
     return run
 
 
-def ours(train: TrainSet, count: int) -> Callable[[], tuple[float, float]]:
+def side_by_side(batch: Any) -> list[list[Any]]:
+    """The reference's batches: images, and targets."""
+    return [list(part) for part in zip(*batch, strict=True)]
+
+
+def ours(train: TrainSet, count: int, workers: int = 0) -> Callable[[], tuple[float, float]]:
     """A turn of ours."""
     inputs = InputConvention(size=SHORTER)
+    train = replace(train, data=train.data.model_copy(update={"workers": workers}))
 
     def run() -> tuple[float, float]:
         batches = iter(train_loader(train, MicroBatches(BATCH, BATCH, 0, 1, 0, count // BATCH)))

@@ -267,7 +267,7 @@ class Detection:
 
     def batches(self, micro_batches: MicroBatches) -> Iterable[Any]:
         """This rank's training batches."""
-        return train_loader(self.train, micro_batches, self._pin)
+        return train_loader(self.train, micro_batches, self.world.device)
 
     def blame(self, position: int) -> str:
         """The images of the micro-batch this position lies in: they share one loss."""

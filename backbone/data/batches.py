@@ -89,8 +89,8 @@ class TrainSet:
     def fill_in(self, positions: Sequence[int], images: Tensor) -> Batch:
         """The micro-batch of consecutive positions, its views in `images`, uint8 [len(positions), 3, size, size], or
         where they are smaller in its first bytes."""
-        images = within(images, self.side(positions[0]))
-        view = self.view_at(images.shape[-1])
+        side = self.side(positions[0])
+        images, view = within(images, (len(positions), 3, side, side)), self.view_at(side)
         draws = Draws(self.options.augment, self.seed)
         planes = images.numpy()
         samples, shifts, undecoded, bad = [], [], [], []
@@ -218,33 +218,40 @@ def evaluation_batches(val_set: ValSet, ids: Sequence[int], batch: int, device: 
     """
     options = val_set.options
     batches = [ids[first : first + batch] for first in range(0, len(ids), batch)]
-    return Loader(val_set, batches, batch, val_set.side, options.workers, device)
+    return Loader(val_set, batches, batch, (3, val_set.side, val_set.side), options.workers, device)
 
 
 class Loader:
     """The batches of a data set, made in processes that live as long as this does, or with no `workers` in this one."""
 
     def __init__(
-        self, data: Filler, ids: Iterable[Sequence[int]], batch: int, size: int, workers: int, device: torch.device
+        self,
+        data: Filler,
+        ids: Iterable[Sequence[int]],
+        batch: int,
+        each: Sequence[int],
+        workers: int,
+        device: torch.device,
     ) -> None:
-        self.data, self.ids, self.batch, self.size, self.device = data, ids, batch, size, device
+        """`each`: shape of an image's uint8 memory, at most `batch` of them together."""
+        self.data, self.ids, self.shape, self.device = data, ids, (batch, *each), device
         self._filled = None
         if workers:
-            ring = Ring(workers, batch, size, device)
+            ring = Ring(workers, batch, each, device)
             turns = InTurn(ids, len(ring.images))
             filled = Filled(data, ring.images)
             self._filled = FromRing(make_loader(filled, workers, batch_sampler=turns, prefetch_factor=AHEAD), ring)
         else:
             one_thread()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return to_device(self._here() if self._filled is None else self._filled, self.device)
 
     def _here(self) -> Iterator[Any]:
         # Filled in again and again, as a ring is: to ask for a batch's memory anew takes longer than to crop into it.
-        slots = itertools.cycle([empty_images(self.batch, self.size) for _ in range(KEPT)])
-        for ids, images in zip(self.ids, slots, strict=False):
-            yield self.data.fill_in(ids, images[: len(ids)])
+        slots = itertools.cycle([torch.empty(self.shape, dtype=torch.uint8) for _ in range(KEPT)])
+        for ids, memory in zip(self.ids, slots, strict=False):
+            yield self.data.fill_in(ids, memory[: len(ids)])
 
 
 def make_loader(data: Dataset, workers: int, pin_memory: bool = False, **how: Any) -> DataLoader:

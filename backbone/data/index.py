@@ -13,10 +13,10 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import fsspec
 import numpy as np
@@ -35,7 +35,7 @@ from backbone.storage import filesystem
 CHOOSE = "choose another directory by the option cache or the variable XDG_CACHE_HOME"
 MAX_OPEN = 256  # shards a process keeps open; beyond that each read opens its own (soft limits are often 1024)
 SAY_AFTER_S = 10.0  # that another process makes an index, and again as long after
-LONGEST_TURN_S = 3600.0  # to wait for it: a copy of Parquet's images may take that long
+LONGEST_TURN_S = 3600.0  # to wait for one that makes no progress
 
 Arrays = dict[str, np.ndarray]
 
@@ -159,7 +159,8 @@ def in_turn(path: Path) -> Generator[None]:
     """Within, other processes of this machine wait that would make the index at `path`: one makes it, the rest find it.
 
     Eight workers of a node would else each parse COCO's annotations at the same time. Where no lock can be had (a cache
-    that cannot be written, a filesystem without locks) nobody waits.
+    that cannot be written, a filesystem without locks) nobody waits; and nobody for ever. Two that make one index do no
+    harm, as it is written aside.
     """
     with ExitStack() as held:
         with suppress(OSError):
@@ -168,31 +169,31 @@ def in_turn(path: Path) -> Generator[None]:
         yield
 
 
-def wait_for_turn(lock: TextIO, path: Path) -> None:
-    """Wait until this process holds `lock`, which closing releases, as does its holder's end.
+def wait_for_turn(lock: TextIO, path: Path, progress: Callable[[], Any] = lambda: None) -> bool:
+    """Wait until this process holds `lock`, which closing releases, as does its holder's end. Returns whether it does.
 
-    Not for ever: after `LONGEST_TURN_S` the holder is taken for stuck, and this one goes on without. Two that make one
-    index do no harm, as it is written aside.
+    Not for ever: whose `progress` has not changed for `LONGEST_TURN_S` is stuck.
 
     Raises:
         OSError: the file system has no locks.
     """
-    began, say_at = time.monotonic(), SAY_AFTER_S
+    began = moved = time.monotonic()
+    say_at, made = SAY_AFTER_S, progress()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
-            waited = time.monotonic() - began
-        if waited >= LONGEST_TURN_S:
-            text = f"{path} is still not made after {waited:.0f} s by who holds {lock.name}; making it here, too"
+            now = time.monotonic()
+        if (latest := progress()) != made:
+            made, moved = latest, now
+        if now - moved >= LONGEST_TURN_S:
+            return False
+        if now - began >= say_at:
+            text = f"waiting for another process of this machine to make {path}, for {now - began:.0f} s until now"
             tqdm.write(text, file=sys.stderr)
-            return
-        if waited >= say_at:
-            text = f"waiting for another process of this machine to make {path}, for {waited:.0f} s until now"
-            tqdm.write(text, file=sys.stderr)
-            say_at = 2 * waited
-        time.sleep(min(0.01 + waited / 10, 1.0))
+            say_at = 2 * (now - began)
+        time.sleep(min(0.01 + (now - began) / 10, 1.0))
 
 
 def cache_directory(cache: str | None) -> Path:

@@ -32,7 +32,8 @@ def train_loader(
 
         return to_device(remote_batches(train_set, batches, to_gpu=device.type == "cuda"), device)
     here = CPU if options.decode == "nvjpeg" else device
-    loader = Loader(train_set, batches, batches.micro_batch, options.size, options.workers, here)
+    each = (3, options.size, options.size)
+    loader = Loader(train_set, batches, batches.micro_batch, each, options.workers, here)
     if options.decode != "nvjpeg":
         return loader
     from backbone.data.nvjpeg import Decoder  # torchvision takes seconds to import

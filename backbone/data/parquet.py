@@ -5,7 +5,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -72,11 +72,23 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
                 f"cannot copy the images of {location} to {path.parent}: {error.strerror}; {CHOOSE}"
             ) from error
         with lock:
-            wait_for_turn(lock, path)
+            with suppress(OSError):  # a file system without locks
+                if not wait_for_turn(lock, path, lambda: _copied(blob)):
+                    raise UserError(
+                        f"{location}: a process that copies its images to {path.parent} has not moved for an hour, and "
+                        f"holds {lock.name}; end it: fuser -k {lock.name}"
+                    )
             if not _is_complete(path, blob, listing.state):
                 store([path], listing.state, _build(listing, blob))
     here, remarks = str(path.parent), listing.remarks(".parquet").join(missing_files(location, listing))
     return IndexedSource(path, here, here, listing.shown, remarks=remarks, places=listing.files)
+
+
+def _copied(blob: Path) -> int:
+    """Bytes that others have copied until now."""
+    with suppress(FileNotFoundError):  # one ended meanwhile
+        return sum(aside.stat().st_size for aside in blob.parent.glob(f"{blob.name}.*.tmp"))
+    return -1
 
 
 def _is_complete(path: Path, blob: Path, state: str) -> bool:

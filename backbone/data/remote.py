@@ -58,7 +58,8 @@ def remote_batches(train_set: TrainSet, batches: MicroBatches, to_gpu: bool = Fa
             for place, batch in enumerate(portion):
                 if isinstance(batch, UserError):
                     raise batch
-                slot = within(slots[given % KEPT], train_set.side(batch["position"]))
+                side = train_set.side(batch["position"])
+                slot = within(slots[given % KEPT], (*slots.shape[1:3], side, side))
                 given += 1
                 np.copyto(slot.numpy(), images[place].ravel()[: slot.numel()].reshape(slot.shape))
                 batch["images"] = slot

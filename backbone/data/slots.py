@@ -20,6 +20,7 @@ from backbone.data import pinned
 from backbone.errors import UserError
 
 AHEAD = 2  # batches a loader process may be asked for beyond the one it works on: DataLoader's prefetch_factor
+SMALL = 2**16  # bytes of a tensor
 KEPT = 2  # batches that stay as they are: the one handed over last and the one before
 SHARED = "/dev/shm"
 
@@ -27,30 +28,27 @@ SHARED = "/dev/shm"
 class Filler(Protocol):
     """A data set that makes whole batches in memory it is given."""
 
-    def fill_in(self, ids: Sequence[int], images: Tensor, /) -> Any:
-        """The batch of these ids, a dict; its "images" are `images`, uint8 [len(ids), 3, S, S], filled in, or where
-        they are smaller, `within` it."""
+    def fill_in(self, ids: Sequence[int], memory: Tensor, /) -> Any:
+        """The batch of these ids, a dict; its "images" lie in the first bytes of `memory`, uint8 [len(ids), ...], or,
+        where they need more than that, in memory of their own."""
         ...
 
 
-def within(images: Tensor, side: int) -> Tensor:
-    """The first bytes of memory uint8 [N, 3, S, S], contiguous, as images [N, 3, side, side], no larger."""
-    if side == images.shape[-1]:
-        return images
-    shape = (*images.shape[:2], side, side)
-    return images.flatten()[: math.prod(shape)].view(shape)
+def within(memory: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first bytes of uint8 memory, contiguous, as a tensor of this shape, no larger."""
+    return memory.flatten()[: math.prod(shape)].view(*shape)
 
 
 class Ring:
-    """Slots for `workers` loader processes: uint8 [slots, batch, 3, size, size]."""
+    """Slots for `workers` loader processes: uint8 [slots, batch, *each]; `each`: shape of an image's memory."""
 
-    def __init__(self, workers: int, batch: int, size: int, device: torch.device) -> None:
+    def __init__(self, workers: int, batch: int, each: Sequence[int], device: torch.device) -> None:
         """Page-locked where batches go to a GPU and the system grants it, so that they are copied while it works.
 
         Raises:
             UserError: there is not enough shared memory.
         """
-        shape = (workers * AHEAD + KEPT, batch, 3, size, size)
+        shape = (workers * AHEAD + KEPT, batch, *each)
         self.images = shared(torch.Size(shape), workers)
         if device.type == "cuda" and pinned.lock(self.images, device):
             weakref.finalize(self, pinned.unlock, self.images.data_ptr())
@@ -88,10 +86,15 @@ class Filled(Dataset):
     def __getitems__(self, asked: tuple[int, Sequence[int]]) -> dict[str, Any]:
         slot, ids = asked
         batch = self.data.fill_in(ids, self.images[slot, : len(ids)])
-        small = {name: value for name, value in batch.items() if name != "images"}
-        small["side"] = batch["images"].shape[-1]
-        # numpy's arrays travel in the message itself, tensors would each take a file and a socket
-        return {"slot": slot, **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in small.items()}}
+        images, rest = batch["images"], {name: value for name, value in batch.items() if name != "images"}
+        fits = images.untyped_storage().data_ptr() == self.images.untyped_storage().data_ptr()
+        where = {"slot": slot, "shape": tuple(images.shape)} if fits else {"images": images}
+        return where | {name: _travelling(value) for name, value in rest.items()}
+
+
+def _travelling(value: Any) -> Any:
+    """numpy's arrays travel in the message itself, tensors would each take a file and a socket."""
+    return value.numpy() if isinstance(value, Tensor) and value.nbytes <= SMALL else value
 
 
 class InTurn:
@@ -116,9 +119,9 @@ class FromRing:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            slot, side = batch.pop("slot"), batch.pop("side")
-            batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
-            yield {"images": within(self.ring.images[slot, : len(batch["labels"])], side), **batch}
+            if "slot" in batch:
+                batch["images"] = within(self.ring.images[batch.pop("slot")], batch.pop("shape"))
+            yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 
 def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:

@@ -1,20 +1,27 @@
-"""Data opened by all ranks together: listed once a node, and found to be the same on every one."""
+"""Data opened by all ranks together: listed once a node, and of the same fingerprint on every one.
+
+Of annotated images that is the fingerprint of their annotations: an image that one node lacks is found by who opens
+them there.
+"""
 
 import pickle
 import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError
 from backbone.parallel import in_thread
 from backbone.training.world import Report, World
 
 FIELDS = ("data.train", "data.val")
 LONGEST_PAUSE_S = 2.0  # between looks at whether all nodes are done
 SAY_AFTER_S = 30.0  # and again as long after as it has taken until then
+LONGEST_S = 6 * 3600.0  # a copy of Parquet's images may take hours; beyond that a disk hangs
 
 
 class Fingerprinted(Protocol):
@@ -31,11 +38,8 @@ S = TypeVar("S", bound=Fingerprinted)
 
 @dataclass(frozen=True)
 class _Failure:
+    kind: type[Exception]
     text: str
-    is_users: bool
-
-    def raised(self) -> Exception:
-        return (UserError if self.is_users else RuntimeError)(self.text)
 
 
 def open_together(
@@ -45,7 +49,7 @@ def open_together(
 
     The first rank of each node opens them, and the others of that node map the index which it made: a file server is
     asked for the names of a million images once a node, not once a GPU. A rank that cannot see what its node's first
-    one made (another container of the same name) opens them itself.
+    one made opens them itself.
 
     Args:
         opener: gives the training and the validation images, or the latter alone.
@@ -55,62 +59,93 @@ def open_together(
 
     Raises:
         UserError: on every rank, what `opener` raised on one; or a node sees other files than the others do.
+        Lost: on every rank, a node has not opened them for `LONGEST_S`; or as `opener`.
     """
-    here = platform.node()
     if world.size == 1:
         sources = opener()
-    else:
-        nodes = world.gather(here)
-        first = nodes.index(here)
-        opening = in_thread(opener) if first == world.rank else None
-        _wait_for_all(opening, nodes, world, report)
+        _check_same(sources, world, expected)
+        return sources
+    here = _place()
+    places = world.gather(here)
+    first, found = places.index(here), None
+    opens = first == world.rank
+    while True:
+        opening = in_thread(opener) if opens and found is None else None
+        _wait_for_all(opening, [name for name, _ in places], world, report)
         told = world.gather(_packed(opening) if opening else None)
-        for node, one in zip(nodes, told, strict=True):
+        for (name, _), one in zip(places, told, strict=True):
             if isinstance(one, _Failure):
-                if opening and opening.exception():
+                if opening and opening.done():
                     opening.result()  # its own error, with its own traceback
-                raise _Failure(f"{one.text} (on node {node})", one.is_users).raised()
-        sources = opening.result() if opening else _unpacked(told[first], opener)
-    _check_same(sources, here, world, expected)
-    return sources
+                raise one.kind(f"{one.text} (on node {name})")
+        if opening:
+            found = opening.result()
+        elif found is None:
+            found = _unpacked(told[first])
+        if all(world.gather(found is not None)):
+            break
+        opens = True  # who did not see what the first one of its node made
+    assert found is not None
+    _check_same(found, world, expected)
+    return found
+
+
+def _place() -> tuple[str, str]:
+    """The machine's name, for people, and what tells it from others of that name, and containers from each other."""
+    told = []
+    with suppress(OSError):
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        told.append(str(Path("/proc/self/ns/mnt").stat().st_ino))
+    return platform.node(), " ".join(told)
 
 
 def _wait_for_all(opening: Future[Any] | None, nodes: list[str], world: World, report: Report) -> None:
-    """Come back once every node's first rank is done. Each look is a collective of its own, for none may take long."""
+    """Come back once all that open are done, or one has failed. Each look is a collective, of which none may take long.
+
+    Raises:
+        Lost: one is not done after `LONGEST_S`.
+    """
     began, pause, say_at = time.monotonic(), 0.05, SAY_AFTER_S
     while True:
         is_done = opening is None or bool(wait([opening], timeout=pause).done)
-        late = sorted({node for node, done in zip(nodes, world.gather(is_done), strict=True) if not done})
-        if not late:
+        has_failed = is_done and opening is not None and opening.exception() is not None
+        states = world.gather((is_done, has_failed))
+        late = sorted({node for node, (done, _) in zip(nodes, states, strict=True) if not done})
+        if not late or any(failed for _, failed in states):
             return
-        pause, taken = min(2 * pause, LONGEST_PAUSE_S), time.monotonic() - began
+        # The first rank's clock counts, or some would leave and others wait for them.
+        pause, taken = min(2 * pause, LONGEST_PAUSE_S), world.gather(time.monotonic() - began)[0]
+        named = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
+        if taken >= LONGEST_S:
+            raise Lost(f"the data were not listed within {taken / 3600:.1f} h on {named}; look at the disks there")
         if world.is_first and taken >= say_at:
-            more = f" and {len(late) - 3} more" if len(late) > 3 else ""
-            text = f"the data are still being listed after {taken:.0f} s, on {', '.join(late[:3])}{more}"
-            report({"kind": "say", "text": text})
+            report({"kind": "say", "text": f"the data are still being listed after {taken:.0f} s, on {named}"})
             say_at = 2 * taken
 
 
-def _packed(opening: Future[tuple[S, ...]]) -> bytes | _Failure:
+def _packed(opening: Future[tuple[S, ...]]) -> bytes | _Failure | None:
+    if not opening.done():  # another one has failed
+        return None
     error = opening.exception()
     if error is None:
         return pickle.dumps(opening.result())
     if not isinstance(error, Exception):  # somebody stopped it
         raise error
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return _Failure(text, isinstance(error, UserError))
+    if isinstance(error, UserError | Lost):
+        return _Failure(type(error), str(error))
+    return _Failure(RuntimeError, f"{type(error).__name__}: {error}")
 
 
-def _unpacked(packed: bytes, opener: Callable[[], tuple[S, ...]]) -> tuple[S, ...]:
+def _unpacked(packed: bytes) -> Any:
+    """None where the index is not there."""
     try:
         return pickle.loads(packed)
     except (OSError, ValueError, EOFError, KeyError, UserError):
-        return opener()
+        return None
 
 
-def _check_same(sources: Sequence[Fingerprinted], here: str, world: World, expected: Sequence[str]) -> None:
-    mine = [source.fingerprint for source in sources]
-    seen = world.gather((here, mine))
+def _check_same(sources: Sequence[Fingerprinted], world: World, expected: Sequence[str]) -> None:
+    seen = world.gather((platform.node(), [source.fingerprint for source in sources]))
     who, right = ("the job's start", list(expected)) if expected else (f"node {seen[0][0]}", seen[0][1])
     for node, found in seen:
         if found != right:

@@ -7,7 +7,8 @@ Objects are flat: those of image 0, then those of image 1; `counts` says where t
 patches, a tenth of the bytes of their planes, which `targets` makes where the batch is by then.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -18,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from backbone.data.ahead import read_ahead
 from backbone.data.augment import to_planes
-from backbone.data.batches import make_loader
-from backbone.data.slots import shared
+from backbone.data.batches import CPU, Loader, make_loader
+from backbone.data.slots import shared, within
 from backbone.data.stream import MicroBatches, mix
 from backbone.errors import BadImage
 from detection.data.augment import OTHER, PASTE, View, evaluation_view, training_view
@@ -78,8 +79,8 @@ class EvalBatch(TypedDict):
 
 
 @dataclass
-class TrainSet(Dataset):
-    """Position -> sample, an index into the source. Asked for whole micro-batches at a time.
+class TrainSet:
+    """Position -> sample, an index into the source. A `Filler`: asked for whole micro-batches at a time.
 
     Args:
         source: annotated images.
@@ -105,7 +106,8 @@ class TrainSet(Dataset):
         self.stream = DetectionStream(self.seed, self.batch, self.micro_batch, sizes[:, 1] / sizes[:, 0])
         self._view: Any = None
 
-    def __getitems__(self, positions: range) -> Batch:
+    def fill_in(self, positions: Sequence[int], memory: Tensor) -> Batch:
+        """The micro-batch of consecutive positions, its images as `pad` puts them into `memory`."""
         views: list[Scene] = []
         bad: list[str] = []
         dropped = 0
@@ -115,7 +117,7 @@ class TrainSet(Dataset):
                 view, lost = self._pasted(view, lost, key, bad)
             views.append(view)
             dropped += lost
-        images, sizes = pad([view.image for view in views])
+        images, sizes = pad([view.image for view in views], memory)
         masks = [mask for view in views for mask in view.masks if self.masks]
         return Batch(
             images=images,
@@ -130,7 +132,18 @@ class TrainSet(Dataset):
             dropped=dropped,
         )
 
-    def _images(self, positions: range, bad: list[str]) -> Iterator[tuple[np.ndarray, int, int]]:
+    def make(self, positions: Sequence[int]) -> Any:
+        """`fill_in` with memory of its own."""
+        return self.fill_in(positions, torch.empty((len(positions), self.room), dtype=torch.uint8))
+
+    @property
+    def room(self) -> int:
+        """Bytes of an image in batches of like shape. Those that copy-paste made larger have memory of their own."""
+        canvas = self.data.augment.canvas
+        shorter, longer = (canvas, canvas) if canvas else (max(self.data.shorter_side), self.data.longer_side)
+        return 3 * padded(min(shorter, longer)) * padded(longer)
+
+    def _images(self, positions: Sequence[int], bad: list[str]) -> Iterator[tuple[np.ndarray, int, int]]:
         """Images in order, which each is, and the key by which it is varied."""
         if self._view is None:  # built where it is used: transforms do not travel to loader processes
             self._view = training_view(self.data.augment, self.data.shorter_side, self.data.longer_side)
@@ -176,13 +189,14 @@ class TrainSet(Dataset):
 class SemanticTrainSet(TrainSet):
     """`TrainSet` with label maps in place of objects."""
 
-    def __getitems__(self, positions: range) -> SemanticBatch:  # ty: ignore[incompatible-method-override]
+    def fill_in(self, positions: Sequence[int], memory: Tensor) -> SemanticBatch:  # ty: ignore[incompatible-method-override]
+        """`TrainSet.fill_in`."""
         views: list[View] = []
         bad: list[str] = []
         for image, sample, key in self._images(positions, bad):
             classes = self.source.label_map(sample)
             views.append(self._view(image, np.zeros((0, 4)), [], key, classes=classes))
-        images, sizes = pad([view.image for view in views])
+        images, sizes = pad([view.image for view in views], memory)
         classes = np.full((len(views), *images.shape[-2:]), IGNORED, np.uint8)
         for view, place in zip(views, classes, strict=True):
             place[: view.image.shape[0], : view.image.shape[1]] = view.classes
@@ -220,9 +234,9 @@ class EvalSet(Dataset):
                 image = np.zeros((height, width, 3), np.uint8)
                 readable.append(False)
             images.append(evaluation_view(image, shorter, longer))
-        padded, sizes = pad(images)
+        together, sizes = pad(images)
         return EvalBatch(
-            images=padded,
+            images=together,
             sizes=sizes,
             originals=torch.from_numpy(originals.astype(np.int64)),
             readable=torch.tensor(readable),
@@ -231,13 +245,15 @@ class EvalSet(Dataset):
         )
 
 
-def train_loader(train_set: TrainSet, micro_batches: MicroBatches, pin_memory: bool = False) -> DataLoader:
-    """All micro-batches of one rank to the end of the run; one set of loader processes serves every epoch.
+def train_loader(train_set: TrainSet, micro_batches: MicroBatches, device: torch.device = CPU) -> Loader:
+    """All micro-batches of one rank to the end of the run, on the device, by one set of loader processes.
 
-    Its sizes are the train set's, or like shapes would come together within others than are trained.
+    A batch stays as it is until the next but one is asked for. Its sizes are the train set's, or like shapes would come
+    together within others than are trained.
     """
     assert (micro_batches.batch, micro_batches.micro_batch) == (train_set.batch, train_set.micro_batch)
-    return make_loader(train_set, train_set.data.workers, pin_memory, batch_sampler=micro_batches)
+    room = (train_set.room,)
+    return Loader(train_set, micro_batches, train_set.micro_batch, room, train_set.data.workers, device)
 
 
 def eval_loader(eval_set: EvalSet, indices: range, batch: int, pin_memory: bool = False) -> DataLoader:
@@ -280,16 +296,25 @@ def planes(masks: Patches, images: Tensor) -> Tensor:
     return made
 
 
-def pad(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Images uint8 [h, w, 3] as one uint8 [N, 3, H, W] with zeros right and below, and their sizes int64 [N, 2]."""
+def padded(side: int) -> int:
+    """A multiple of `DIVISOR`, no less."""
+    return -(-side // DIVISOR) * DIVISOR
+
+
+def pad(images: list[np.ndarray], memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images uint8 [h, w, 3] as one uint8 [N, 3, H, W] with zeros right and below, and their sizes int64 [N, 2].
+
+    They lie in `memory`, uint8, if that is given and large enough.
+    """
     sizes = np.array([image.shape[:2] for image in images], np.int64)
-    height, width = -(-sizes.max(0) // DIVISOR) * DIVISOR
-    padded = _empty((len(images), 3, height, width))
-    for image, place in zip(images, padded.numpy(), strict=True):
+    shape = (len(images), 3, *map(padded, sizes.max(0).tolist()))
+    fits = memory is not None and math.prod(shape) <= memory.numel()
+    together = within(memory, shape) if fits else _empty(shape)
+    for image, place in zip(images, together.numpy(), strict=True):
         h, w = image.shape[:2]
         to_planes(image, place[:, :h, :w])
         place[:, h:], place[:, :h, w:] = 0, 0
-    return padded, torch.from_numpy(sizes)
+    return together, torch.from_numpy(sizes)
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:

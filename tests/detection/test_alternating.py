@@ -72,7 +72,7 @@ def test_heads_train_on_the_proposals_they_are_given(small: Make, options: Alter
     first, second, *_ = plan(options)
     finetune(prepare(first, lambda text: None), ALONE, lambda record: None)
     task = Detection(prepare(second, lambda text: None).recipe, *open_sources(second.data), ALONE)
-    batch = task.train.__getitems__(range(4))
+    batch = task.train.make(range(4))
 
     def loss() -> float:
         torch.manual_seed(0)

@@ -305,7 +305,7 @@ def test_a_changed_statistic_is_evaluated_anew(small: Make) -> None:
 def test_only_empty_images_give_a_finite_loss(small: Make, options: dict) -> None:
     """And gradients for every parameter, or DDP would wait for them for ever."""
     task = task_of(small(options))
-    batch = task.train.__getitems__(range(4))
+    batch = task.train.make(range(4))
     nothing = {"boxes": batch["boxes"][:0], "labels": batch["labels"][:0], "patches": [], "pixels": batch["pixels"][:0]}
     losses, sums = task.loss({**batch, **nothing, "counts": [0] * 4})
     assert losses.shape == (4,)
@@ -377,7 +377,7 @@ def test_steps_equal_bare_torchvision_steps(small: Make) -> None:
     for step in range(2):
         for unit in range(2):
             engine.seed_draws(engine.mix(chosen.seed, step, unit) >> 1, ALONE.device)
-            batch = task.train.__getitems__(range(step * 8 + unit * 4, step * 8 + unit * 4 + 4))
+            batch = task.train.make(range(step * 8 + unit * 4, step * 8 + unit * 4 + 4))
             pixels = batch["images"].numpy().transpose(0, 2, 3, 1) / 255.0
             images = ((pixels - mean) / std)[..., ::-1].transpose(0, 3, 1, 2)  # BGR, as the artifact says
             ends = np.cumsum(batch["counts"])

@@ -4,6 +4,7 @@ import fcntl
 import pickle
 import threading
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -109,13 +110,29 @@ def test_a_turn_comes_when_its_holder_ends(tmp_path, capsys, monkeypatch):
     assert f"waiting for another process of this machine to make {path}" in capsys.readouterr().err
 
 
-def test_nobody_waits_for_ever(tmp_path, capsys, monkeypatch):
-    """A frozen process holds its lock; a copy of Parquet's images goes by the same."""
+def test_nobody_waits_for_ever(tmp_path, monkeypatch):
+    """A frozen process holds its lock. An index is made twice then; images are not copied twice."""
     monkeypatch.setattr(index, "LONGEST_TURN_S", 0.3)
-    file, cache = make_parquet(tmp_path / "x.parquet", range(4)), tmp_path / "cache"
+    folder, file, cache = make_shards(tmp_path / "data"), make_parquet(tmp_path / "x.parquet", range(4)), tmp_path / "c"
     cache.mkdir()
-    listing = list_files(str(file), ".parquet")
-    with listing.cached("parquet", str(cache)).with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert values(open_source("parquet", str(file), cache=str(cache))) == list(range(4))
-    assert ".lock; making it here, too" in capsys.readouterr().err
+    with ExitStack() as held:
+        for place, suffix, kind in ((folder, ".tar", "webdataset"), (file, ".parquet", "parquet")):
+            path = list_files(f"{place}/{TRAIN}" if kind == "webdataset" else str(place), suffix).cached(
+                kind, str(cache)
+            )
+            lock = held.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        assert values(open_source("webdataset", f"{folder}/{TRAIN}", cache=str(cache))) == list(range(12))
+        with pytest.raises(UserError, match=r"x.parquet: a process that copies .* not moved .*: fuser -k .*\.lock$"):
+            open_source("parquet", str(file), cache=str(cache))
+    assert values(open_source("parquet", str(file), cache=str(cache))) == list(range(4))
+
+
+def test_who_makes_progress_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "LONGEST_TURN_S", 0.3)
+    path, began = tmp_path / "x.lock", time.monotonic()
+    with path.open("w") as held, path.open("w") as lock:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        copied = lambda: min(int((time.monotonic() - began) / 0.1), 8)  # noqa: E731
+        assert not index.wait_for_turn(lock, path, copied)
+    assert 1.0 < time.monotonic() - began < 5

@@ -127,7 +127,7 @@ def test_same_for_every_number_of_loader_processes(alone, workers: int):
     ]
     everything: Any = AllKinds(data(workers=workers))
     expected = [batch for batches in alone.values() for number, batch in enumerate(batches) if number % 4 >= 2]
-    assert_same(Loader(everything, asked, 4, 32, workers, torch.device("cpu")), expected)
+    assert_same(Loader(everything, asked, 4, (3, 32, 32), workers, torch.device("cpu")), expected)
 
 
 @pytest.mark.parametrize("start", [1, 2, 4])

@@ -25,12 +25,12 @@ def test_memory_is_given_where_locking_it_is_refused() -> None:
 def test_a_ring_for_a_gpu_goes_on_unlocked() -> None:
     """A driver that says no, as here where there is none, costs speed and not the run."""
     with pytest.warns(UserWarning, match=REFUSED):
-        ring = Ring(1, 2, 8, torch.device("cuda"))
+        ring = Ring(1, 2, (3, 8, 8), torch.device("cuda"))
     ring.images[:] = 7
     assert ring.images.shape[1:] == (2, 3, 8, 8)
 
 
 def test_nothing_is_said_where_it_is_not_wanted(recwarn: pytest.WarningsRecorder) -> None:
     assert not pinned.empty((2,), torch.int64, False).is_pinned()
-    Ring(1, 2, 8, torch.device("cpu"))
+    Ring(1, 2, (3, 8, 8), torch.device("cpu"))
     assert not [one for one in recwarn if "page-locked" in str(one.message)]

@@ -29,7 +29,7 @@ class Numbered:
 
 def loader(workers: int, count: int = 61, batch: int = 3) -> Loader:
     ids = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
-    return Loader(Numbered(), ids, batch, 4, workers, CPU)
+    return Loader(Numbered(), ids, batch, (3, 4, 4), workers, CPU)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

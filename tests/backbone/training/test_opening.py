@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from backbone.data.index import IndexedSource
 from backbone.data.sources import open_source
-from backbone.errors import UserError
+from backbone.errors import Lost, StorageLost, UserError
 from backbone.training import opening
 from backbone.training.opening import open_together
 from backbone.training.world import World
@@ -30,13 +30,19 @@ def _rank(rank: int, case: str, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=len(NODES))
     world, opened, told = World(rank, len(NODES), torch.device("cpu")), [0], Told()
     opening.SAY_AFTER_S = 0.2
+    if case == "hangs":
+        opening.LONGEST_S = 0.5
 
     def opener() -> tuple[IndexedSource, ...]:
         opened[0] += 1
         if case == "slow" and rank == 2:
             time.sleep(1)
-        if case == "fails" and rank == 2:
+        if (case, rank) in (("early", 0), ("hangs", 2)):
+            time.sleep(60)
+        if case in ("fails", "early") and rank == 2:
             raise UserError("cat.jpg: truncated")
+        if case == "lost" and rank == 2:
+            raise StorageLost("s3://bucket: does not answer")
         if case == "breaks" and rank == 0:
             raise ZeroDivisionError("a fault of ours")
         cache = f"{folder}/cache-{rank if case == 'apart' else NODES[rank]}"
@@ -50,7 +56,7 @@ def _rank(rank: int, case: str, folder: str) -> None:
         (source,) = open_together(opener, world, told.append, ("abc",) if case == "changed" else ())
         found |= {"names": [source.name(i) for i in range(len(source))], "fingerprint": source.fingerprint}
     except Exception as error:
-        found |= {"error": f"{type(error).__name__}: {error}"}
+        found |= {"error": f"{type(error).__name__}: {error}", "is_lost": isinstance(error, Lost)}
     torch.save({**found, "opened": opened[0], "told": told}, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -96,6 +102,7 @@ def test_a_rank_that_does_not_see_its_nodes_index_makes_its_own(tmp_path: Path) 
     ("case", "errors"),
     [
         ("fails", ["UserError: cat.jpg: truncated (on node there)"] * 2 + ["UserError: cat.jpg: truncated"]),
+        ("lost", ["StorageLost: s3://bucket: does not answer"] * 3),
         (
             "breaks",
             ["ZeroDivisionError: a fault of ours"]
@@ -108,6 +115,20 @@ def test_a_rank_that_does_not_see_its_nodes_index_makes_its_own(tmp_path: Path) 
 def test_all_ranks_end_for_the_same_reason(case: str, errors: list[str], tmp_path: Path) -> None:
     for found, error in zip(ranks(case, tmp_path), errors, strict=True):
         assert found["error"].startswith(error), found
+        assert found["is_lost"] == (case == "lost")
+
+
+def test_the_first_failure_ends_the_waiting(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert all("cat.jpg: truncated" in found["error"] for found in ranks("early", tmp_path))
+    assert time.monotonic() - began < 30
+
+
+def test_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    for found in ranks("hangs", tmp_path):
+        assert found["error"].startswith("Lost: the data were not listed within 0.0 h on there; look at the disks"), (
+            found
+        )
 
 
 def test_alone_it_is_opened_here(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_a_map_goes_with_its_image_through_augmentation() -> None:
     source.sizes[1::2, 0] = 56
     augment = DetectionAugment(flip=0.5, crop=1.0)
     data = ScenesData(train_images=8, render=64, shorter_side=(96, 128), longer_side=160, augment=augment)
-    batch = SemanticTrainSet(source, data, 3, 8, 8, False).__getitems__(range(8))
-    again = SemanticTrainSet(source, data, 3, 8, 8, False).__getitems__(range(8))
+    batch = SemanticTrainSet(source, data, 3, 8, 8, False).make(range(8))
+    again = SemanticTrainSet(source, data, 3, 8, 8, False).make(range(8))
     assert (batch["classes"] == again["classes"]).all()
     images, classes = batch["images"].numpy()[:, 0].astype(int), batch["classes"].numpy()
     assert classes.shape == images.shape

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from backbone.data.slots import AHEAD, KEPT
 from backbone.data.stream import MicroBatches, Stream, mix, share
 from backbone.data.synthetic import CLASSES, render
 from backbone.errors import BadImage
@@ -17,6 +18,7 @@ from detection.data.augment import evaluation_view, target_size, training_view
 from detection.data.contract import Categories, Objects
 from detection.data.loader import EvalSet, TrainSet, eval_loader, planes, targets, train_loader
 from detection.data.options import DetectionAugment, ScenesData
+from tests.backbone.data.making import kept
 from tests.detection.data.making import of_planes
 
 STEPS = 5  # of 8 images: the second epoch has begun
@@ -93,7 +95,7 @@ def micro_batches(rank: int = 0, world: int = 1, start: int = 0) -> MicroBatches
 
 
 def assert_same(found: Iterable[Any], expected: list[Any]) -> None:
-    found = list(found)
+    found = kept(found)
     assert len(found) == len(expected)
     for one, two in zip(found, expected, strict=True):
         assert one.keys() == two.keys()
@@ -112,7 +114,7 @@ def impatient() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def alone() -> list[Any]:
-    return list(train_loader(train_set(), micro_batches()))
+    return kept(train_loader(train_set(), micro_batches()))
 
 
 def test_a_batch_is_its_samples_padded_and_strung_together(alone):
@@ -152,9 +154,26 @@ def test_loader_processes_change_nothing(alone):
     assert_same(train_loader(train_set(workers=2), micro_batches()), alone)
 
 
+def test_batches_lie_in_memory_that_is_filled_in_again():
+    train = train_set(workers=2)
+    found = next(iter(train_loader(train, micro_batches())))["images"]
+    assert found.untyped_storage().nbytes() == (2 * AHEAD + KEPT) * 2 * train.room
+
+
+class Cramped(TrainSet):
+    """No batch fits into its slot: as where copy-paste makes images larger."""
+
+    room = 1000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_does_not_fit_has_memory_of_its_own(alone, workers: int):
+    assert_same(train_loader(Cramped(SOURCE, data(workers=workers), 3, 8, 2, True), micro_batches()), alone)
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_ranks_change_nothing(alone, world: int):
-    found = chain(*(train_loader(train_set(), micro_batches(rank, world)) for rank in range(world)))
+    found = chain(*(kept(train_loader(train_set(), micro_batches(rank, world))) for rank in range(world)))
     assert_same(sorted(found, key=lambda batch: batch["position"]), alone)
 
 
@@ -164,7 +183,7 @@ def test_resume_changes_nothing(alone):
 
 def test_masks_only_when_asked(alone):
     source = Scenes()
-    found = list(train_loader(train_set(source, masks=False), micro_batches()))
+    found = kept(train_loader(train_set(source, masks=False), micro_batches()))
     assert not any(source.asked_for_masks)
     for batch, full in zip(found, alone, strict=True):
         assert torch.equal(batch["images"], full["images"])
@@ -176,7 +195,7 @@ def test_masks_only_when_asked(alone):
 
 
 def test_batch_of_backgrounds():
-    batch = train_set(Scenes(bare=True)).__getitems__(range(1))
+    batch = train_set(Scenes(bare=True)).make(range(1))
     assert batch["boxes"].shape == (0, 4)
     assert batch["labels"].shape == (0,)
     assert planes(batch, batch["images"]).shape == (0, *batch["images"].shape[-2:])
@@ -203,7 +222,7 @@ def test_bad_image_is_replaced_by_the_next_one_with_its_objects():
     bad = frozenset({3, 4, 21})
     replaced = {3: 5, 4: 5, 21: 0}  # the last one by the first
     names = {3: ["picture 3: torn", "picture 4: torn"], 4: ["picture 4: torn"], 21: ["picture 21: torn"]}
-    found = list(train_loader(train_set(Scenes(bad=bad), on_bad="skip", augment={"flip": 0.0}), micro_batches()))
+    found = kept(train_loader(train_set(Scenes(bad=bad), on_bad="skip", augment={"flip": 0.0}), micro_batches()))
     stream = train_set().stream
     for batch in found:
         samples = [stream[batch["position"] + i][1] for i in range(2)]
@@ -229,7 +248,7 @@ def test_too_many_bad_images_in_a_row_stop(max_bad: int, stops: bool):
 
 def test_nothing_but_bad_images_ends():
     with pytest.raises(BadImage, match="in a row"):
-        train_set(Scenes(bad=frozenset(range(22))), on_bad="skip").__getitems__(range(1))
+        train_set(Scenes(bad=frozenset(range(22))), on_bad="skip").make(range(1))
 
 
 def test_steps_hold_the_samples_of_the_backbones_stream():
@@ -241,10 +260,10 @@ def test_steps_hold_the_samples_of_the_backbones_stream():
 
 def test_train_set_pickles_small():
     found = train_set(Scenes(2000))
-    found.__getitems__(range(1))
+    found.make(range(1))
     copy = pickle.loads(pickle.dumps(found))
     assert len(pickle.dumps(found)) < 2000 * 4 + 4000
-    assert_same([copy.__getitems__(range(5, 6))], [found.__getitems__(range(5, 6))])
+    assert_same([copy.make(range(5, 6))], [found.make(range(5, 6))])
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (5, 0), (1, 1)])

@@ -15,6 +15,7 @@ from detection.data.paste import Scene, paste
 from detection.data.patches import patch_of
 from detection.data.sources import open_sources
 from detection.recipe import Finetune
+from tests.backbone.data.making import kept
 from tests.detection.data.making import whole
 
 GREY = (9, 8, 7)
@@ -74,7 +75,7 @@ def batches(workers: int, rank: int, world: int, **augment: Any) -> list[dict[st
         train_images=6, val_images=1, render=64, objects=(2, 3), shorter_side=(64,), longer_side=64, workers=workers
     ).model_copy(update={"augment": ScenesData().augment.model_copy(update=augment)})
     train, _ = open_sources(data)
-    return list(train_loader(TrainSet(train, data, 7, 4, 2, True, GREY), MicroBatches(4, 2, rank, world, 0, 3)))
+    return kept(train_loader(TrainSet(train, data, 7, 4, 2, True, GREY), MicroBatches(4, 2, rank, world, 0, 3)))
 
 
 def same(one: Any, two: Any) -> bool:

@@ -31,6 +31,7 @@ from detection.data.patches import Patch, patch_of, patched
 from detection.data.segments import patches
 from detection.data.share import Share
 from detection.data.voc_segments import open_segments
+from tests.backbone.data.making import kept
 from tests.detection.data.making import make_coco, of_planes
 from tests.detection.data.test_label_map import write_voc
 
@@ -212,7 +213,7 @@ def test_batches_of_run_lengths_are_batches_of_planes(tmp_path: Path, augment: d
     dense = Planes(*source.__reduce__()[1])
     assert not hasattr(dense, "patched")
     sets = [TrainSet(one, data, 3, 4, 2, True, (1, 2, 3)) for one in (source, dense)]
-    found, expected = (list(train_loader(one, MicroBatches(4, 2, 0, 1, 0, 6))) for one in sets)
+    found, expected = (kept(train_loader(one, MicroBatches(4, 2, 0, 1, 0, 6))) for one in sets)
     for one, two in zip(found, expected, strict=True):
         assert np.array_equal(planes(one, one["images"]), planes(two, two["images"]))
         assert all(np.array_equal(one[name], two[name]) for name in ("images", "boxes", "labels", "counts", "sizes"))

@@ -4,6 +4,7 @@ Built on what Ray 2.60, to which pyproject.toml holds, calls internal.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from backbone.cluster import WATCHING
@@ -19,11 +20,11 @@ def begin_sooner() -> None:
     get_or_create_autoscaling_coordinator()
 
 
-def trainer_class() -> Any:
+def trainer_class(tell: Callable[[bool], None]) -> Any:
     """`TorchTrainer` without those of Ray's processes that have nothing to do here, and the others in plain ones.
 
     One hands out Ray's datasets, of which we have none. One frees the workers' places where Ray's controller is killed,
-    which a cluster that ends with this process does by itself.
+    which a cluster that ends with this process does by itself. `tell`: see `_failure_policy`.
     """
     import ray
     from ray.train.torch import TorchTrainer
@@ -42,11 +43,38 @@ def trainer_class() -> Any:
             settings.setdefault(constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, silent)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             kind = ray.remote(_controller_class(settings)).options(num_cpus=0, scheduling_strategy=here)
-            controller = kind.remote(**given)
+            policy = _failure_policy(self.run_config.failure_config, tell)
+            controller = kind.remote(**given | {"failure_policy": policy})
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
 
     return Trainer
+
+
+def _failure_policy(config: Any, tell: Callable[[bool], None]) -> Any:
+    """Ray Train's own, but for workers that die before they run what they are there for.
+
+    Of these some Ray begins again for ever, without a word, and for others it gives up. Here each is told of, and
+    counts as any other failure does. `tell` is called in Ray's controller, with whether it counts: not where the
+    worker's node was taken away.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    class FailurePolicy(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> Any:
+            cause = getattr(training_failed_error, "controller_failure", None)
+            died = cause.__cause__ if isinstance(cause, WorkerGroupStartupFailedError) else cause
+            if not isinstance(died, RayActorError):
+                return super().make_decision(training_failed_error)
+            counts = not getattr(died, "preempted", False)
+            self._worker_group_failures += counts
+            tell(counts)
+            is_over = counts and self._worker_group_failures > self.failure_config.max_failures
+            return FailureDecision.RAISE if is_over else FailureDecision.RETRY
+
+    return FailurePolicy(config)
 
 
 def _controller_class(settings: dict[str, str]) -> Any:

@@ -205,13 +205,21 @@ def _fit_until_done(told: dict[str, Any], scaling: Scaling, wait_for: Wait) -> d
 
 def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) -> dict[str, Any]:
     """Several workers, by Ray Train, which may fail so often."""
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    post: Post = told["post"]
+
+    def tell(counts: bool) -> None:
+        """Of a worker that never came to run `_on_worker`."""
+        how = KILLED if counts else "was on a node that was taken away"
+        post.put(failed_record(f"a worker {how}, before it trained", counts))
 
     url, elastic = told["payload"].url, 0 < scaling.min_workers < scaling.num_workers
     begin_sooner()
-    trainer = trainer_class()(
+    trainer = trainer_class(tell)(
         _on_worker,
         train_loop_config=told,
         scaling_config=ScalingConfig(
@@ -226,7 +234,7 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
             **for_ray(join(url, "ray")),
             # Workers that die with a node which was being taken away count apart: as often as that comes to pass.
             failure_config=FailureConfig(max_failures=may_fail, max_preemption_failures=-1),
-            callbacks=[_failure_callback(told["post"])],
+            callbacks=[_failure_callback(post)],
         ),
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=TIMEOUT_S),
     )
@@ -240,11 +248,11 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         if isinstance(cause, UserError | FloatingPointError):
             raise cause from None
         failures = getattr(error, "worker_failures", {})
-        if not _dead(failures):
+        if not _dead(failures) and not isinstance(cause, RayActorError | WorkerGroupStartupFailedError):
             raise
+        who = _first_failure(failures) if failures else f"a worker {KILLED}, before it trained"
         raise Lost(
-            f"{_first_failure(failures)}, for want of memory perhaps, more often than scaling.max_failures "
-            f"{scaling.max_failures}"
+            f"{who}, for want of memory perhaps, more often than scaling.max_failures {scaling.max_failures}"
         ) from error
     except ActorDiedError as error:
         raise Lost(f"Ray's process that leads the workers is gone ({last_line(error)})") from error

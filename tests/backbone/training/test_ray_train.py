@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from backbone.artifact import load
 from backbone.cluster import WATCHING, check_resources
 from backbone.compute import Scaling
-from backbone.errors import UserError
+from backbone.errors import Lost, UserError
 from backbone.training.pretrain import prepare, pretrain
 from backbone.training.ray_parts import trainer_class
 from backbone.training.ray_train import launch
@@ -61,6 +62,64 @@ def test_a_killed_worker_changes_nothing(ray_cluster: Any, tiny: Make, capfd: py
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
+class DiesWhenRead(Payload):
+    """Ends the first process of another machine's that reads it, as a node that goes while workers are set up."""
+
+    def __reduce__(self) -> Any:
+        return read_once, (self.url, os.getpid())
+
+
+def read_once(url: str, driver: int) -> DiesWhenRead:
+    """What `DiesWhenRead` is read by."""
+    titles = Path("/proc/self/cmdline").read_bytes()
+    if os.getpid() != driver and b"RayTrainWorker" in titles:
+        with suppress(FileExistsError):
+            Path(url, "died").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return DiesWhenRead(url)
+
+
+def ranks_there(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
+    """How many."""
+    return {"ranks": len(world.gather(None))}
+
+
+def test_a_worker_that_dies_before_it_trains_is_a_failure_as_any_other(
+    ray_cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Ray's own count begins later: of what is read by a worker's process it takes the end for its controller's."""
+    (tmp_path / "run.json").write_text("{}")
+    payload = DiesWhenRead(str(tmp_path))
+    with pytest.raises(Lost, match=r"^a worker was killed .*, before it trained, .* more often than .*max_failures 0$"):
+        launch(ranks_there, payload, Scaling(num_workers=2, max_failures=0))
+    (tmp_path / "died").unlink()
+    assert launch(ranks_there, payload, Scaling(num_workers=2, max_failures=1)) == {"ranks": 2}
+    assert "a worker was killed or its node was lost, before it trained; going on" in capfd.readouterr().out
+
+
+def kill_one_that_is_set_up() -> None:
+    """kill -9 a worker of Ray Train's as it imports what it needs."""
+    while True:
+        for title in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if b"RayTrainWorker.init_train_context" in title.read_bytes():
+                    os.kill(int(title.parent.name), signal.SIGKILL)
+                    return
+
+
+def test_a_worker_killed_while_it_is_set_up_is_told_of(
+    ray_cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Ray begins it again for ever, without a word."""
+    (tmp_path / "run.json").write_text("{}")
+    killer = threading.Thread(target=kill_one_that_is_set_up)
+    killer.start()
+    found = launch(ranks_there, Payload(str(tmp_path)), Scaling(num_workers=2, max_failures=1))
+    killer.join()
+    assert found == {"ranks": 2}
+    assert "a worker was killed or its node was lost, before it trained; going on" in capfd.readouterr().out
+
+
 def mistake(payload: Payload, world: Any, report: Any) -> dict[str, Any]:
     """A worker function in which the second rank meets a mistake of the user's while the first waits for it."""
     if world.rank == 1:
@@ -83,7 +142,7 @@ def test_no_process_of_rays_is_started_that_has_nothing_to_do(
             type(one).__name__
             for one in kind(print, run_config=RunConfig(storage_path=str(tmp_path)))._create_default_callbacks()
         }
-        for kind in (TorchTrainer, trainer_class())
+        for kind in (TorchTrainer, trainer_class(lambda counts: None))
     )
     left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if lasts == "0" else set())
     assert left_out <= whole

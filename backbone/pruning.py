@@ -186,8 +186,14 @@ def _day(run: Held) -> str:
 
 
 def _from(origins: Sequence[Origin]) -> str:
-    names = [origin.run or origin.place + (f" {origin.sha256[:8]}" if origin.sha256 else "") for origin in origins]
-    return ", ".join(dict.fromkeys(names))
+    return ", ".join(dict.fromkeys(map(_named, origins)))
+
+
+def _named(origin: Origin) -> str:
+    if not origin.run:
+        return origin.place + (f" {origin.sha256[:8]}" if origin.sha256 else "")
+    took_none = origin.sha256 is None and not origin.place.rstrip("/").endswith("/results")
+    return origin.run + " (net alone)" * took_none
 
 
 def _short(text: str, width: int) -> str:

@@ -31,6 +31,14 @@ def cut_link(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
     cluster.wire.cut = cluster.wire.cut - {host.name}
 
 
+def cut_from_head(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
+    """Nothing comes through between a host and the cluster's head, for a time; the others it reaches."""
+    pair = frozenset({cluster.hosts[0].name, host.name})
+    cluster.wire.apart = cluster.wire.apart | {pair}
+    yield
+    cluster.wire.apart = cluster.wire.apart - {pair}
+
+
 def slow_wire(cluster: Cluster, host: Host, seconds: float) -> Iterator[None]:
     """50 ms each way between all hosts, and 1 % of the packets lost."""
     cluster.wire.delay, cluster.wire.loss = 0.05, 0.01
@@ -83,6 +91,7 @@ FAULTS: dict[str, Callable[[Cluster, Host, float], Iterator[None]]] = {
     "kill node": kill_node,
     "freeze node": freeze_node,
     "cut link": cut_link,
+    "cut from head": cut_from_head,
     "slow wire": slow_wire,
     "full disk": full_disk,
     "kill worker": kill_worker,
@@ -96,6 +105,7 @@ CASES: dict[str, Plan] = {
     "link cut for 5 s": [(0, "cut link", 0, 5)],
     "link cut for 30 s": [(0, "cut link", 0, 30)],
     "link cut for 120 s": [(0, "cut link", 0, 120)],
+    "head cut from one worker for 30 s": [(0, "cut from head", 0, 30)],
     "node killed": [(0, "kill node", 1, 5)],
     "node frozen for 20 s": [(0, "freeze node", 0, 20)],
     "node frozen for 90 s": [(0, "freeze node", 0, 90)],

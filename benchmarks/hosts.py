@@ -164,6 +164,9 @@ class Wire(threading.Thread):
         self.cut: set[str] = set()
         """Names of hosts from and to which nothing comes."""
 
+        self.apart: set[frozenset[str]] = set()
+        """Pairs of hosts between which nothing comes."""
+
         self.passed = self.dropped = 0
         self._random, self._over = random.Random(seed), False
 
@@ -184,7 +187,8 @@ class Wire(threading.Thread):
                     if to is None:
                         continue
                     lost = self.loss and self._random.random() < self.loss
-                    if lost or self.cut & {key.data.name, to.name}:
+                    ends = frozenset({key.data.name, to.name})
+                    if lost or self.cut & ends or ends in self.apart:
                         self.dropped += 1
                         continue
                     self.passed += 1

@@ -93,16 +93,17 @@ class Meter:
         # Of a window that holds nothing else, even what was set apart tells the speed.
         apart, apart_seconds, apart_waited = self._apart if self._steps_samples > self._apart[0] else (0, 0.0, 0.0)
         seconds -= apart_seconds
-        counts = (self._steps_samples, self._steps_samples - apart, self._waited - apart_waited)
+        counts = (self._steps_samples, self._steps_samples - apart, self._waited - apart_waited, len(self._bad))
         mine = [*(self._sums[name] for name in names), *(self._sums["loss"].new_tensor(count) for count in counts)]
-        *sums, samples, timed, waited = self.world.sum(torch.stack(mine)).tolist()
+        *sums, samples, timed, waited, bad = self.world.sum(torch.stack(mine)).tolist()
         if first != self._nowhere:
             terms = ", ".join(n for n, total in zip(names, sums, strict=True) if not math.isfinite(total))
             raise self._broken(first, terms, blame)
         record = {name: total / samples for name, total in zip(names, sums, strict=True)}
         record |= {"images_per_second": timed / seconds, "data_wait": waited / self.world.size / seconds}
-        bad = [pair for pairs in self.world.gather(self._bad) for pair in pairs]
-        for _, name in sorted(bad, key=lambda pair: pair[0]):
-            progress.bad.setdefault(name, progress.step)
+        if bad:  # names are gathered where there are any: of a thousand ranks that takes longer than a step
+            named = [pair for pairs in self.world.gather(self._bad) for pair in pairs]
+            for _, name in sorted(named, key=lambda pair: pair[0]):
+                progress.bad.setdefault(name, progress.step)
         self.restart()
         return {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}

@@ -111,6 +111,24 @@ def test_ranks_get_what_their_loaders_give(make, folder: Path, monkeypatch):
             kill_one()
 
 
+def test_makers_that_hang_are_not_waited_for_for_ever(make, monkeypatch) -> None:
+    """Frozen, as on a node that is cut off before Ray knows of it."""
+    monkeypatch.setattr("backbone.data.remote.PORTION", 4)
+    found = copies(train_loader(make(), MicroBatches(16, 4, 0, 1, 0, 400)))
+    next(found)
+    monkeypatch.setattr("backbone.data.remote.PATIENCE", 2)
+    frozen = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"ray::Maker" in p.read_bytes()]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError, match=r"^no batch for 2 s from \d CPU\(s\) of other nodes .*: they are lost$"):
+            for _ in found:
+                pass
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_images_grow_as_they_do_here(make) -> None:
     train_set = make(progressive={"from_size": 16, "end": 2, "step": 8})
     batches = MicroBatches(8, 4, 0, 1, 0, 10)

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import sys
 import time
@@ -165,14 +166,15 @@ def in_turn(path: Path) -> Generator[None]:
     with ExitStack() as held:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            wait_for_turn(held.enter_context(path.with_suffix(".lock").open("w")), path)
+            wait_for_turn(held.enter_context(path.with_suffix(".lock").open("a+")), path)
         yield
 
 
 def wait_for_turn(lock: TextIO, path: Path, progress: Callable[[], Any] = lambda: None) -> bool:
     """Wait until this process holds `lock`, which closing releases, as does its holder's end. Returns whether it does.
 
-    Not for ever: whose `progress` has not changed for `LONGEST_TURN_S` is stuck.
+    `lock` is opened to append and read; it says who holds it. Not for ever: whose `progress` has not changed for
+    `LONGEST_TURN_S` is stuck.
 
     Raises:
         OSError: the file system has no locks.
@@ -182,6 +184,8 @@ def wait_for_turn(lock: TextIO, path: Path, progress: Callable[[], Any] = lambda
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
             return True
         except BlockingIOError:
             now = time.monotonic()

@@ -66,7 +66,7 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
     if not _is_complete(path, blob, listing.state):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_suffix(".lock").open("w")
+            lock = path.with_suffix(".lock").open("a+")
         except OSError as error:
             raise UserError(
                 f"cannot copy the images of {location} to {path.parent}: {error.strerror}; {CHOOSE}"
@@ -74,9 +74,10 @@ def open_parquet(location: str, cache: str | None = None) -> IndexedSource:
         with lock:
             with suppress(OSError):  # a file system without locks
                 if not wait_for_turn(lock, path, lambda: _copied(blob)):
+                    lock.seek(0)
                     raise UserError(
-                        f"{location}: a process that copies its images to {path.parent} has not moved for an hour, and "
-                        f"holds {lock.name}; end it: fuser -k {lock.name}"
+                        f"{location}: {lock.read().strip() or 'a process'} copies its images to {path.parent} and has "
+                        "not come on for an hour; end it (kill -9), and they are copied anew"
                     )
             if not _is_complete(path, blob, listing.state):
                 store([path], listing.state, _build(listing, blob))

@@ -21,7 +21,7 @@ from backbone.training.world import Report, World
 FIELDS = ("data.train", "data.val")
 LONGEST_PAUSE_S = 2.0  # between looks at whether all nodes are done
 SAY_AFTER_S = 30.0  # and again as long after as it has taken until then
-LONGEST_S = 6 * 3600.0  # a copy of Parquet's images may take hours; beyond that a disk hangs
+LONGEST_S = 48 * 3600.0  # a copy of Parquet's images may take a day; beyond that a disk hangs
 
 
 class Fingerprinted(Protocol):

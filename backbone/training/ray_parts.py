@@ -5,9 +5,11 @@ Built on what Ray 2.60, to which pyproject.toml holds, calls internal.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from backbone.cluster import WATCHING
+from backbone.errors import Lost, UserError
 
 
 def begin_sooner() -> None:
@@ -20,7 +22,7 @@ def begin_sooner() -> None:
     get_or_create_autoscaling_coordinator()
 
 
-def trainer_class(tell: Callable[[bool], None]) -> Any:
+def trainer_class(tell: Callable[[Exception], None]) -> Any:
     """`TorchTrainer` without those of Ray's processes that have nothing to do here, and the others in plain ones.
 
     One hands out Ray's datasets, of which we have none. One frees the workers' places where Ray's controller is killed,
@@ -51,14 +53,13 @@ def trainer_class(tell: Callable[[bool], None]) -> Any:
     return Trainer
 
 
-def _failure_policy(config: Any, tell: Callable[[bool], None]) -> Any:
-    """Ray Train's own, but for workers that die before they run what they are there for.
+def _failure_policy(config: Any, tell: Callable[[Exception], None]) -> Any:
+    """Ray Train's own, but for workers that die or fail before they run what they are there for.
 
-    Of these some Ray begins again for ever, without a word, and for others it gives up. Here each is told of, and
-    counts as any other failure does. `tell` is called in Ray's controller, with whether it counts: not where the
-    worker's node was taken away.
+    Some of these Ray begins again for ever, without a word, and for others it gives up. Here each is told of, and
+    counts as any other failure does, but where the worker's node was taken away. `tell` is called in Ray's controller.
     """
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
@@ -66,15 +67,22 @@ def _failure_policy(config: Any, tell: Callable[[bool], None]) -> Any:
         def make_decision(self, training_failed_error: Any) -> Any:
             cause = getattr(training_failed_error, "controller_failure", None)
             died = cause.__cause__ if isinstance(cause, WorkerGroupStartupFailedError) else cause
-            if not isinstance(died, RayActorError):
+            if not isinstance(died, RayError) or isinstance(died, UserError | FloatingPointError):
                 return super().make_decision(training_failed_error)
-            counts = not getattr(died, "preempted", False)
-            self._worker_group_failures += counts
-            tell(counts)
-            is_over = counts and self._worker_group_failures > self.failure_config.max_failures
+            with suppress(RayError, Lost):  # the driver may be away; that decides nothing
+                tell(died)
+            if is_preempted(died):
+                return FailureDecision.RETRY
+            self._worker_group_failures += 1
+            is_over = self._worker_group_failures > self.failure_config.max_failures
             return FailureDecision.RAISE if is_over else FailureDecision.RETRY
 
     return FailurePolicy(config)
+
+
+def is_preempted(died: Exception) -> bool:
+    """Whether a process died with a node that was being taken away."""
+    return bool(getattr(died, "preempted", False))
 
 
 def _controller_class(settings: dict[str, str]) -> Any:
@@ -92,6 +100,16 @@ def _controller_class(settings: dict[str, str]) -> Any:
 
     class WorkerGroup(worker_group.WorkerGroup):
         _worker_cls = RayTrainWorker
+
+        def _start(self) -> None:
+            """Ray's, which leaves the workers' places taken where one dies after it was set up."""
+            try:
+                super()._start()
+            except Exception:
+                if self._worker_group_state is not None:
+                    self._worker_group_state.shutdown()
+                    self._worker_group_state = None
+                raise
 
         @staticmethod
         def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:

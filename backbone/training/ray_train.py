@@ -32,7 +32,7 @@ from backbone.training.display import Display
 from backbone.training.lone import KILLED, LEFT, failed_record, run_alone
 from backbone.training.notice import Leaving
 from backbone.training.post import Post, listen
-from backbone.training.ray_parts import begin_sooner, trainer_class
+from backbone.training.ray_parts import begin_sooner, is_preempted, trainer_class
 from backbone.training.world import TIMEOUT_S, Payload, Report, World, is_first_process, local_world
 
 P = TypeVar("P", bound=Payload)
@@ -205,17 +205,16 @@ def _fit_until_done(told: dict[str, Any], scaling: Scaling, wait_for: Wait) -> d
 
 def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) -> dict[str, Any]:
     """Several workers, by Ray Train, which may fail so often."""
-    from ray.exceptions import ActorDiedError, RayActorError
+    from ray.exceptions import ActorDiedError, RayError, RayTaskError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
     post: Post = told["post"]
 
-    def tell(counts: bool) -> None:
+    def tell(died: Exception) -> None:
         """Of a worker that never came to run `_on_worker`."""
-        how = KILLED if counts else "was on a node that was taken away"
-        post.put(failed_record(f"a worker {how}, before it trained", counts))
+        post.put(failed_record(_died_early(died), not is_preempted(died)))
 
     url, elastic = told["payload"].url, 0 < scaling.min_workers < scaling.num_workers
     begin_sooner()
@@ -248,9 +247,10 @@ def _fit(told: dict[str, Any], scaling: Scaling, may_fail: int, wait_for: Wait) 
         if isinstance(cause, UserError | FloatingPointError):
             raise cause from None
         failures = getattr(error, "worker_failures", {})
-        if not _dead(failures) and not isinstance(cause, RayActorError | WorkerGroupStartupFailedError):
+        died_early = isinstance(cause, RayError | WorkerGroupStartupFailedError) and not isinstance(cause, RayTaskError)
+        if not _dead(failures) and not died_early:
             raise
-        who = _first_failure(failures) if failures else f"a worker {KILLED}, before it trained"
+        who = _first_failure(failures) if failures else _died_early(cause)
         raise Lost(
             f"{who}, for want of memory perhaps, more often than scaling.max_failures {scaling.max_failures}"
         ) from error
@@ -357,6 +357,17 @@ def _failure_callback(post: Post) -> Any:
             self.last = time.monotonic()
 
     return OnFailure()
+
+
+def _died_early(died: Exception) -> str:
+    from ray.exceptions import RayTaskError
+
+    how = KILLED
+    if is_preempted(died):
+        how = "was on a node that was taken away"
+    elif isinstance(died, RayTaskError):
+        how = f"failed ({last_line(died)})"
+    return f"a worker {how}, before it trained"
 
 
 def _preempted(failures: dict[int, Exception]) -> bool:

@@ -31,6 +31,7 @@ from detection.data.paste import Scene, paste
 from detection.data.patches import Patch, patched
 from detection.data.stream import DetectionStream
 
+MANY = 4  # batches a step, from which on those of like shape are apart
 DIVISOR = 32  # of padded sides: the coarsest stride of a backbone
 
 
@@ -138,9 +139,14 @@ class TrainSet:
 
     @property
     def room(self) -> int:
-        """Bytes of an image in batches of like shape. Those that copy-paste made larger have memory of their own."""
+        """Bytes of an image in its batch. Upright and wide ones are seldom together where a step has several batches.
+
+        Batches in which they are, or that copy-paste made larger, have memory of their own.
+        """
         canvas = self.data.augment.canvas
         shorter, longer = (canvas, canvas) if canvas else (max(self.data.shorter_side), self.data.longer_side)
+        if self.batch < MANY * self.micro_batch:
+            shorter = longer
         return 3 * padded(min(shorter, longer)) * padded(longer)
 
     def _images(self, positions: Sequence[int], bad: list[str]) -> Iterator[tuple[np.ndarray, int, int]]:

@@ -122,8 +122,9 @@ def test_nobody_waits_for_ever(tmp_path, monkeypatch):
             )
             lock = held.enter_context(path.with_suffix(".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
+            print("process 7 on mars", file=lock, flush=True)
         assert values(open_source("webdataset", f"{folder}/{TRAIN}", cache=str(cache))) == list(range(12))
-        with pytest.raises(UserError, match=r"x.parquet: a process that copies .* not moved .*: fuser -k .*\.lock$"):
+        with pytest.raises(UserError, match=r"x.parquet: process 7 on mars copies .*; end it \(kill -9\)"):
             open_source("parquet", str(file), cache=str(cache))
     assert values(open_source("parquet", str(file), cache=str(cache))) == list(range(4))
 
@@ -131,7 +132,7 @@ def test_nobody_waits_for_ever(tmp_path, monkeypatch):
 def test_who_makes_progress_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "LONGEST_TURN_S", 0.3)
     path, began = tmp_path / "x.lock", time.monotonic()
-    with path.open("w") as held, path.open("w") as lock:
+    with path.open("w") as held, path.open("a+") as lock:
         fcntl.flock(held, fcntl.LOCK_EX)
         copied = lambda: min(int((time.monotonic() - began) / 0.1), 8)  # noqa: E731
         assert not index.wait_for_turn(lock, path, copied)

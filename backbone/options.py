@@ -182,8 +182,10 @@ class NetOptions(Strict):
             )
         if self.bn_group and self.norm != "batch":
             raise ValueError(f"bn_group is read by norm batch only, not by {self.norm}")
-        if self.width <= 0 or self.bn_group < 0:
-            raise ValueError("width must be positive and bn_group must not be negative")
+        if self.width <= 0:
+            raise ValueError(f"width {self.width:g}: give a factor above 0")
+        if self.bn_group < 0:
+            raise ValueError(f"bn_group {self.bn_group}: give a number of images, or 0 for those of a micro-batch")
         return self
 
 

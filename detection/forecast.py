@@ -18,13 +18,13 @@ from backbone.nets.contract import run as forward
 from backbone.nets.count import macs, parameters
 from backbone.nets.meta import on_meta
 from backbone.training import cost, schedule
-from backbone.training.plan import HOW_TO_MEASURE, mean_macs, shape_of, stored_bytes
+from backbone.training.plan import HOW_TO_MEASURE, doubts, mean_macs, places, shape_of, stored_bytes
 from backbone.training.pretrain import PRETRAIN, open_data
 from backbone.training.recipe import TrainingRecipe
 from backbone.training.run import run_place, run_url
 from detection.data.contract import DetectionSource
 from detection.data.loader import DIVISOR
-from detection.data.sources import open_sources
+from detection.data.sources import judged_on_trained, open_sources
 from detection.finetune import FINETUNE, build_detector
 from detection.gains import Plan, backbone_of
 from detection.gains_recipe import FULL, LAST, Gains
@@ -67,6 +67,13 @@ class Missing:
     uncounted: str
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """What is possible but hardly meant, see `backbone.training.plan.doubts`."""
+
+    text: str
+
+
 def describe(gains: Gains, todo: Plan, rates: cost.Rates | None = None) -> str:
     """Runs, steps, disk, with `rates` hours, and what the intervals will not hold; as text.
 
@@ -76,10 +83,12 @@ def describe(gains: Gains, todo: Plan, rates: cost.Rates | None = None) -> str:
     Raises:
         UserError: a detector does not fit its backbone.
     """
-    runs, missing = list[Run](), list[Missing]()
+    runs, missing, doubtful = list[Run](), list[Missing](), list[str]()
     for one in (*_pretrainings(todo), *_finetunings(todo)):
         if isinstance(one, Run):
             runs.append(one)
+        elif isinstance(one, Doubt):
+            doubtful.append(one.text)
         elif one not in missing:
             missing.append(one)
     lines = [("report", f"{run_place(gains.storage, gains.name, 'storage')}/report.html")]
@@ -110,11 +119,12 @@ def describe(gains: Gains, todo: Plan, rates: cost.Rates | None = None) -> str:
         lines.append(("time", HOW_TO_MEASURE))
     lines.append(("disk", f"{sum(run.num_bytes for run in runs) / 2**30:.2f} GiB of checkpoints and artifacts"))
     lines += [("missing", f"{' '.join(one.why.split())}; so {one.uncounted}") for one in missing]
+    lines += [("warning", text) for text in dict.fromkeys(doubtful)]
     lines += [("unknown", text) for text in _unknown(gains, todo)]
     return "\n".join(f"{label:<11}{text}" for label, text in lines)
 
 
-def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
+def _pretrainings(todo: Plan) -> Iterator[Run | Missing | Doubt]:
     sizes: dict[str, tuple[int, int, int]] = {}
     for key, recipe in todo.pretrainings.items():
         data = recipe.data.model_dump_json()
@@ -128,6 +138,8 @@ def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
                     str(error), "steps of schedules in epochs, and evaluations, of pretraining are not counted"
                 )
         num_train, num_val, classes = sizes[data]
+        if num_train:
+            yield from map(Doubt, doubts(recipe, num_train, *places(recipe.data)))
         with on_meta():
             net = build_backbone(recipe.model, classes)
         steps = _num_steps(recipe, num_train)
@@ -139,7 +151,7 @@ def _pretrainings(todo: Plan) -> Iterator[Run | Missing]:
         yield Run(key.label, True, recipe, steps, shape, stored_bytes(recipe, parameters(net)), done)
 
 
-def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
+def _finetunings(todo: Plan) -> Iterator[Run | Missing | Doubt]:
     opened: dict[str, tuple[DetectionSource | None, int, int]] = {}
     known: dict[tuple[str, str, bool], DetectorCost] = {}
     for key, recipe in todo.finetunings.items():
@@ -148,6 +160,7 @@ def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
             try:
                 train, val = open_sources(recipe.data, recipe.semantic)
                 opened[data] = train, len(train), len(val)
+                yield from map(Doubt, judged_on_trained(recipe.data, train, val))
             except UserError as error:
                 opened[data] = None, 0, 0
                 yield Missing(
@@ -156,6 +169,8 @@ def _finetunings(todo: Plan) -> Iterator[Run | Missing]:
                     f"are of images of 4:3 and {OBJECTS} classes",
                 )
         source, num_train, num_val = opened[data]
+        if num_train:
+            yield from map(Doubt, doubts(recipe, num_train))
         of = key.block, recipe.backbone, recipe.from_scratch
         if of not in known:
             try:

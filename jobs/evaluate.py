@@ -47,10 +47,12 @@ def evaluate_detectors(words: list[str]) -> None:
 
 def evaluate_backbones(words: list[str]) -> None:
     recipe, _ = parse(BackboneEvaluation, words, doc=__doc__)
+    from backbone.artifact import read_config
     from backbone.evaluate.evaluation import EVALUATE, table
 
     carry_out(EVALUATE, recipe, table)
-    print(after_backbone(recipe.backbone[0]))
+    made = read_config(recipe.backbone[0])["raybone"]["provenance"].get("recipe", {})
+    print(after_backbone(recipe.backbone[0], made.get("data", {}).get("source") == "synthetic"))
 
 
 def evaluate_localisers(words: list[str]) -> None:

@@ -21,7 +21,6 @@ def pictures(notebook: Any) -> list[str]:
     return [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
 
 
-@pytest.mark.slow
 def test_it_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel draws inline
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))

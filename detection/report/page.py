@@ -92,7 +92,7 @@ def _paper(summary: dict[str, Any]) -> str:
 def _all_pictures(galleries: Mapping[str, Gallery]) -> str:
     keys = [("truth", "object"), ("hit", "found"), ("wrong", "wrong"), ("missed", "missed"), ("other", "detection")]
     legend = "".join(f'<span class="swatch {kind}"></span>{text}' for kind, text in keys)
-    shown = f"Detections scored {SHOWN} or more"
+    shown = f"Detections scored {SHOWN} or more, and of a sample that has none the surest"
     if "pixels" in galleries:
         shown = "All pixels of a class are one region, its number their mean probability; without what is ignored"
     parts = [

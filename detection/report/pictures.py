@@ -115,7 +115,7 @@ def gallery(
     """Pick the pictures and draw them.
 
     Samples are spread evenly over the images that have objects: nobody chose them. Matching is COCO's at IoU .5, among
-    detections scored .3 or more; crowds are neither hit nor missed.
+    detections scored .3 or more; crowds are neither hit nor missed. Of a sample that has none the surest is drawn.
 
     Args:
         truth: COCO instances dict.
@@ -139,7 +139,8 @@ def gallery(
     full = sorted(i for i, found in objects.items() if not all(a.get("iscrowd") for a in found))
     at = np.linspace(0, len(full) - 1, min(samples, len(full))).round().astype(int)
     what = "region" if regions else "object"
-    shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, names, what) for i in at]]
+    faint = [{} if regions else _surest(row.detections, {full[i] for i in at}, truth["images"], masks) for row in rows]
+    shots = [[_sample(full[i], objects[full[i]], rows, scenes_of_rows, faint, names, what) for i in at]]
     for scenes in scenes_of_rows:
         shots += [_wrong(scenes, objects, names, sizes, worst), _missed(scenes, names, sizes, worst)]
     pictures = _within(budget, shots, image)
@@ -236,21 +237,37 @@ def _sample(
     objects: list[dict[str, Any]],
     rows: Sequence[Detected],
     scenes_of_rows: Sequence[dict[int, _Scene]],
+    faint: Sequence[dict[int, dict[str, Any]]],
     names: dict[int, str],
     what: str,
 ) -> _Shot:
     real = [a for a in objects if not a.get("iscrowd")]
     boxes = tuple(_box(a, "truth", names[a["category_id"]]) for a in real)
     panels = [Panel(boxes, f"Ground truth: {len(real)} {what}{'s' * (len(real) != 1)}")]
-    for row, scenes in zip(rows, scenes_of_rows, strict=True):
+    for row, scenes, surest in zip(rows, scenes_of_rows, faint, strict=True):
         scene = scenes[image_id]
         boxes = tuple(
             _box(d, "hit" if hit else "wrong", f"{names[d['category_id']]} {d['score']:.2f}")
             for d, hit in zip(scene.detections, scene.hits, strict=True)
         )
         caption = f"{row.label}: {sum(scene.hits)} of {scene.objects} found, {len(boxes) - sum(scene.hits)} wrong"
+        if not boxes and (d := surest.get(image_id)):
+            boxes = (_box(d, "other", f"{names[d['category_id']]} {d['score']:.2f}"),)
+            caption += f"; its surest is scored below {SHOWN}"
         panels.append(Panel(boxes, caption))
     return _Shot(image_id, None, tuple(panels))
+
+
+def _surest(
+    detections: Sequence[dict[str, Any]], ids: set[int], images: list[dict[str, Any]], masks: bool
+) -> dict[int, dict[str, Any]]:
+    """The detection of the highest score in each of these images, with its mask where `masks` are shown."""
+    best: dict[int, dict[str, Any]] = {}
+    for d in detections:
+        if d["image_id"] in ids and d["score"] > best.get(d["image_id"], {"score": 0.0})["score"]:
+            best[d["image_id"]] = d
+    found = list(best.values())
+    return {d["image_id"]: d for d in (_with_masks(found, images) if masks else found)}
 
 
 def _wrong(

@@ -75,6 +75,15 @@ def test_runs_steps_and_hours(gains: Gains, tmp_path: Path) -> None:
     assert f"{sum(c.device_hours for c in costs):.3g} device-hours" in told["time"]
 
 
+def test_what_is_hardly_meant_is_said_once(gains: Gains) -> None:
+    """As by the dry runs of its trainings, of which several say the same."""
+    longer = gains.model_copy(update={"finetune_with": {"schedule": {"total": 100_000}, "optim": {"batch": 64}}})
+    told = [line for line in describe(longer, plan(longer)).splitlines() if line.startswith("warning")]
+    assert any("optim.batch 64 over 32 images" in line for line in told), told
+    assert any("epochs: the schedule is for more images than 32" in line for line in told)
+    assert len(told) == len(set(told))
+
+
 def test_what_is_finished_takes_no_time_and_disk_is_what_runs_leave(gains: Gains, tmp_path: Path) -> None:
     rows = {label: gains.rows[label] for label in ("given", "none")}
     gains = gains.model_copy(update={"rows": rows, "pretrain_seeds": (), "pretrain_with": {}, "seeds": (0,)})

@@ -137,7 +137,7 @@ def test_all_faults_of_a_recipe_at_once(run_job: Run, tmp_path: Path) -> None:
     file.write_text("model: {depht: 18, width: -1}\n")
     assert said(run_job, "pretrain", "--config", file) == [
         f"error: {file}: model.depht: unknown key; perhaps you meant model.depth",
-        f"error: {file}: model: width must be positive and bn_group must not be negative",
+        f"error: {file}: model: width -1: give a factor above 0",
     ]
 
 

@@ -99,6 +99,22 @@ def test_pictures_tell_hits_from_errors() -> None:
         assert abs(int(np.asarray(jpeg).mean()) - picture.image_id) <= 1
 
 
+def test_of_a_sample_without_a_sure_detection_the_surest_is_drawn() -> None:
+    """Grey, and neither found nor wrong: short trainings give nothing else to look at."""
+    truth = {
+        "images": [{"id": i, "width": 64, "height": 48} for i in (1, 2)],
+        "categories": [{"id": 4, "name": "cat"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 4, "bbox": [8, 8, 20, 20]} for i in (1, 2)],
+    }
+    faint = [{"image_id": 1, "category_id": 4, "bbox": [8, 8, 20, 20], "score": score} for score in (0.11, 0.29, 0.2)]
+    shown = gallery(truth, [Detected("row", faint, 0)], lambda i: np.zeros((48, 64, 3), np.uint8))
+    first, second = (sample.panels[1] for sample in shown.samples)
+    assert [(box.kind, box.text) for box in first.boxes] == [("other", "cat 0.29")]
+    assert first.caption == "row: 0 of 1 found, 0 wrong; its surest is scored below 0.3"
+    assert (second.boxes, second.caption) == ((), "row: 0 of 1 found, 0 wrong")
+    assert not shown.errors[0].wrong
+
+
 def test_pictures_keep_to_their_budget() -> None:
     truth = simulated.ground_truth(30, ["cat", "dog", "bus"])
     rows = [Detected("a", simulated.detections(truth, 0.3), 0)]

@@ -42,7 +42,7 @@ def pretrain(recipe: Recipe | str | Path | dict[str, Any], **changes: Any) -> Ou
     finished.
 
     `recipe` and `changes` are as in `told`. The outcome has `url`, `artifact` and `results`: top-1 and top-5 error in
-    percent (`val_error`, `val_top5_error`).
+    percent (`val_error` and, of more than five classes, `val_top5_error`).
 
     Raises:
         UserError: a mistake in recipe or data; or another process is at this run.

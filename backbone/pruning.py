@@ -192,7 +192,7 @@ def _from(origins: Sequence[Origin]) -> str:
 def _named(origin: Origin) -> str:
     if not origin.run:
         return origin.place + (f" {origin.sha256[:8]}" if origin.sha256 else "")
-    took_none = origin.sha256 is None and not origin.place.rstrip("/").endswith("/results")
+    took_none = origin.sha256 is None and "/results" not in origin.place
     return origin.run + " (net alone)" * took_none
 
 

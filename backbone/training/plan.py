@@ -17,7 +17,7 @@ BARS = "▁▂▃▄▅▆▇█"
 MANY_EPOCHS = 1000
 """More than anybody trains on images worth training on; the paper's longest takes 164."""
 
-HOW_TO_MEASURE = "not known without rates: python benchmarks/cost_model.py measures them, --rates FILE reads them"
+HOW_TO_MEASURE = "not known without rates: benchmarks/cost_model.py of the repository measures them; then --rates FILE"
 
 
 def describe(

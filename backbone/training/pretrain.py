@@ -307,7 +307,7 @@ class Classification:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """Top-1 and top-5 error, percent, and loss over the whole validation set, each image once."""
+        """Top-1 and, of more than five classes, top-5 error, percent, and loss: of all validation images, each once."""
         assert isinstance(model, Backbone)
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)
         bad: list[str] = []
@@ -325,9 +325,9 @@ class Classification:
         unread = [name for names in world.gather(bad) for name in names]
         if not count:
             raise none_readable(unread)
-        error, top5_error = 100 * (1 - top1 / count), 100 * (1 - top5 / count)
+        of_five = {"top5_error": 100 * (1 - top5 / count)} if len(self.train.source.classes) > 5 else {}
         counts = {"images": count, "unreadable": len(unread)}
-        return {"error": error, "top5_error": top5_error, "loss": loss / count, **counts}
+        return {"error": 100 * (1 - top1 / count), **of_five, "loss": loss / count, **counts}
 
     def _normalize(self, images: Tensor, shift: Tensor | None) -> Tensor:
         normal = self.inputs.normalize(images, shift)

@@ -87,6 +87,8 @@ def test_kinds_states_and_what_came_from_what(trained: Path) -> None:
     (pretrained,), (scratch,) = (found[f"compare-{row}-seed0"].origins for row in ("one", "none"))
     assert (pretrained.run, pretrained.sha256) == ("first", first["weights_sha256"])
     assert (scratch.run, scratch.sha256) == ("first", None)  # its net, and none of its weights
+    shown = {line.split()[0]: "first (net alone)" in line for line in table(list(found.values())).splitlines() if line}
+    assert [name for name, alone in shown.items() if alone] == ["compare-none-seed0"]
     detectors = ("compare-one-seed0", "compare-none-seed0")
     assert {one.run: one.sha256 for one in found["compare"].origins} == {run: found[run].sha256 for run in detectors}
     assert found["broken"].why.startswith("FloatingPointError: loss is not finite at step")

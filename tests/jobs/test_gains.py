@@ -71,4 +71,4 @@ def test_what_a_shipped_comparison_will_take_is_told_by_its_recipe_alone(run_job
     done = run_job("gains", "--config", "jobs/recipes/gains/coco-paper.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "runs       2 pretraining, 970,000 steps; 3 fine-tuning, 1,600,000 steps" in done.stdout
-    assert "benchmarks/cost_model.py measures them" in done.stdout
+    assert "benchmarks/cost_model.py of the repository measures them" in done.stdout

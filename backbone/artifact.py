@@ -193,8 +193,11 @@ def _where_from(url: str | Path) -> str:
         return f"this is a file, and an artifact a folder; of a file of weights: {made} (or another --source)"
     name = str(url).strip("/")
     if re.fullmatch(r"[a-z]+[a-z0-9_]*\d[a-z0-9_]*", name):  # resnet50: what other libraries call a net
-        made = typed(f"python jobs/import.py --source torchvision --weights {name}.pth --output runs/{name}/artifact")
-        return f"a backbone is what jobs/pretrain.py or jobs/import.py writes; one of torchvision's weights: {made}"
+        whose, how = "torchvision", f"--weights {name}.pth"
+        if not re.fullmatch(r"resnet\d+|vgg\d+(_bn)?", name):  # nets that raybone has not are timm's to build
+            whose, how = "timm", f"--model {name} --weights {name}.safetensors"
+        made = typed(f"python jobs/import.py --source {whose} {how} --output runs/{name}/artifact")
+        return f"a backbone is what jobs/pretrain.py or jobs/import.py writes; one of {whose}'s weights: {made}"
     return f"it is what jobs/pretrain.py and jobs/import.py write, runs/NAME/artifact{beside(url, 'raybone')}"
 
 

@@ -152,11 +152,19 @@ def test_no_backbone(run_job: Run) -> None:
     assert line == "error: detector: Field required; give --detector"
 
 
-def test_a_backbone_by_the_name_of_a_net(run_job: Run) -> None:
-    (line,) = said(run_job, "finetune", "--config", DETECTOR, "--backbone", "resnet50")
-    assert line.endswith(
-        "python jobs/import.py --source torchvision --weights resnet50.pth --output runs/resnet50/artifact"
-    )
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("resnet50", "--source torchvision --weights resnet50.pth --output runs/resnet50/artifact"),
+        (
+            "resnet18d",
+            "--source timm --model resnet18d --weights resnet18d.safetensors --output runs/resnet18d/artifact",
+        ),
+    ],
+)
+def test_a_backbone_by_the_name_of_a_net(name: str, made: str, run_job: Run) -> None:
+    (line,) = said(run_job, "finetune", "--config", DETECTOR, "--backbone", name)
+    assert line.endswith(f"python jobs/import.py {made}")
 
 
 def test_a_run_in_place_of_its_artifact(run_job: Run, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_running_stopped_and_killed(tmp_path: Path, start_job: Callable[..., Sta
     found = named(tmp_path)
     assert {run.state for run in found.values()} == {"stopped"}
     assert found["stopped"].why.endswith("submit again to go on")
-    assert found["killed"].why.startswith("without a word, after: epoch ")
+    assert found["killed"].why.startswith(("without a word, after: epoch ", "without a word, after: step "))
     assert found["stopped"].headline.startswith("top-1 ")
     assert "at step " in found["stopped"].headline
 

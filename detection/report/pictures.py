@@ -261,12 +261,13 @@ def _sample(
 def _surest(
     detections: Sequence[dict[str, Any]], ids: set[int], images: list[dict[str, Any]], masks: bool
 ) -> dict[int, dict[str, Any]]:
-    """The detection of the highest score in each of these images, with its mask where `masks` are shown."""
+    """The detection of the highest score in each of these images, if that is below `SHOWN`; with its mask where `masks`
+    are shown."""
     best: dict[int, dict[str, Any]] = {}
     for d in detections:
         if d["image_id"] in ids and d["score"] > best.get(d["image_id"], {"score": 0.0})["score"]:
             best[d["image_id"]] = d
-    found = list(best.values())
+    found = [d for d in best.values() if d["score"] < SHOWN]  # surer ones that are not drawn lie on crowds
     return {d["image_id"]: d for d in (_with_masks(found, images) if masks else found)}
 
 

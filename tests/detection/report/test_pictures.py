@@ -113,6 +113,16 @@ def test_of_a_sample_without_a_sure_detection_the_surest_is_drawn() -> None:
     assert first.caption == "row: 0 of 1 found, 0 wrong; its surest is scored below 0.3"
     assert (second.boxes, second.caption) == ((), "row: 0 of 1 found, 0 wrong")
     assert not shown.errors[0].wrong
+    crowd = {"id": 3, "image_id": 1, "category_id": 4, "bbox": [30, 0, 34, 48], "iscrowd": 1}
+    sure = {
+        "image_id": 1,
+        "category_id": 4,
+        "bbox": [32, 2, 20, 20],
+        "score": 0.9,
+    }  # on the crowd: neither hit nor wrong
+    among = {**truth, "annotations": [*truth["annotations"], crowd]}
+    shown = gallery(among, [Detected("row", [*faint, sure], 0)], lambda i: np.zeros((48, 64, 3), np.uint8))
+    assert shown.samples[0].panels[1].caption == "row: 0 of 1 found, 0 wrong"
 
 
 def test_pictures_keep_to_their_budget() -> None:

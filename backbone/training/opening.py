@@ -131,7 +131,7 @@ def _packed(opening: Future[tuple[S, ...]]) -> bytes | _Failure | None:
         return pickle.dumps(opening.result())
     if not isinstance(error, Exception):  # somebody stopped it
         raise error
-    if isinstance(error, UserError | Lost):
+    if isinstance(error, UserError):
         return _Failure(type(error), str(error))
     return _Failure(RuntimeError, f"{type(error).__name__}: {error}")
 
@@ -140,7 +140,7 @@ def _unpacked(packed: bytes) -> Any:
     """None where the index is not there."""
     try:
         return pickle.loads(packed)
-    except (OSError, ValueError, EOFError, KeyError, UserError):
+    except (OSError, ValueError, EOFError, KeyError):  # a UserError is a ValueError
         return None
 
 

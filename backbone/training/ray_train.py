@@ -372,7 +372,7 @@ def _died_early(died: Exception) -> str:
 
 def _preempted(failures: dict[int, Exception]) -> bool:
     """Whether a worker died with a node that was being taken away; the others' errors then come of that."""
-    return any(getattr(getattr(error, "health_check_failure", 0), "preempted", False) for error in failures.values())
+    return any(is_preempted(getattr(error, "health_check_failure", error)) for error in failures.values())
 
 
 def _dead(failures: dict[int, Exception]) -> list[int]:
